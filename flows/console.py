@@ -1,0 +1,103 @@
+"""What a person sees in the terminal: a progress bar (or plain lines where there is no terminal) and the summary."""
+
+from __future__ import annotations
+
+import threading
+import time
+from types import TracebackType
+from typing import Any, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from pti_core.shards import ShardProgress
+
+PLAIN_EVERY = 5.0  # seconds between lines where output is not a terminal
+
+
+class ProgressView:
+    """Shows images done, images/s, time left and the LPIPS of the images in work, from the first second."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.lock = threading.Lock()
+        self.shards: dict[int, ShardProgress] = {}
+        self.start = self.first_work = time.monotonic()
+        self.at_first_work = 0.0
+        self.last_line = -PLAIN_EVERY
+        self.bar = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]}"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[doing]}"),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self.task = self.bar.add_task("images", total=None, rate="", doing="starting")
+
+    def __enter__(self) -> Self:
+        self.bar.start()
+        self.say("starting: Prefect, generator, data set")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.bar.stop()
+
+    def say(self, text: str) -> None:
+        """What is going on besides shards."""
+        if self.console.is_terminal:
+            self.bar.update(self.task, doing=text)
+        else:
+            self.console.print(f"[{time.monotonic() - self.start:5.1f} s] {text}", highlight=False, markup=False)
+
+    def __call__(self, progress: ShardProgress, images: int | None = None) -> None:
+        """Take the progress of one shard; shards in work at the same time are summed."""
+        with self.lock:
+            if not self.shards:
+                self.first_work, self.at_first_work = time.monotonic(), progress.done
+            self.shards[progress.shard] = progress
+            done = sum(p.done for p in self.shards.values())
+            total = sum(p.total for p in self.shards.values())
+            elapsed = time.monotonic() - self.first_work
+            rate = (done - self.at_first_work) / elapsed if elapsed > 1 else 0.0
+            doing = f"{progress.now.stage} LPIPS {progress.now.lpips:.3f}" if progress.now else "writing, measuring"
+            if self.console.is_terminal:
+                speed = f"{rate:.2f} images/s" if rate else ""
+                self.bar.update(self.task, completed=int(done), total=total, rate=speed, doing=doing)
+            elif time.monotonic() - self.last_line >= PLAIN_EVERY:
+                self.last_line = time.monotonic()
+                left = f"{(total - done) / rate:.0f} s left" if rate else "measuring speed"
+                self.say(f"{done:.1f} of {total} images, {rate:.3f} images/s, {left}, {doing}")
+
+
+def show_summary(console: Console, summary: dict[str, Any], root: str) -> None:
+    """The table of medians, the counts, and where to look next."""
+    table = Table(title=f"run {summary['run']}: medians of {summary['images']} images", title_justify="left")
+    table.add_column("stage")
+    for heading in ("LPIPS", "MSE", "PSNR dB", "SSIM", "steps", "s an image"):
+        table.add_column(heading, justify="right")
+    for stage, row in summary["medians"].items():
+        cells = [f"{row['lpips']:.4f}", f"{row['mse']:.4f}", f"{row['psnr']:.2f}", f"{row['ssim']:.3f}"]
+        cells += [_number(row["steps"], "{:.0f}"), _number(row["seconds"], "{:.1f}")]
+        table.add_row(stage, *cells)
+    console.print(table)
+    if summary["locality"]:
+        text = ", ".join(f"{name} {value:.4f}" for name, value in summary["locality"].items())
+        console.print(f"old against new generator, median LPIPS: {text}", highlight=False)
+    console.print(f"weight deltas: {summary['delta_bytes'] / 2**20:.1f} MiB an image", highlight=False)
+    if summary["rejected"]:
+        console.print(f"{summary['rejected']} images were rejected:", style="yellow")
+        for message in summary["reject_messages"]:
+            console.print(f"  {message}", highlight=False, markup=False)
+    console.print(f"\ncontact sheet  {summary['contact_sheet']}", highlight=False, soft_wrap=True)
+    console.print(f'metrics        pandas.read_parquet("{root.rstrip("/")}/metrics")', highlight=False, soft_wrap=True)
+
+
+def _number(value: float | None, form: str) -> str:
+    return "" if value is None or value != value else form.format(value)

@@ -1,0 +1,118 @@
+"""The whole configuration of a run: frozen models that refuse unknown keys, presets, and a digest.
+
+Every number of the method is here, with its unit and its source, and nowhere else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+PAPER_NUM_WS = 18
+"""The layers of the generator of the paper: its alpha is a norm over all of them (see `locality.radius_of_alpha`)."""
+
+Preset = Literal["demo", "fast", "paper"]
+
+
+class Frozen(BaseModel):
+    """Base of all configuration: immutable, unknown keys refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ImageConfig(Frozen):
+    """How files become targets."""
+
+    convert: bool = Field(
+        False, description="Convert grey, palette, CMYK, 16-bit and transparent images to RGB instead of refusing them."
+    )
+    fit: Literal["crop", "refuse"] = Field(
+        "crop", description="What to do with images that are not square: cut out the central square, or refuse them."
+    )
+    max_megapixels: float = Field(100.0, gt=0, description="Larger images are refused before they are decoded.")
+
+
+class PivotConfig(Frozen):
+    """The search for the pivot, equation 1 of the paper (the optimiser is the projector of StyleGAN2, appendix D)."""
+
+    space: Literal["w", "w+"] = Field("w", description="One w for all layers (keeps edits working), or one a layer.")
+    steps: int = Field(450, ge=1)
+    lr: float = Field(0.1, gt=0, description="Peak learning rate of w.")
+    noise_lr: float = Field(0.1, gt=0, description="Peak learning rate of the noise maps.")
+    lr_rampup: float = Field(0.05, ge=0, le=1, description="Share of the steps with a rising learning rate.")
+    lr_rampdown: float = Field(0.25, ge=0, le=1, description="Share of the steps with a falling one (cosine).")
+    w_noise: float = Field(0.05, ge=0, description="Exploration: standard deviation in units of w_std.")
+    w_noise_ramp: float = Field(0.75, gt=0, le=1, description="Share of the steps until exploration has ended.")
+    noise_weight: float = Field(1e5, ge=0, description="lambda_n, weight of the noise maps' autocorrelation.")
+    optimise_noise: bool = True
+    noise_init: Literal["const", "random"] = Field(
+        "const", description="Start of the noise maps: the generator's own, or N(0, 1) by the image's seed."
+    )
+    mse_weight: float = Field(0.0, ge=0, description="MSE beside LPIPS; 0 in the paper.")
+    max_resolution: int = Field(256, ge=16, description="Larger images are reduced to this for LPIPS (area).")
+    w_samples: int = Field(10_000, ge=2, description="Mapped samples that give w_avg and w_std.")
+
+
+class LocalityConfig(Frozen):
+    """The locality regularisation, equations 4 and 5."""
+
+    enabled: bool = True
+    weight: float = Field(0.1, ge=0, description="lambda_R.")
+    alpha: float = Field(30.0, gt=0, description="Distance of w_r from the pivot, in the paper's unit.")
+    lpips_weight: float = Field(1.0, ge=0)
+    mse_weight: float = Field(1.0, ge=0, description="lambda_L2_R.")
+    samples: int = Field(1, ge=1, description="Points w_r for a pivot and step.")
+    interval: int = Field(1, ge=1, description="Regularise at every n-th step, with n times the weight.")
+
+
+class TuningConfig(Frozen):
+    """Pivotal tuning, equations 2 and 3."""
+
+    steps: int = Field(350, ge=1, description="At most this many.")
+    lr: float = Field(3e-4, gt=0)
+    lr_rampdown: float = Field(0.0, ge=0, le=1, description="Share of the steps with a falling rate; 0 in the paper.")
+    lpips_weight: float = Field(1.0, ge=0)
+    mse_weight: float = Field(1.0, ge=0, description="lambda_L2.")
+    stop_lpips: float = Field(0.06, ge=0, description="An image is done when its LPIPS is at most this.")
+    max_resolution: int = Field(1024, ge=16, description="Larger images are reduced to this for LPIPS (area).")
+
+
+class MeasureConfig(Frozen):
+    """What the locality table holds for every image."""
+
+    alphas: tuple[float, ...] = Field((15.0, 30.0, 60.0), description="In the paper's unit, each above 0.")
+    z_samples: int = Field(2, ge=0, description="Samples w_z for an image.")
+
+
+class RunConfig(Frozen):
+    """All that decides a run's results, apart from the images and the generator's weights."""
+
+    preset: Preset = "fast"
+    mode: Literal["single", "multi"] = Field("single", description="A generator for each image, or one a group.")
+    seed: int = 0
+    net: Literal["alex"] = Field("alex", description="Net of LPIPS, in losses and in tables.")
+    codec: Literal["fp16"] = Field("fp16", description="How weight deltas are stored.")
+    batch: int = Field(8, ge=1, description="Images at once; results do not depend on it.")
+    image: ImageConfig = ImageConfig()
+    pivot: PivotConfig = PivotConfig()
+    tuning: TuningConfig = TuningConfig()
+    locality: LocalityConfig = LocalityConfig()
+    measure: MeasureConfig = MeasureConfig()
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if any(a <= 0 for a in self.measure.alphas):
+            raise ValueError(f"measure.alphas {list(self.measure.alphas)}: each must be above 0")
+        return self
+
+    def digest(self, **more: Any) -> str:
+        """SHA-256 (hex) of all that decides results, and of `more` (the generator's SHA-256, say).
+
+        The batch size is left out: it changes time and memory, not results.
+        """
+        content = self.model_dump(mode="json", exclude={"batch"}) | more
+        text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,223 @@
+"""MobileStyleGAN (Belousov 2021, arXiv 2104.04767): StyleGAN2's W with depthwise convolutions in the Haar domain.
+
+The full network draws 1024 x 1024; the same class with fewer blocks is the pocket generator: each block doubles the
+resolution by an inverse Haar transform, and a modulated 1x1 head turns the last features into 12 Haar bands, hence
+an image twice as large as them. Demodulation is baked into the pointwise weights, as in the published network.
+
+All weights are stored with equalised learning rate (about unit variance, gain applied in use), so that a learning
+rate means the same here as in StyleGAN2; the published network has none, and 3e-4 bites much harder there.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pti_core.generators.base import NoiseMode
+from pti_core.generators.mapping import FullyConnectedLayer, MappingNetwork
+
+LRELU_SLOPE = 0.2  # of every leaky ReLU; the published network has no sqrt(2) gain after it
+
+
+def inverse_haar(x: Tensor) -> Tensor:
+    """Inverse 2-D Haar transform: `[N, 4C, H, W]` to `[N, C, 2H, 2W]`.
+
+    The first C channels are the low band, the rest C groups of (vertical, horizontal, diagonal) detail.
+    """
+    n, channels, h, w = x.shape
+    c = channels // 4
+    low = x[:, :c]
+    vertical, horizontal, diagonal = x[:, c:].view(n, c, 3, h, w).unbind(2)
+    # Rows first (even: sum, odd: difference), then columns; each of the two steps divides by sqrt(2).
+    even, odd = low + vertical, low - vertical
+    even_detail, odd_detail = horizontal + diagonal, horizontal - diagonal
+    rows = [
+        torch.stack([even + even_detail, even - even_detail], dim=-1),
+        torch.stack([odd + odd_detail, odd - odd_detail], dim=-1),
+    ]
+    return torch.stack(rows, dim=3).reshape(n, c, 2 * h, 2 * w) * 0.5
+
+
+class StyledConv(nn.Module):
+    """Modulate the input, convolve (3x3, or depthwise 3x3 and 1x1), add noise and bias, leaky ReLU."""
+
+    noise_const: Tensor
+
+    def __init__(self, in_channels: int, out_channels: int, w_dim: int, resolution: int, separable: bool) -> None:
+        super().__init__()
+        self.resolution, self.separable = resolution, separable
+        self.affine = FullyConnectedLayer(w_dim, in_channels, bias_init=1.0)
+        if separable:
+            self.depthwise = nn.Parameter(torch.randn(in_channels, 1, 3, 3))
+            self.pointwise = nn.Parameter(torch.randn(out_channels, in_channels, 1, 1))
+            self.gain = 1 / math.sqrt(9 * in_channels) / math.sqrt(in_channels)
+        else:
+            self.weight = nn.Parameter(torch.randn(out_channels, in_channels, 3, 3))
+            self.gain = 1 / math.sqrt(9 * in_channels)
+        self.bias = nn.Parameter(torch.zeros(out_channels))
+        self.noise_strength = nn.Parameter(torch.zeros([]))
+        self.register_buffer("noise_const", torch.randn(resolution, resolution))
+
+    def forward(self, x: Tensor, w: Tensor, noise: Tensor | None) -> Tensor:
+        """Map x `[N, in, H, W]` under w `[N, w_dim]`, noise `[N or 1, 1, H, W]`, to `[N, out, H, W]`."""
+        # Every gain is linear, so all of them are applied where the tensor is smallest: on the style.
+        x = x * (self.affine(w) * self.gain)[:, :, None, None]
+        if self.separable:
+            x = F.conv2d(x, self.depthwise, padding=1, groups=x.shape[1])
+            x = F.conv2d(x, self.pointwise, bias=self.bias)
+        else:
+            x = F.conv2d(x, self.weight, bias=self.bias, padding=1)
+        if noise is not None:
+            x = x.addcmul_(noise, self.noise_strength)
+        return F.leaky_relu_(x, LRELU_SLOPE)  # in place: nothing before it keeps this tensor for its gradient
+
+
+class Block(nn.Module):
+    """Modulated inverse Haar transform (channels / 4, resolution * 2), then two separable convolutions."""
+
+    def __init__(self, in_channels: int, out_channels: int, w_dim: int, resolution: int) -> None:
+        super().__init__()
+        self.up = FullyConnectedLayer(w_dim, in_channels, bias_init=1.0)
+        self.conv0 = StyledConv(in_channels // 4, out_channels, w_dim, resolution, separable=True)
+        self.conv1 = StyledConv(out_channels, out_channels, w_dim, resolution, separable=True)
+
+    def forward(self, x: Tensor, ws: Sequence[Tensor], noise: Sequence[Tensor | None]) -> Tensor:
+        """Map x `[N, in, H, W]` under three w `[N, w_dim]` and two noise maps to `[N, out, 2H, 2W]`."""
+        x = inverse_haar(x * self.up(ws[0])[:, :, None, None])
+        x = self.conv0(x, ws[1], noise[0])
+        return self.conv1(x, ws[2], noise[1])
+
+
+class Head(nn.Module):
+    """Modulated 1x1 convolution to the Haar bands of the image, and the inverse transform."""
+
+    def __init__(self, in_channels: int, img_channels: int, w_dim: int) -> None:
+        super().__init__()
+        self.affine = FullyConnectedLayer(w_dim, in_channels, bias_init=1.0)
+        self.weight = nn.Parameter(torch.randn(4 * img_channels, in_channels, 1, 1))
+        self.bias = nn.Parameter(torch.zeros(4 * img_channels))
+        self.gain = 1 / math.sqrt(in_channels)
+
+    def forward(self, x: Tensor, w: Tensor) -> Tensor:
+        """Map x `[N, in, H, W]` to images `[N, img_channels, 2H, 2W]`."""
+        x = x * (self.affine(w) * self.gain)[:, :, None, None]
+        return inverse_haar(F.conv2d(x, self.weight, bias=self.bias))
+
+
+class MobileSynthesis(nn.Module):
+    """g(w, n): constant 4x4 input, one dense convolution, the blocks, the head."""
+
+    def __init__(self, w_dim: int, channels: Sequence[int], img_channels: int) -> None:
+        super().__init__()
+        self.w_dim = w_dim
+        self.resolutions = [4 * 2**i for i in range(len(channels))]
+        self.const = nn.Parameter(torch.randn(channels[0], 4, 4))
+        self.conv = StyledConv(channels[0], channels[0], w_dim, 4, separable=False)
+        for resolution, c_in, c_out in zip(self.resolutions[1:], channels[:-1], channels[1:], strict=True):
+            setattr(self, f"b{resolution}", Block(c_in, c_out, w_dim, resolution))
+        self.head = Head(channels[-1], img_channels, w_dim)
+        self.num_ws = 3 * len(channels) - 1  # one, three a block, one for the head
+
+    @property
+    def blocks(self) -> list[Block]:
+        """The blocks, coarse to fine."""
+        return [getattr(self, f"b{r}") for r in self.resolutions[1:]]
+
+    @property
+    def layers(self) -> list[StyledConv]:
+        """The layers that take a noise map, in its order."""
+        return [self.conv, *(conv for block in self.blocks for conv in (block.conv0, block.conv1))]
+
+    def features(self, ws: Tensor, noise: Sequence[Tensor | None]) -> Tensor:
+        """What the head sees: `[N, channels[-1], H/2, W/2]`."""
+        x = self.const[None].expand(len(ws), -1, -1, -1)
+        x = self.conv(x, ws[:, 0], noise[0])
+        for i, block in enumerate(self.blocks):
+            x = block(x, ws[:, 1 + 3 * i : 4 + 3 * i].unbind(1), noise[1 + 2 * i : 3 + 2 * i])
+        return x
+
+    def forward(self, ws: Tensor, noise_mode: NoiseMode = "const", noise: Sequence[Tensor] | None = None) -> Tensor:
+        """Draw `[N, img_channels, H, W]`, about [-1, 1], from ws `[N, num_ws, w_dim]`.
+
+        `noise`: one `[N or 1, 1, H, W]` map a layer, unit variance; overrides `noise_mode`.
+        Raises ValueError where ws, the mode or the maps do not fit.
+        """
+        if ws.ndim != 3 or ws.shape[1:] != (self.num_ws, self.w_dim):
+            raise ValueError(f"ws of shape {list(ws.shape)}: [N, {self.num_ws}, {self.w_dim}] expected")
+        return self.head(self.features(ws, self.noise_maps(len(ws), noise_mode, noise)), ws[:, -1])
+
+    def noise_maps(self, n: int, mode: NoiseMode, given: Sequence[Tensor] | None) -> list[Tensor | None]:
+        """The map that each layer adds, before its strength."""
+        layers = self.layers
+        if given is not None:
+            if len(given) != len(layers):
+                raise ValueError(f"{len(given)} noise maps given, the generator takes {len(layers)}")
+            for i, (layer, m) in enumerate(zip(layers, given, strict=True)):
+                if m.ndim != 4 or m.shape[0] not in (1, n) or m.shape[1:] != (1, layer.resolution, layer.resolution):
+                    size = layer.resolution
+                    raise ValueError(f"noise map {i} of shape {list(m.shape)}: [{n} or 1, 1, {size}, {size}] expected")
+            return list(given)
+        if mode == "none":
+            return [None] * len(layers)
+        if mode == "const":
+            return [layer.noise_const[None, None] for layer in layers]
+        if mode == "random":
+            return [torch.randn_like(layer.noise_const.expand(n, 1, -1, -1)) for layer in layers]
+        raise ValueError(f"noise_mode {mode!r}: 'const', 'random' or 'none' expected")
+
+
+class MobileStyleGAN(nn.Module):
+    """The whole generator; fulfils `pti_core.generators.base.Generator`.
+
+    channels: features after the 4x4 input and after each block. The published network has
+    [512, 512, 512, 512, 512, 256, 128, 64] and draws 1024 x 1024; the pocket generator stops after the fifth.
+    """
+
+    kind = "mobilestylegan"
+    c_dim = 0
+
+    def __init__(
+        self, channels: Sequence[int], z_dim: int = 512, w_dim: int = 512, img_channels: int = 3, num_layers: int = 8
+    ) -> None:
+        super().__init__()
+        if len(channels) < 2 or any(c < 4 or c % 4 for c in channels):
+            raise ValueError(f"channels {list(channels)}: at least two multiples of 4 expected")
+        self.z_dim, self.w_dim, self.img_channels = z_dim, w_dim, img_channels
+        self.channels, self.num_layers = list(channels), num_layers
+        self.img_resolution = 4 * 2 ** len(channels)
+        self.synthesis = MobileSynthesis(w_dim, self.channels, img_channels)
+        self.num_ws = self.synthesis.num_ws
+        self.mapping = MappingNetwork(z_dim, 0, w_dim, self.num_ws, num_layers)
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """The constructor's arguments."""
+        return {
+            "channels": self.channels,
+            "z_dim": self.z_dim,
+            "w_dim": self.w_dim,
+            "img_channels": self.img_channels,
+            "num_layers": self.num_layers,
+        }
+
+    def forward(self, z: Tensor, c: Tensor | None = None, truncation_psi: float = 1.0, **synthesis: Any) -> Tensor:
+        """Images `[N, img_channels, H, W]` of z `[N, z_dim]`."""
+        return self.synthesis(self.mapping(z, c, truncation_psi=truncation_psi), **synthesis)
+
+    @property
+    def noise_shapes(self) -> list[tuple[int, int]]:
+        """(H, W) of every noise map."""
+        return [(layer.resolution, layer.resolution) for layer in self.synthesis.layers]
+
+    def noise_const(self) -> list[Tensor]:
+        """The published network's own maps, scaled to unit variance, `[H, W]` each."""
+        return [layer.noise_const for layer in self.synthesis.layers]
+
+    def tunable(self) -> dict[str, nn.Parameter]:
+        """All parameters of the synthesis."""
+        return {f"synthesis.{name}": p for name, p in self.synthesis.named_parameters()}

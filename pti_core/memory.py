@@ -1,0 +1,28 @@
+"""Keep freed memory in the process: on a CPU, page faults can cost more than the arithmetic."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from functools import lru_cache
+
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # malloc.h
+TOP_PAD = 256 * 2**20
+
+
+@lru_cache(maxsize=1)
+def keep_freed_memory() -> bool:
+    """Tell glibc's malloc not to return large blocks to the kernel; True where that was possible.
+
+    By default it maps every large block afresh and unmaps it when freed, so each training step pays for zeroed
+    pages again. Measured with the pocket generator on two cores: forward and backward take less than half the time.
+    Does nothing on other C libraries.
+    """
+    if not sys.platform.startswith("linux"):
+        return False
+    try:
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+    except (OSError, AttributeError):
+        return False
+    settings = ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, 2**31 - 1), (M_TOP_PAD, TOP_PAD))
+    return all(mallopt(name, value) == 1 for name, value in settings)

@@ -1,0 +1,127 @@
+"""LPIPS (Zhang et al. 2018) with the target's features computed once.
+
+The nets and linear weights are the `lpips` package's own; AlexNet's convolutions come with this package, since
+torchvision would download them. Features are normalised and weighted when they are made, so that a distance is one
+sum of squared differences and a target costs nothing after its first time.
+"""
+
+from __future__ import annotations
+
+import warnings
+from functools import lru_cache
+from pathlib import Path
+from types import ModuleType
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+ASSETS = Path(__file__).parent / "assets"
+MIN_RESOLUTION = 32  # AlexNet's last feature map is still 1 x 1 here
+Features = list[Tensor]
+
+
+def _import_lpips() -> ModuleType:
+    """Import `lpips`, whose import of torchvision fails where torchvision's native extension cannot load.
+
+    (A CPU-only torch beside the registry's torchvision.) Two operators that torchvision only registers fake kernels
+    for are declared then; nothing here calls them.
+    """
+    try:
+        import torchvision  # noqa: F401
+    except RuntimeError as error:
+        if "torchvision::nms" not in str(error):
+            raise
+        for name, signature in (
+            ("nms", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"),
+            ("qnms", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"),
+        ):
+            torch.library.define(f"torchvision::{name}", signature)
+    import lpips
+
+    return lpips  # type: ignore[no-any-return]
+
+
+def reference_lpips(net: str = "alex") -> nn.Module:
+    """The `lpips` package's own module with the shipped convolutions: the slow truth of the tests.
+
+    Raises ValueError for a net whose convolutions are not shipped.
+    """
+    if net != "alex":
+        raise ValueError(f"LPIPS net {net!r}: only 'alex' is shipped")
+    lpips = _import_lpips()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torchvision's deprecation of `pretrained=`, which lpips passes
+        module: nn.Module = lpips.LPIPS(net=net, pnet_rand=True, verbose=False)
+    weights = safetensors.torch.load_file(ASSETS / "alexnet_features.safetensors")
+    convolutions = {
+        name: child for part in module.net.children() for name, child in part.named_children()  # type: ignore[union-attr]
+    }
+    for name, child in convolutions.items():
+        if isinstance(child, nn.Conv2d):
+            child.load_state_dict({k: weights.pop(f"features.{name}.{k}") for k in ("weight", "bias")})
+    if weights:
+        raise ValueError(f"alexnet_features.safetensors: {sorted(weights)} not used by the lpips package's net")
+    return module.eval().requires_grad_(False)
+
+
+class LPIPS(nn.Module):
+    """LPIPS v0.1 as features and a distance between them.
+
+    Images are `[N, 3, H, W]` (or one channel, repeated) in [-1, 1], at least 32 x 32.
+    """
+
+    shift: Tensor
+    scale: Tensor
+
+    def __init__(self, net: str = "alex") -> None:
+        super().__init__()
+        reference = reference_lpips(net)
+        self.name = net
+        self.slices = nn.ModuleList(reference.net.children())  # type: ignore[union-attr]
+        self.register_buffer("shift", reference.scaling_layer.shift)  # type: ignore[union-attr]
+        self.register_buffer("scale", reference.scaling_layer.scale)  # type: ignore[union-attr]
+        for i, lin in enumerate(reference.lins):  # type: ignore[arg-type, union-attr]
+            weight = lin.model[-1].weight
+            if (weight < 0).any():
+                raise ValueError(f"LPIPS {net}: linear layer {i} has negative weights, no square root of them exists")
+            self.register_buffer(f"root{i}", weight.sqrt())
+        self.requires_grad_(False)
+
+    def features(self, images: Tensor) -> Features:
+        """Unit-length, weighted features, one `[N, C, h, w]` a layer; divided by sqrt(h w), so sums are means."""
+        if images.shape[1] == 1:
+            images = images.expand(-1, 3, -1, -1)
+        if images.ndim != 4 or images.shape[1] != 3 or min(images.shape[2:]) < MIN_RESOLUTION:
+            raise ValueError(f"LPIPS: images of shape {list(images.shape)}; [N, 3, >= 32, >= 32] expected")
+        x = (images - self.shift) / self.scale
+        features = []
+        for i, part in enumerate(self.slices):
+            x = part(x)
+            norm = x.square().sum(dim=1, keepdim=True).sqrt() + 1e-10
+            root = getattr(self, f"root{i}") / (x.shape[2] * x.shape[3]) ** 0.5
+            features.append(x / norm * root)
+        return features
+
+    @staticmethod
+    def distance(a: Features, b: Features) -> Tensor:
+        """LPIPS `[N]` between two lots of features; one of the two may hold a single image (broadcast)."""
+        return torch.stack([(x - y).square().sum(dim=(1, 2, 3)) for x, y in zip(a, b, strict=True)]).sum(dim=0)
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        """LPIPS `[N]` between images."""
+        return self.distance(self.features(a), self.features(b))
+
+
+@lru_cache(maxsize=4)
+def load_lpips(net: str = "alex", device: str = "cpu") -> LPIPS:
+    """The net, loaded once for a process and device."""
+    return LPIPS(net).eval().to(device)
+
+
+def area_downsample(images: Tensor, resolution: int) -> Tensor:
+    """Reduce `[N, C, H, W]` to at most `resolution` by area averaging; smaller images are returned as they are."""
+    if max(images.shape[2:]) <= resolution:
+        return images
+    return F.interpolate(images, size=(resolution, resolution), mode="area")

@@ -1,0 +1,254 @@
+"""The store: where a run's config, manifest, tables, markers and report lie, on any file system of fsspec.
+
+    runs/<run>/config.json, manifest.parquet, done/00000.json, report/
+    <table>/run=<run>/shard=00000/part-0.parquet        (deltas: part-0000.parquet)
+
+Payload first, marker last: a shard counts as done by its marker alone. A file's name is a function of run, shard and
+part, so doing a shard again overwrites and never duplicates. Every file appears whole or not at all: on disk through
+a hidden temporary file in the same folder, fsync and rename; on object stores through one PUT of the whole object
+(a multipart upload above s3fs's 50 MB, which appears only when it is complete).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any, Final
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.dataset as pads
+import pyarrow.parquet as pq
+
+from pti_core import tables
+from pti_core.files import FileInfo, Files, StoreError
+
+__all__ = ["FileInfo", "Store", "StoreError", "make_marker", "run_id"]
+
+RUN_ID_DIGITS: Final = 12
+
+_PARTITIONS = pads.partitioning(pa.schema([("run", pa.string()), ("shard", pa.int32())]), flavor="hive")
+_MARKER_KEYS = {"counts", "seconds", "digest", "files"}
+_FILE_KEYS = {"path", "bytes", "sha256"}
+
+
+def run_id(digest: str) -> str:
+    """The default name of a run: the first 12 hex digits of its config digest that do not read as a number.
+
+    pandas and others guess the type of a partition column from its values: `run=000000000012` becomes 12 and
+    `1e5` or `123456789012` a number in some readers. One digest in about 200 is affected; the window then moves on
+    to the first 12 neighbouring digits that no reader takes for a number.
+    """
+    for start in range(len(digest) - RUN_ID_DIGITS + 1):
+        candidate = digest[start : start + RUN_ID_DIGITS]
+        if not _is_number(candidate):
+            return candidate
+    raise StoreError(f"digest {digest!r}: at least {RUN_ID_DIGITS} hex digits expected, not all of them decimal")
+
+
+def make_marker(counts: Mapping[str, int], seconds: float, digest: str, files: Sequence[FileInfo]) -> dict[str, Any]:
+    """What `Store.mark_done` takes. `counts` has at least `manifest`, `pivots` and `rejects`."""
+    return {"counts": dict(counts), "seconds": seconds, "digest": digest, "files": [asdict(f) for f in files]}
+
+
+class Store:
+    """The files of all runs below `root`, any fsspec URL or path. Can be pickled; holds no open file."""
+
+    def __init__(self, root: str, storage_options: Mapping[str, Any] | None = None) -> None:
+        """`storage_options` go to the file system. StoreError for an unknown protocol or a missing package."""
+        self.files = Files(root, storage_options)
+
+    def __repr__(self) -> str:
+        return f"Store({self.files.name!r})"
+
+    def check_writable(self) -> None:
+        """Write, list and remove a small file, before any work. StoreError with one sentence where that fails."""
+        self.files.check_writable(("runs", *tables.PARTS))
+
+    # --- a run -------------------------------------------------------------------------------------------------
+
+    def runs(self) -> list[str]:
+        """Names of all runs that have a config, sorted."""
+        files = self.files.find("runs", maxdepth=2)
+        return sorted(f.split("/")[1] for f in files if f.endswith("/config.json"))
+
+    def write_config(self, run: str, config: Mapping[str, Any]) -> FileInfo:
+        """Write the resolved config. StoreError where the run already has one with another `digest`."""
+        path = f"runs/{_checked(run)}/config.json"
+        old = self.read_config(run).get("digest") if path in self.files.find(f"runs/{run}", maxdepth=1) else None
+        if old is not None and old != config.get("digest"):
+            found = f"digest {str(old)[:12]!r} there, {str(config.get('digest'))[:12]!r} now"
+            raise StoreError(f"run {run!r} exists with another configuration ({found}); choose another run name")
+        return self.files.put(path, _json(config))
+
+    def read_config(self, run: str) -> dict[str, Any]:
+        """The run's config. StoreError where there is none."""
+        return dict(json.loads(self.files.get(f"runs/{_checked(run)}/config.json", f"run {run!r} has no config")))
+
+    def write_manifest(self, run: str, manifest: pa.Table) -> FileInfo:
+        """Freeze the run's inputs. The same again is fine; StoreError where another one is there already."""
+        path, data = f"runs/{_checked(run)}/manifest.parquet", tables.to_parquet("manifest", manifest)
+        if path in self.files.find(f"runs/{run}", maxdepth=1):
+            old = self.read_manifest(run)
+            if old.equals(manifest):
+                return FileInfo(path, len(data), hashlib.sha256(data).hexdigest())
+            found = f"{old.num_rows} images there, {manifest.num_rows} now, or other files or shards"
+            raise StoreError(f"run {run!r} has another manifest ({found}); go on with that one or choose another run")
+        return self.files.put(path, data)
+
+    def read_manifest(self, run: str) -> pa.Table:
+        """The run's inputs, as written. StoreError where there is none."""
+        data = self.files.get(f"runs/{_checked(run)}/manifest.parquet", f"run {run!r} has no manifest")
+        return pq.read_table(pa.BufferReader(data))
+
+    def write_report(self, run: str, name: str, data: bytes) -> FileInfo:
+        """Write `report/<name>` of the run."""
+        return self.files.put(f"runs/{_checked(run)}/report/{name}", data)
+
+    # --- a shard -----------------------------------------------------------------------------------------------
+
+    def write_part(self, table: str, run: str, shard: int, part: int, content: pa.Table) -> FileInfo:
+        """Write one part of a table of a shard, over any older one. TableError where its columns do not fit."""
+        if table not in tables.PARTS:
+            raise StoreError(f"table {table!r}: one of {', '.join(tables.PARTS)} expected")
+        number = f"{part:04d}" if table == "deltas" else f"{part}"
+        return self.files.put(f"{_folder(table, run, shard)}/part-{number}.parquet", tables.to_parquet(table, content))
+
+    def mark_done(self, run: str, shard: int, marker: Mapping[str, Any]) -> FileInfo:
+        """Write the shard's marker (`make_marker`), after all its parts.
+
+        StoreError where pivots and rejects do not add up to the manifest's rows, or a table has no part (an empty one
+        keeps the table readable).
+        """
+        if missing := _MARKER_KEYS - marker.keys():
+            raise StoreError(f"shard {shard}: the marker lacks {', '.join(sorted(missing))}; use make_marker")
+        counts = marker["counts"]
+        if counts["pivots"] + counts["rejects"] != counts["manifest"]:
+            raise StoreError(f"shard {shard}: {_sum_text(counts)}; it is not marked as done")
+        for table in tables.PARTS:
+            if not any(f["path"].startswith(f"{_folder(table, run, shard)}/") for f in marker["files"]):
+                raise StoreError(f"shard {shard} has no part of table {table!r}; write one, with no rows if need be")
+        content = {"run": run, "shard": shard, **marker}
+        return self.files.put(f"runs/{_checked(run)}/done/{shard:05d}.json", _json(content))
+
+    def done(self, run: str) -> dict[int, dict[str, Any]]:
+        """The markers of all shards that are done. Every folder is listed once.
+
+        A marker counts if it can be read, is this shard's, has the digest of the run's config (where there is one),
+        and its files are there in the sizes it names.
+        """
+        here = self.files.find(f"runs/{_checked(run)}")
+        listed = [name for name in here if re.fullmatch(r"runs/[^/]+/done/\d{5,}\.json", name)]
+        if not listed:
+            return {}
+        digest = self.read_config(run).get("digest") if f"runs/{run}/config.json" in here else None
+        sizes = {f: size for table in tables.PARTS for f, size in self.files.find(f"{table}/run={run}").items()}
+        markers = {}
+        for name, data in self.files.get_all(listed).items():
+            shard, marker = int(name.rpartition("/")[2].removesuffix(".json")), _parse_marker(data)
+            if marker is None or (marker["run"], marker["shard"]) != (run, shard):
+                continue
+            if digest is not None and marker["digest"] != digest:
+                continue
+            if all(sizes.get(file["path"]) == file["bytes"] for file in marker["files"]):
+                markers[shard] = marker
+        return markers
+
+    def verify(self, marker: Mapping[str, Any]) -> list[str]:
+        """Read a marker's files and compare sizes and checksums. One sentence a problem; empty if all is well."""
+        problems = []
+        for file in marker["files"]:
+            try:
+                data = self.files.get(file["path"], f"file {file['path']!r} is missing")
+            except StoreError as error:
+                problems.append(str(error))
+                continue
+            if (len(data), hashlib.sha256(data).hexdigest()) != (file["bytes"], file["sha256"]):
+                problems.append(f"file {file['path']!r}: {len(data)} bytes, not as written; do its shard again")
+        return problems
+
+    def clear_shard(self, run: str, shard: int) -> None:
+        """Remove all that a shard has left, its marker first, so that doing it again starts clean."""
+        self.files.remove(f"runs/{_checked(run)}/done/{shard:05d}.json")
+        for table in tables.PARTS:
+            self.files.remove(_folder(table, run, shard))
+
+    # --- reading -----------------------------------------------------------------------------------------------
+
+    def read(
+        self, table: str, run: str | None = None, columns: Sequence[str] | None = None, filters: Any = None
+    ) -> pd.DataFrame:
+        """A table of one run or of all, with its columns and `run` (str) and `shard` (int32).
+
+        `filters` as in `pandas.read_parquet`. The table's metadata (the net of LPIPS) is in `attrs`. With no part
+        there the frame has no rows. Parts of shards that are not done are read too.
+        """
+        wanted = tables.schema(table)
+        folder = table if run is None else f"{table}/run={_checked(run)}"
+        files = [self.files.at(f) for f in self.files.find(folder) if f.endswith(".parquet")]
+        with self.files.explained("read"):
+            if not files:
+                fields = [*wanted, pa.field("run", pa.string()), pa.field("shard", pa.int32())]
+                frame = pa.schema(fields).empty_table().to_pandas()
+                return frame if columns is None else frame[list(columns)]
+            options = {"format": "parquet", "partitioning": _PARTITIONS, "partition_base_dir": self.files.at(table)}
+            dataset = pads.dataset(files, filesystem=self.files.fs, **options)
+            where = None if filters is None else pq.filters_to_expression(filters)
+            return dataset.to_table(columns=None if columns is None else list(columns), filter=where).to_pandas()
+
+    def check_complete(self, run: str) -> dict[str, int]:
+        """Assert that each input has exactly one row, in pivots or in rejects; the counts of rows.
+
+        StoreError where rows(pivots) + rows(rejects) != rows(manifest), or an image is twice, missing or unknown.
+        """
+        found = {t: self.read(t, run, columns=["image_id"])["image_id"].tolist() for t in ("pivots", "rejects")}
+        expected = self.read_manifest(run)["image_id"].to_pylist()
+        counts = {"manifest": len(expected), **{t: len(ids) for t, ids in found.items()}}
+        if sorted(found["pivots"] + found["rejects"]) != sorted(expected):
+            wrong = sorted(set(expected) ^ {*found["pivots"], *found["rejects"]})[:3]
+            which = f"missing or unknown: {wrong}" if wrong else "an image has two rows"
+            raise StoreError(f"run {run!r} is not complete: {_sum_text(counts)}; {which}; run it again to finish it")
+        return counts
+
+
+def _checked(run: str) -> str:
+    """A run's name, if it can be a folder on every file system and is no number to any reader."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", run) or _is_number(run):
+        rule = "letters, digits, '.', '_' and '-' expected, beginning with a letter or digit, and not a number"
+        raise StoreError(f"run {run!r}: {rule}; choose another name")
+    return run
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)  # also "1e5", "nan" and "inf"
+    except ValueError:
+        return False
+    return True
+
+
+def _folder(table: str, run: str, shard: int) -> str:
+    return f"{table}/run={_checked(run)}/shard={shard:05d}"
+
+
+def _json(content: Mapping[str, Any]) -> bytes:
+    return (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode()
+
+
+def _parse_marker(data: bytes | None) -> dict[str, Any] | None:
+    """A marker with all its keys; None for anything else."""
+    try:
+        marker = json.loads(data or b"")
+        whole = {"run", "shard", *_MARKER_KEYS} <= marker.keys() and all(
+            f.keys() >= _FILE_KEYS for f in marker["files"]
+        )
+    except (ValueError, AttributeError, TypeError):
+        return None
+    return dict(marker) if whole else None
+
+
+def _sum_text(counts: Mapping[str, int]) -> str:
+    return f"{counts['pivots']} pivots and {counts['rejects']} rejects for {counts['manifest']} images in the manifest"

@@ -1,0 +1,208 @@
+"""The tables: their columns (one dict, which is also their documentation), schemas, and Parquet bytes.
+
+Columns `run` and `shard` of a table on disk come from its folders, `run=.../shard=...`, and are in no file.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pti_core.datasets import Entry
+
+
+class TableError(ValueError):
+    """Rows that do not fit their table; the message names the table and the column."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column of a table. `doc` gives meaning, unit and range."""
+
+    type: pa.DataType
+    doc: str
+    nullable: bool = False
+
+
+_S, _I, _F, _B = pa.string(), pa.int64(), pa.float64(), pa.binary()
+_LPIPS = "LPIPS at full resolution, >= 0, 0 for equal images; its net is `lpips_net` in the table's metadata"
+_MSE = "mean squared error of values in [-1, 1]: 0 to 4"
+_ID = "path of the image below its dataset's root, unique in a run"
+_GROUP = "images of one group share a tuned generator; the image_id where each has its own"
+
+COLUMNS: Final[dict[str, dict[str, Column]]] = {
+    "manifest": {
+        "image_id": Column(_S, _ID),
+        "uri": Column(_S, "where the image is read from"),
+        "shard": Column(_I, "number of the shard that does it, from 0"),
+        "group": Column(_S, _GROUP),
+        "bytes": Column(_I, "size of the file, bytes"),
+        "etag": Column(_S, "checksum by the file system, or size-mtime: changes when the file does"),
+    },
+    "pivots": {
+        "image_id": Column(_S, _ID),
+        "uri": Column(_S, "where the image was read from"),
+        "sha256": Column(_S, "of the file's bytes, hex"),
+        "group": Column(_S, _GROUP),
+        "space": Column(_S, "`w` (one w for all layers) or `w+` (one a layer)"),
+        "w": Column(
+            pa.list_(pa.float32()), "the pivot: `[w_dim]` for w, `[num_ws * w_dim]`, layer after layer, for w+"
+        ),
+        "noise": Column(_B, "the optimised noise maps, for `deltas.decode_noise`; null where not optimised", True),
+        "lpips": Column(_F, f"at the pivot, untuned: {_LPIPS}"),
+        "mse": Column(_F, f"at the pivot, untuned: {_MSE}"),
+        "steps": Column(_I, "optimisation steps"),
+        "seconds": Column(_F, "wall time of the image's share of its batch, s"),
+        "seed": Column(_I, "of the image's random stream, 0 to 2^63 - 1"),
+    },
+    "deltas": {
+        "owner": Column(_S, "image_id, or group in mode `multi`"),
+        "tensor": Column(_S, "name of the generator's parameter"),
+        "shape": Column(pa.list_(pa.int32()), "its shape"),
+        "codec": Column(_S, "how the payload is coded, a key of `deltas.CODECS`"),
+        "scale": Column(_F, "the decoded values are multiplied by this, >= 0"),
+        "payload": Column(_B, "the coded difference theta* - theta"),
+        "base_sha256": Column(_S, "of the base generator's file, hex; the delta fits no other"),
+    },
+    "metrics": {
+        "image_id": Column(_S, _ID),
+        "group": Column(_S, _GROUP),
+        "stage": Column(_S, "`pivot` (untuned), `tuned` (in memory) or `stored` (decoded from the deltas table)"),
+        "lpips": Column(_F, _LPIPS),
+        "mse": Column(_F, _MSE),
+        "psnr": Column(_F, "peak signal-to-noise ratio, 10 log10(4 / mse), dB; inf for equal images"),
+        "ssim": Column(_F, "structural similarity, -1 to 1"),
+        "ms_ssim": Column(_F, "multi-scale SSIM, 0 to 1; null below 161 pixels", True),
+        "identity": Column(_F, "cosine of face embeddings, -1 to 1; null where not measured", True),
+        "steps": Column(_I, "optimisation steps of the stage; null for `stored`, which has none", True),
+        "seconds": Column(_F, "wall time of the image's share of its batch, s; null where not measured", True),
+    },
+    "locality": {
+        "image_id": Column(_S, _ID),
+        "seed": Column(_I, "of z, 0 to 2^63 - 1"),
+        "where": Column(_S, "`interpolated` (w_r, between pivot and w_z) or `wz` (w_z itself)"),
+        "alpha": Column(_F, "distance from the pivot in the paper's unit, radius * sqrt(18); null for `wz`", True),
+        "radius": Column(_F, "distance from the pivot in W, >= 0"),
+        "t": Column(_F, "radius / ||w_z - w_p||: 0 at the pivot, 1 at w_z"),
+        "lpips": Column(_F, f"of base and tuned generator there: {_LPIPS}"),
+        "mse": Column(_F, f"of base and tuned generator there: {_MSE}"),
+    },
+    "rejects": {
+        "image_id": Column(_S, _ID),
+        "uri": Column(_S, "where the image was read from"),
+        "stage": Column(_S, "what it failed in, such as `read`, `decode`, `pivot`, `tuning`"),
+        "error": Column(_S, "class of the error"),
+        "message": Column(_S, "what was found and the way out"),
+        "permanent": Column(pa.bool_(), "true where trying again cannot help"),
+        "attempts": Column(_I, "times tried, >= 1"),
+    },
+}
+"""Every table's columns, in order. `docs` writes them as Markdown."""
+
+PARTS: Final = ("pivots", "deltas", "metrics", "locality", "rejects")
+"""The tables that every shard writes, with no rows if need be (so that each can always be read)."""
+
+
+def schema(name: str, metadata: Mapping[str, str] | None = None) -> pa.Schema:
+    """The schema of a table; `pandas.read_parquet` shows `metadata` in `attrs`. TableError for an unknown name."""
+    if name not in COLUMNS:
+        raise TableError(f"table {name!r}: one of {', '.join(COLUMNS)} expected")
+    fields = [pa.field(key, c.type, c.nullable) for key, c in COLUMNS[name].items()]
+    if metadata:  # pandas reads its own key back as DataFrame.attrs
+        metadata = {**metadata, "PANDAS_ATTRS": json.dumps(dict(metadata), sort_keys=True)}
+    return pa.schema(fields, metadata=metadata)
+
+
+def table(name: str, rows: Iterable[Mapping[str, Any]], metadata: Mapping[str, str] | None = None) -> pa.Table:
+    """Rows (dicts with exactly the table's columns; numpy values and arrays are fine) as a pyarrow table.
+
+    `metadata` goes into the schema, e.g. `{"lpips_net": "alex"}` for tables with a column `lpips`. Raises TableError
+    for missing, unknown and wrongly typed columns, and for None where a value is needed.
+    """
+    wanted, rows = schema(name, metadata), list(rows)
+    for row in rows:
+        if row.keys() != COLUMNS[name].keys():
+            missing, unknown = sorted(COLUMNS[name].keys() - row.keys()), sorted(row.keys() - COLUMNS[name].keys())
+            raise TableError(f"table {name!r}: columns {missing} missing, {unknown} unknown")
+    arrays = []
+    for field in wanted:
+        try:
+            array = pa.array([_plain(row[field.name]) for row in rows], type=field.type)
+        except (pa.ArrowException, TypeError, ValueError, OverflowError, UnicodeError) as error:
+            raise TableError(f"table {name!r}, column {field.name!r}: {field.type} expected; {error}") from error
+        if array.null_count and not field.nullable:
+            raise TableError(f"table {name!r}, column {field.name!r}: a row has None; a value is needed")
+        arrays.append(array)
+    return pa.Table.from_arrays(arrays, schema=wanted)
+
+
+def assign_shards(entries: Sequence[Entry], shard_size: int) -> pa.Table:
+    """The manifest table: entries in their order, `shard_size` to a shard, groups never split.
+
+    A group (more than one image) stays in one shard, at the place of its first image, so that one worker can tune its
+    shared generator; such shards may be larger. Raises TableError for a shard size below 1.
+    """
+    if shard_size < 1:
+        raise TableError(f"shard_size {shard_size}: at least 1 expected")
+    groups: dict[str, list[Entry]] = {}
+    for entry in entries:
+        groups.setdefault(entry.group, []).append(entry)
+    rows, shard, held = [], 0, 0
+    for members in groups.values():
+        if held and held + len(members) > shard_size:
+            shard, held = shard + 1, 0
+        held += len(members)
+        rows += [vars(entry) | {"shard": shard} for entry in members]
+    return table("manifest", rows)
+
+
+def to_parquet(name: str, content: pa.Table) -> bytes:
+    """A table as a Parquet file. Raises TableError where its columns are not those of the table `name`.
+
+    Deltas get a row group an owner (rows of one owner must be neighbours) with statistics, so that a reader with a
+    filter on `owner` fetches that image's rows alone. Payloads are compressed already and are not again.
+    """
+    if not content.schema.equals(schema(name)):
+        raise TableError(f"table {name!r}: columns {content.schema.names} do not fit; make it with tables.table")
+    binary = [f.name for f in content.schema if f.type == _B]
+    lists = {f.name: f"{f.name}.list.element" for f in content.schema if pa.types.is_list(f.type)}
+    leaves = [lists.get(n, n) for n in content.column_names]
+    sink = pa.BufferOutputStream()
+    with pq.ParquetWriter(
+        sink,
+        content.schema,
+        compression={leaf: "none" if leaf in binary else "zstd" for leaf in leaves},
+        use_dictionary=[f.name for f in content.schema if f.type == _S],
+        write_statistics=[n for n in content.column_names if n not in binary and n not in lists],
+    ) as writer:
+        if name == "deltas" and len(content):
+            owners = content["owner"].to_numpy()
+            starts = [0, *(np.flatnonzero(owners[1:] != owners[:-1]) + 1).tolist(), len(content)]
+            for start, stop in pairwise(starts):
+                writer.write_table(content.slice(start, stop - start))
+        else:
+            writer.write_table(content)
+    return bytes(sink.getvalue())
+
+
+def docs() -> str:
+    """All tables and their columns as Markdown, for the documentation."""
+    lines = []
+    for name, columns in COLUMNS.items():
+        lines += [f"### `{name}`", "", "| column | type | meaning |", "| --- | --- | --- |"]
+        for field in schema(name):
+            kind = str(field.type).replace("element: ", "")
+            lines.append(f"| `{field.name}` | {kind}{', null' if field.nullable else ''} | {columns[field.name].doc} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _plain(value: Any) -> Any:
+    return value.tolist() if isinstance(value, np.generic) else value

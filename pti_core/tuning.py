@@ -1,0 +1,117 @@
+"""Pivotal tuning: change the generator slightly so that it draws the images at their pivots (PTI equations 2 to 5)."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from pti_core.config import LocalityConfig, TuningConfig
+from pti_core.generators.base import Generator
+from pti_core.locality import interpolate
+from pti_core.perceptual import LPIPS, area_downsample
+from pti_core.pivot import OnStep, Pivots, learning_rate
+from pti_core.sampling import ImageRandom, sample_w
+
+G = TypeVar("G", bound=nn.Module)
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """A tuned generator and how it was reached."""
+
+    generator: Generator  # theta*
+    steps: int
+    lpips: Tensor  # [N], of the last step, before its update
+
+    def delta(self, base: Generator) -> dict[str, Tensor]:
+        """theta* - theta, by parameter name."""
+        old = base.tunable()
+        return {name: (p - old[name]).detach() for name, p in self.generator.tunable().items()}
+
+
+def tunable_copy(generator: G) -> G:
+    """A copy whose tunable parameters take gradients, and nothing else does."""
+    new = copy.deepcopy(generator).requires_grad_(False)
+    for p in new.tunable().values():  # type: ignore[operator, union-attr]
+        p.requires_grad_(True)
+    return new
+
+
+def tune(
+    generator: Generator,
+    targets: Tensor,
+    pivots: Pivots,
+    seeds: Sequence[int],
+    config: TuningConfig,
+    locality: LocalityConfig,
+    lpips: LPIPS,
+    on_step: OnStep | None = None,
+) -> Tuned:
+    """Tune one generator for targets `[K, C, H, W]` in [-1, 1] at their pivots: K = 1, or a group (multi-pivot).
+
+    Minimises, summed over the images, LPIPS(x, x_p) + lambda_L2 MSE(x, x_p) + lambda_R L_R with x_p = G(w_p, n;
+    theta*), until every image's LPIPS is at most `config.stop_lpips`. L_R compares old and new generator, both with
+    the generator's own noise, at points w_r that are drawn afresh from each image's random stream.
+    """
+    if not len(targets) == len(pivots.w) == len(seeds):
+        raise ValueError(f"{len(targets)} images, {len(pivots.w)} pivots, {len(seeds)} seeds: one each expected")
+    new = tunable_copy(generator)  # type: ignore[type-var]
+    parameters = list(new.tunable().values())
+    optimizer = torch.optim.Adam(parameters, lr=config.lr)
+    random = ImageRandom(seeds, targets.device)
+    small = area_downsample(targets, config.max_resolution)
+    with torch.no_grad():
+        target_features = lpips.features(small)
+    ws, k = pivots.ws, len(targets)
+    distance, done = torch.full((k,), torch.inf), 0
+
+    for step in range(config.steps):
+        factor = learning_rate(step, config.steps, 0.0, config.lr_rampdown)
+        optimizer.param_groups[0]["lr"] = config.lr * factor
+        images = new.synthesis(ws, noise=pivots.noise)
+        distance = lpips.distance(lpips.features(area_downsample(images, config.max_resolution)), target_features)
+        loss = config.lpips_weight * distance.sum()
+        loss = loss + config.mse_weight * (images - targets).square().mean(dim=(1, 2, 3)).sum()
+        if on_step is not None:
+            on_step(step + 1, distance.detach())
+        if bool((distance <= config.stop_lpips).all()):
+            break  # before the update: this theta* is the one that was just measured
+        if locality.enabled and locality.weight > 0 and step % locality.interval == 0:
+            weight = locality.weight * locality.interval / locality.samples
+            for _ in range(locality.samples):
+                # Back-propagated one by one: the graph of one point at a time is all that memory has to hold.
+                loss_r = weight * locality_loss(generator, new, ws, random, locality, config.max_resolution, lpips)
+                loss_r.sum().backward()
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        done = step + 1
+    new.requires_grad_(False)  # type: ignore[attr-defined]
+    return Tuned(new, done, distance.detach())
+
+
+def locality_loss(
+    old: Generator,
+    new: Generator,
+    ws_pivot: Tensor,
+    random: ImageRandom,
+    config: LocalityConfig,
+    max_resolution: int,
+    lpips: LPIPS,
+) -> Tensor:
+    """L_R `[N]` at one fresh point for every pivot (equation 5)."""
+    ws = interpolate(ws_pivot, sample_w(old, random), config.alpha).ws
+    with torch.no_grad():
+        before = old.synthesis(ws)
+        features = lpips.features(area_downsample(before, max_resolution))
+    after = new.synthesis(ws)
+    loss = config.mse_weight * (after - before).square().mean(dim=(1, 2, 3))
+    if config.lpips_weight > 0:
+        distance = lpips.distance(lpips.features(area_downsample(after, max_resolution)), features)
+        loss = loss + config.lpips_weight * distance
+    return loss

@@ -1,0 +1,25 @@
+"""The work on one shard: invert, then measure. Only a root, a run's name and a number go in, a few counts come out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from prefect import task
+
+from pti_core import shards
+from pti_core.runs import load_run
+from tasks.progress import reporter
+
+RETRIES, RETRY_DELAYS = 2, [5.0, 30.0]  # a shard that is tried again continues with its first missing part
+
+
+@task(name="invert-shard", task_run_name="invert-{shard}", retries=RETRIES, retry_delay_seconds=RETRY_DELAYS)
+def invert_shard(root: str, run: str, shard: int) -> dict[str, Any]:
+    """Find the pivots of a shard's images and tune a generator for each; write pivots, deltas, metrics, rejects."""
+    return shards.invert_shard(load_run(root, run), shard, reporter())
+
+
+@task(name="measure-shard", task_run_name="measure-{inverted[shard]}", retries=RETRIES, retry_delay_seconds=RETRY_DELAYS)
+def measure_shard(root: str, run: str, inverted: dict[str, Any]) -> dict[str, Any]:
+    """Compare old and new generator around a shard's pivots, write the locality table, mark the shard done."""
+    return shards.measure_shard(load_run(root, run), inverted["shard"], inverted["files"])
