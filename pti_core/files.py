@@ -44,7 +44,7 @@ class Files:
         """`storage_options` go to the file system. StoreError for an unknown protocol or a missing package."""
         if not root.strip():
             raise StoreError("output '': a folder or an fsspec URL expected")
-        self.root = root
+        self.root = root if root.endswith("://") else root.rstrip("/") or "/"
         self.name = redact(root)  # for messages
         self.local = "://" not in root
         self._secrets = [str(v) for v in (storage_options or {}).values() if isinstance(v, str) and len(v) > 3]

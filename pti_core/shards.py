@@ -177,8 +177,9 @@ def measure_shard(
     found = [run.store.parts(table, run.name, shard) for table in tables.PARTS]
     infos = [known.get(path) or run.store.file_info(path) for parts in found for path in parts.values()]
     counts = {"manifest": len(rows)}
-    for table in ("pivots", "rejects"):
-        counts[table] = sum(run.store.count_rows(path) for path in run.store.parts(table, run.name, shard).values())
+    for table, parts in zip(tables.PARTS, found, strict=True):
+        if table in ("pivots", "rejects"):
+            counts[table] = sum(len(run.store.read_part(path)) for path in parts.values())
     marker = make_marker(counts, time.perf_counter() - start, run.digest, infos)
     run.store.mark_done(run.name, shard, marker)
     return {"shard": shard, **counts}
@@ -186,8 +187,8 @@ def measure_shard(
 
 def _locality_rows(run: Run, shard: int, part: int) -> list[dict[str, Any]]:
     engine = engine_for(run)
-    pivots = run.store.read_part("pivots", run.name, shard, part)
-    deltas = dict(list(run.store.read_part("deltas", run.name, shard, part).groupby("owner", sort=False)))
+    pivots = run.store.read_part(run.store.parts("pivots", run.name, shard)[part])
+    deltas = dict(list(run.store.read_part(run.store.parts("deltas", run.name, shard)[part]).groupby("owner", sort=False)))
     rows: list[dict[str, Any]] = []
     for pivot in pivots.to_dict("records"):
         owner = pivot["group"] if run.config.mode == "multi" else pivot["image_id"]

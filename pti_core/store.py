@@ -38,9 +38,10 @@ _FILE_KEYS = {"path", "bytes", "sha256"}
 def run_id(digest: str) -> str:
     """The default name of a run: the first 12 hex digits of its config digest that do not read as a number.
 
-    pandas and others guess the type of a partition column from its values: `run=000000000012` becomes 12 and
-    `1e5` or `123456789012` a number in some readers. One digest in about 200 is affected; the window then moves on
-    to the first 12 neighbouring digits that no reader takes for a number.
+    pandas and others guess the type of a partition column from its values: `run=000000000012` becomes 12 in pandas,
+    `123456789012` and `1e5000000000` are numbers to other readers. For those, fewer than one digest in a hundred, the
+    window moves on to the first 12 neighbouring digits that read as text. (pandas shows `run` as a categorical of
+    str, `Store.read` as str.)
     """
     for start in range(len(digest) - RUN_ID_DIGITS + 1):
         candidate = digest[start : start + RUN_ID_DIGITS]
@@ -60,6 +61,7 @@ class Store:
     def __init__(self, root: str, storage_options: Mapping[str, Any] | None = None) -> None:
         """`storage_options` go to the file system. StoreError for an unknown protocol or a missing package."""
         self.files = Files(root, storage_options)
+        self.root = self.files.root  # for f"{root}/metrics"; may hold a password, `repr` does not
 
     def __repr__(self) -> str:
         return f"Store({self.files.name!r})"
@@ -86,7 +88,9 @@ class Store:
 
     def read_config(self, run: str) -> dict[str, Any]:
         """The run's config. StoreError where there is none."""
-        return dict(json.loads(self.files.get(f"runs/{_checked(run)}/config.json", f"run {run!r} has no config")))
+        data = self.files.get(f"runs/{_checked(run)}/config.json", f"run {run!r} has no config")
+        with self.files.explained("read"):
+            return dict(json.loads(data))
 
     def write_manifest(self, run: str, manifest: pa.Table) -> FileInfo:
         """Freeze the run's inputs. The same again is fine; StoreError where another one is there already."""
@@ -102,7 +106,13 @@ class Store:
     def read_manifest(self, run: str) -> pa.Table:
         """The run's inputs, as written. StoreError where there is none."""
         data = self.files.get(f"runs/{_checked(run)}/manifest.parquet", f"run {run!r} has no manifest")
-        return pq.read_table(pa.BufferReader(data))
+        with self.files.explained("read"):
+            return pq.read_table(pa.BufferReader(data))
+
+    def exists(self, path: str) -> bool:
+        """Whether there is a file of this path, relative to the root."""
+        folder, _, _ = path.rpartition("/")
+        return path in self.files.find(folder, maxdepth=1)
 
     def write_report(self, run: str, name: str, data: bytes) -> FileInfo:
         """Write `report/<name>` of the run."""
@@ -116,6 +126,20 @@ class Store:
             raise StoreError(f"table {table!r}: one of {', '.join(tables.PARTS)} expected")
         number = f"{part:04d}" if table == "deltas" else f"{part}"
         return self.files.put(f"{_folder(table, run, shard)}/part-{number}.parquet", tables.to_parquet(table, content))
+
+    def parts(self, table: str, run: str, shard: int) -> dict[int, str]:
+        """Paths of the parts of a shard's table that are there, by number."""
+        files = self.files.find(_folder(table, run, shard))
+        return {int(path.rpartition("-")[2].removesuffix(".parquet")): path for path in files if path.endswith(".parquet")}
+
+    def read_part(self, path: str) -> pd.DataFrame:
+        """One part by its path. StoreError where it is not there."""
+        return pq.read_table(pa.BufferReader(self.files.get(path, f"part {path!r} is missing"))).to_pandas()
+
+    def file_info(self, path: str) -> FileInfo:
+        """Size and checksum of a file that is there already; reads it."""
+        data = self.files.get(path, f"file {path!r} is missing")
+        return FileInfo(path, len(data), hashlib.sha256(data).hexdigest())
 
     def mark_done(self, run: str, shard: int, marker: Mapping[str, Any]) -> FileInfo:
         """Write the shard's marker (`make_marker`), after all its parts.
@@ -197,7 +221,10 @@ class Store:
             options = {"format": "parquet", "partitioning": _PARTITIONS, "partition_base_dir": self.files.at(table)}
             dataset = pads.dataset(files, filesystem=self.files.fs, **options)
             where = None if filters is None else pq.filters_to_expression(filters)
-            return dataset.to_table(columns=None if columns is None else list(columns), filter=where).to_pandas()
+            found = dataset.to_table(columns=None if columns is None else list(columns), filter=where)
+        frame = found.to_pandas()
+        frame.attrs = json.loads((found.schema.metadata or {}).get(b"PANDAS_ATTRS", b"{}"))
+        return frame
 
     def check_complete(self, run: str) -> dict[str, int]:
         """Assert that each input has exactly one row, in pivots or in rejects; the counts of rows.

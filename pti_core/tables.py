@@ -134,7 +134,7 @@ def table(name: str, rows: Iterable[Mapping[str, Any]], metadata: Mapping[str, s
     arrays = []
     for field in wanted:
         try:
-            array = pa.array([_plain(row[field.name]) for row in rows], type=field.type)
+            array = pa.array([_plain(row[field.name], field.type) for row in rows], type=field.type)
         except (pa.ArrowException, TypeError, ValueError, OverflowError, UnicodeError) as error:
             raise TableError(f"table {name!r}, column {field.name!r}: {field.type} expected; {error}") from error
         if array.null_count and not field.nullable:
@@ -198,11 +198,15 @@ def docs() -> str:
     for name, columns in COLUMNS.items():
         lines += [f"### `{name}`", "", "| column | type | meaning |", "| --- | --- | --- |"]
         for field in schema(name):
-            kind = str(field.type).replace("element: ", "")
+            kind = f"list of {field.type.value_type}" if pa.types.is_list(field.type) else str(field.type)
             lines.append(f"| `{field.name}` | {kind}{', null' if field.nullable else ''} | {columns[field.name].doc} |")
         lines.append("")
     return "\n".join(lines)
 
 
-def _plain(value: Any) -> Any:
-    return value.tolist() if isinstance(value, np.generic) else value
+def _plain(value: Any, kind: pa.DataType) -> Any:
+    if isinstance(value, np.generic):
+        value = value.tolist()
+    if pa.types.is_integer(kind) and isinstance(value, float):
+        raise TypeError(f"got {value}")  # pyarrow would cut off the fraction
+    return value

@@ -31,6 +31,7 @@ from torch.nn import functional as F
 
 from pti_core.generators.checkpoints.random_face import read_random_face
 from pti_core.generators.mobilestylegan import MobileStyleGAN, inverse_haar
+from pti_core.generators.noise import noise_maps
 from pti_core.memory import keep_freed_memory
 from pti_core.perceptual import load_lpips
 
@@ -96,7 +97,7 @@ def solve_head(pocket: MobileStyleGAN, w: Tensor, images: Tensor, batch: int = 8
     head, synthesis = pocket.synthesis.head, pocket.synthesis
     size = pocket.channels[-1] + 1
     xx, xy = torch.zeros(size, size, dtype=torch.float64), torch.zeros(size, 12, dtype=torch.float64)
-    noise = synthesis.noise_maps(batch, "const", None)
+    noise = noise_maps(synthesis.layers, batch, "const")
     for ws, target in zip(broadcast(w, pocket).split(batch), images.split(batch), strict=True):
         x = synthesis.features(ws, noise) * (head.affine(ws[:, -1]) * head.gain)[:, :, None, None]
         x = x.permute(0, 2, 3, 1).flatten(0, 2)

@@ -178,6 +178,7 @@ def test_flipped_bytes_never_raise_anything_else() -> None:
                 assert decode(bytes(broken), "a", CONVERT).dtype == np.uint8
 
 
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def test_huge_is_refused_by_its_header() -> None:
     assert "at most 100 megapixels" in refused(png(RGB, bits=8, size=(10000, 20000)))  # beyond Pillow's limit too
     assert "10000 x 10001 pixels, at most 100 megapixels" in refused(png(RGB, bits=8, size=(10001, 10000)))

@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 from pti_core.generators.base import NoiseMode
 from pti_core.generators.mapping import FullyConnectedLayer, MappingNetwork
+from pti_core.generators.noise import noise_maps
 
 LRELU_SLOPE = 0.2  # of every leaky ReLU; the published network has no sqrt(2) gain after it
 
@@ -149,26 +150,7 @@ class MobileSynthesis(nn.Module):
         """
         if ws.ndim != 3 or ws.shape[1:] != (self.num_ws, self.w_dim):
             raise ValueError(f"ws of shape {list(ws.shape)}: [N, {self.num_ws}, {self.w_dim}] expected")
-        return self.head(self.features(ws, self.noise_maps(len(ws), noise_mode, noise)), ws[:, -1])
-
-    def noise_maps(self, n: int, mode: NoiseMode, given: Sequence[Tensor] | None) -> list[Tensor | None]:
-        """The map that each layer adds, before its strength."""
-        layers = self.layers
-        if given is not None:
-            if len(given) != len(layers):
-                raise ValueError(f"{len(given)} noise maps given, the generator takes {len(layers)}")
-            for i, (layer, m) in enumerate(zip(layers, given, strict=True)):
-                if m.ndim != 4 or m.shape[0] not in (1, n) or m.shape[1:] != (1, layer.resolution, layer.resolution):
-                    size = layer.resolution
-                    raise ValueError(f"noise map {i} of shape {list(m.shape)}: [{n} or 1, 1, {size}, {size}] expected")
-            return list(given)
-        if mode == "none":
-            return [None] * len(layers)
-        if mode == "const":
-            return [layer.noise_const[None, None] for layer in layers]
-        if mode == "random":
-            return [torch.randn_like(layer.noise_const.expand(n, 1, -1, -1)) for layer in layers]
-        raise ValueError(f"noise_mode {mode!r}: 'const', 'random' or 'none' expected")
+        return self.head(self.features(ws, noise_maps(self.layers, len(ws), noise_mode, noise)), ws[:, -1])
 
 
 class MobileStyleGAN(nn.Module):

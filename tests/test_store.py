@@ -1,0 +1,420 @@
+"""The store on a real disk, in memory, and on S3 over HTTP: layout, markers, crashes, and unusable outputs."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pandas as pd
+import pytest
+from fsspec.implementations.memory import MemoryFileSystem
+
+from pti_core import tables
+from pti_core.datasets import Entry
+from pti_core.store import FileInfo, Store, StoreError, make_marker, run_id
+
+RUN, DIGEST = "abc123abc123", "abc123abc123" * 5 + "0000"
+
+
+def manifest(count: int = 5, size: int = 2) -> Any:
+    return tables.assign_shards([Entry(f"{i}.png", f"u/{i}", 1, "e", f"{i}.png") for i in range(count)], size)
+
+
+def pivot(name: str) -> dict[str, Any]:
+    row = {"image_id": name, "uri": "u", "sha256": "0", "group": name, "space": "w", "w": [1.0], "noise": None}
+    return row | {"lpips": 0.5, "mse": 0.5, "steps": 1, "seconds": 1.0, "seed": 1}
+
+
+def reject(name: str) -> dict[str, Any]:
+    row = {"image_id": name, "uri": "u", "stage": "decode", "error": "ImageError", "message": "no"}
+    return row | {"permanent": True, "attempts": 1}
+
+
+def metric(name: str) -> dict[str, Any]:
+    row = dict.fromkeys(tables.schema("metrics").names)
+    values = {"image_id": name, "group": name, "stage": "tuned", "lpips": 0.5, "mse": 0.5, "psnr": 9.0, "ssim": 1.0}
+    return row | values
+
+
+def write_parts(store: Store, run: str, shard: int, names: list[str], bad: int = 0) -> list[FileInfo]:
+    """A shard whose first `bad` images are rejects."""
+    rows = {"rejects": [reject(n) for n in names[:bad]], "pivots": [pivot(n) for n in names[bad:]]}
+    rows["metrics"] = [metric(n) for n in names[bad:]]
+    net = {"lpips_net": "alex"}
+    return [store.write_part(t, run, shard, 0, tables.table(t, rows.get(t, []), net)) for t in tables.PARTS]
+
+
+def do_shard(store: Store, run: str, shard: int, bad: int = 0) -> None:
+    frame = store.read_manifest(run).to_pandas()
+    names = frame.loc[frame["shard"] == shard, "image_id"].tolist()
+    files = write_parts(store, run, shard, names, bad)
+    counts = {"manifest": len(names), "pivots": len(names) - bad, "rejects": bad}
+    store.mark_done(run, shard, make_marker(counts, 1.5, DIGEST, files))
+
+
+def start(store: Store, run: str = RUN) -> Store:
+    store.check_writable()
+    store.write_config(run, {"digest": DIGEST, "seed": 0})
+    store.write_manifest(run, manifest())
+    return store
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return start(Store(str(tmp_path / "out")))
+
+
+def test_layout_is_the_design_s(store: Store, tmp_path: Path) -> None:
+    do_shard(store, RUN, 1)
+    store.write_report(RUN, "index.html", b"<html>")
+    found = sorted(str(p.relative_to(tmp_path / "out")) for p in (tmp_path / "out").rglob("*") if p.is_file())
+    part = f"run={RUN}/shard=00001/part-0"
+    tables_ = [f"{t}/{part}.parquet" for t in ("locality", "metrics", "pivots", "rejects")]
+    run = [f"runs/{RUN}/{f}" for f in ("config.json", "done/00001.json", "manifest.parquet", "report/index.html")]
+    assert found == sorted([f"deltas/{part}000.parquet", *tables_, *run])
+
+
+def test_pandas_reads_every_table_even_with_no_rows(store: Store) -> None:
+    for shard in range(3):
+        do_shard(store, RUN, shard)
+    for name in tables.PARTS:
+        frame = pd.read_parquet(f"{store.root}/{name}")
+        assert list(frame.columns) == [*tables.schema(name).names, "run", "shard"]
+        assert frame.attrs == {"lpips_net": "alex"}
+    assert len(pd.read_parquet(f"{store.root}/rejects")) == 0
+    metrics = pd.read_parquet(f"{store.root}/metrics")
+    assert list(metrics["run"]) == [RUN] * 5
+    assert list(metrics["shard"]) == [0, 0, 1, 1, 2]
+
+
+def test_read(store: Store) -> None:
+    assert list(store.read("metrics").columns) == [*tables.schema("metrics").names, "run", "shard"]
+    assert len(store.read("pivots", RUN, columns=["image_id"])) == 0
+    for shard in range(3):
+        do_shard(store, RUN, shard)
+    frame = store.read("metrics", RUN)
+    assert frame.dtypes["run"] == store.read("metrics", "other").dtypes["run"] == "str"
+    assert frame.dtypes["shard"] == "int32"
+    assert list(store.read("metrics", columns=["image_id", "run"])["run"]) == [RUN] * 5
+    filters = [("shard", "==", 1), ("image_id", "in", ["2.png", "4.png"])]
+    assert list(store.read("metrics", RUN, filters=filters)["image_id"]) == ["2.png"]
+    assert store.read("metrics").attrs == {"lpips_net": "alex"}
+
+
+def test_runs_lie_side_by_side(store: Store) -> None:
+    start(store, "second")
+    do_shard(store, RUN, 0)
+    do_shard(store, "second", 1)
+    assert store.runs() == [RUN, "second"]
+    assert set(pd.read_parquet(f"{store.root}/pivots")["run"]) == {RUN, "second"}
+    assert set(store.read("pivots", "second")["shard"]) == {1}
+    assert (list(store.done(RUN)), list(store.done("second"))) == ([0], [1])
+
+
+@pytest.mark.parametrize(
+    ("digest", "expected"),
+    [
+        ("abcdef123456" + "0" * 52, "abcdef123456"),
+        ("000000000012ab" + "0" * 50, "00000000012a"),
+        ("123456789012f" + "0" * 51, "23456789012f"),
+        ("1e5000000000" + "b" * 52, "e5000000000b"),
+    ],
+)
+def test_run_id_never_reads_as_a_number(digest: str, expected: str, tmp_path: Path) -> None:
+    assert run_id(digest) == expected
+    store = start(Store(str(tmp_path)), run_id(digest))
+    do_shard(store, run_id(digest), 0)
+    assert list(pd.read_parquet(tmp_path / "pivots")["run"]) == [expected] * 2
+
+
+@pytest.mark.parametrize("run", ["000000000012", "1e5", "2024", "nan", "", "a/b", "..", "a=b", "a b", "_x", ".x", "é"])
+def test_run_names_that_would_not_survive_are_refused(store: Store, run: str) -> None:
+    with pytest.raises(StoreError, match="choose another name"):
+        store.write_config(run, {})
+
+
+def test_config_and_manifest_are_frozen(store: Store) -> None:
+    assert store.read_config(RUN) == {"digest": DIGEST, "seed": 0}
+    store.write_config(RUN, {"digest": DIGEST, "seed": 0})
+    with pytest.raises(StoreError, match="another configuration"):
+        store.write_config(RUN, {"digest": "else"})
+    assert store.read_manifest(RUN).equals(manifest())
+    store.write_manifest(RUN, manifest())
+    with pytest.raises(StoreError, match="5 images there, 4 now"):
+        store.write_manifest(RUN, manifest(4))
+    with pytest.raises(StoreError, match="run 'none' has no config in"):
+        store.read_config("none")
+    with pytest.raises(StoreError, match="run 'none' has no manifest in"):
+        store.read_manifest("none")
+    store.files.put(f"runs/{RUN}/config.json", b"{")
+    with pytest.raises(StoreError, match="cannot be read"):
+        store.read_config(RUN)
+
+
+def test_rows_add_up(store: Store) -> None:
+    do_shard(store, RUN, 0, bad=1)
+    do_shard(store, RUN, 1)
+    with pytest.raises(StoreError, match=r"3 pivots and 1 rejects for 5 images.*\['4.png'\]"):
+        store.check_complete(RUN)
+    do_shard(store, RUN, 2, bad=1)
+    assert store.check_complete(RUN) == {"manifest": 5, "pivots": 3, "rejects": 2}
+    write_parts(store, RUN, 7, ["0.png"])
+    with pytest.raises(StoreError, match="an image has two rows"):
+        store.check_complete(RUN)
+
+
+def test_a_shard_done_twice_is_there_once(store: Store) -> None:
+    for _ in range(2):
+        for shard in range(3):
+            do_shard(store, RUN, shard)
+    assert store.check_complete(RUN)["pivots"] == 5
+    assert list(store.done(RUN)) == [0, 1, 2]
+
+
+def test_clear_shard(store: Store) -> None:
+    do_shard(store, RUN, 0)
+    do_shard(store, RUN, 1)
+    store.write_part("deltas", RUN, 0, 3, tables.table("deltas", []))
+    store.clear_shard(RUN, 0)
+    store.clear_shard(RUN, 0)
+    assert not [f for f in store.files.find("") if "shard=00000" in f or "00000.json" in f]
+    assert list(store.done(RUN)) == [1]
+
+
+def test_payload_without_marker_is_not_done(store: Store) -> None:
+    write_parts(store, RUN, 0, ["0.png", "1.png"])
+    assert store.done(RUN) == {}
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[]", b"\xff", b'{"run": "abc123abc123", "shard": 0}', b'{"files": 1}']
+)
+def test_unreadable_markers_do_not_count(store: Store, content: bytes) -> None:
+    do_shard(store, RUN, 0)
+    store.files.put(f"runs/{RUN}/done/00000.json", content)
+    store.files.put(f"runs/{RUN}/done/notes.txt", b"")
+    assert store.done(RUN) == {}
+
+
+def test_markers_that_do_not_match_do_not_count(store: Store, tmp_path: Path) -> None:
+    for shard in range(3):
+        do_shard(store, RUN, shard)
+    done = tmp_path / "out/runs" / RUN / "done"
+    (done / "00004.json").write_bytes((done / "00002.json").read_bytes())  # another shard's
+    other = json.loads((done / "00002.json").read_text()) | {"digest": "else"}
+    (done / "00002.json").write_text(json.dumps(other))
+    (tmp_path / f"out/pivots/run={RUN}/shard=00001/part-0.parquet").unlink()
+    assert list(store.done(RUN)) == [0]
+    (tmp_path / f"out/metrics/run={RUN}/shard=00000/part-0.parquet").write_bytes(b"PAR1")
+    assert store.done(RUN) == {}
+
+
+def test_verify(store: Store, tmp_path: Path) -> None:
+    do_shard(store, RUN, 0)
+    (marker,) = store.done(RUN).values()
+    assert store.verify(marker) == []
+    path = tmp_path / f"out/pivots/run={RUN}/shard=00000/part-0.parquet"
+    data = bytearray(path.read_bytes())
+    data[10] ^= 1
+    path.write_bytes(data)
+    assert list(store.done(RUN)) == [0]  # sizes only
+    assert "not as written" in store.verify(marker)[0]
+    path.unlink()
+    assert "is missing" in store.verify(marker)[0]
+
+
+def test_marks_that_do_not_add_up_are_refused(store: Store) -> None:
+    files = write_parts(store, RUN, 0, ["0.png", "1.png"])
+    with pytest.raises(StoreError, match="1 pivots and 0 rejects for 2 images"):
+        store.mark_done(RUN, 0, make_marker({"manifest": 2, "pivots": 1, "rejects": 0}, 1, DIGEST, files))
+    counts = {"manifest": 2, "pivots": 2, "rejects": 0}
+    with pytest.raises(StoreError, match="no part of table 'rejects'"):
+        store.mark_done(RUN, 0, make_marker(counts, 1, DIGEST, files[:-1]))
+    with pytest.raises(StoreError, match="lacks digest, seconds"):
+        store.mark_done(RUN, 0, {"counts": counts, "files": []})
+    assert store.done(RUN) == {}
+
+
+def test_killed_writers_leave_nothing_that_is_read(store: Store, tmp_path: Path) -> None:
+    """A process is killed again and again in the middle of writing; whatever it left, readers see whole files."""
+    script = """
+import sys, tests.test_store as t
+store = t.Store(sys.argv[1])
+print("go", flush=True)
+while True:
+    for shard in range(3):
+        t.do_shard(store, t.RUN, shard)
+"""
+    for wait in (0.0, 0.01, 0.03):
+        env = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)}
+        process = subprocess.Popen([sys.executable, "-c", script, store.root], stdout=subprocess.PIPE, env=env)
+        assert process.stdout is not None
+        process.stdout.readline()
+        time.sleep(wait)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        process.stdout.close()
+        for shard, marker in store.done(RUN).items():
+            assert store.verify(marker) == [], shard
+    (tmp_path / f"out/metrics/run={RUN}/shard=00000").mkdir(parents=True, exist_ok=True)
+    (tmp_path / f"out/metrics/run={RUN}/shard=00000/.part-0.parquet.0123.tmp").write_bytes(b"half")
+    for shard in range(3):
+        do_shard(store, RUN, shard)
+    assert len(pd.read_parquet(f"{store.root}/metrics")) == len(store.read("metrics")) == 5
+    assert store.check_complete(RUN)["pivots"] == 5
+
+
+def test_a_store_can_be_pickled(store: Store) -> None:
+    do_shard(pickle.loads(pickle.dumps(store)), RUN, 0)
+    assert list(store.done(RUN)) == [0]
+
+
+def test_object_store_in_memory() -> None:
+    store = start(Store("memory://store-test/out"))
+    for shard in range(3):
+        do_shard(store, RUN, shard, bad=shard % 2)
+    assert store.check_complete(RUN) == {"manifest": 5, "pivots": 4, "rejects": 1}
+    store.clear_shard(RUN, 1)
+    assert list(store.done(RUN)) == [0, 2]
+
+
+class Unreliable(MemoryFileSystem):
+    """A file system whose uploads fail `failures` times with an error that may pass."""
+
+    protocol = "unreliable"
+    failures = 0
+
+    def pipe_file(self, path: str, value: bytes, mode: str = "overwrite", **kwargs: Any) -> None:
+        if Unreliable.failures:
+            Unreliable.failures -= 1
+            raise TimeoutError("read timed out after password=hunter22")
+        super().pipe_file(path, value, mode, **kwargs)
+
+
+def test_failed_uploads_are_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    fsspec.register_implementation("unreliable", Unreliable, clobber=True)
+    monkeypatch.setattr("pti_core.files.UPLOAD_WAITS", (0.0, 0.0, 0.0))
+    store = Store("unreliable://store-test/again", {"password": "hunter22"})
+    Unreliable.failures = 3
+    store.write_config(RUN, {"digest": DIGEST})
+    assert store.read_config(RUN) == {"digest": DIGEST}
+    Unreliable.failures = 4
+    with pytest.raises(StoreError, match=r"no connection \(read timed out after password=\*\*\*\)") as caught:
+        store.write_config(RUN, {"digest": DIGEST})
+    assert "hunter22" not in "".join(traceback.format_exception(caught.value))
+
+
+@pytest.mark.parametrize("name", ["", "below", "below/that"])
+def test_a_file_where_a_folder_is_needed(tmp_path: Path, name: str) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(StoreError, match=f"'{tmp_path}/file' is a file where a folder is needed"):
+        Store(str(tmp_path / "file" / name)).check_writable()
+
+
+def test_a_file_in_the_place_of_a_table(tmp_path: Path) -> None:
+    (tmp_path / "metrics").write_text("x")
+    with pytest.raises(StoreError, match="is a file where a folder is needed"):
+        Store(str(tmp_path)).check_writable()
+
+
+@pytest.mark.parametrize("root", ["/proc/pti", "/sys/pti"])
+def test_places_that_take_no_files(root: str) -> None:
+    with pytest.raises(StoreError, match=f"output '{root}' cannot be written: ") as caught:
+        Store(root).check_writable()
+    assert "\n" not in str(caught.value)
+
+
+def test_unknown_places() -> None:
+    for root in ("foo://x", " "):
+        with pytest.raises(StoreError, match="output"):
+            Store(root)
+
+
+def test_check_writable_leaves_nothing(tmp_path: Path) -> None:
+    Store(str(tmp_path / "new")).check_writable()
+    assert not [p for p in tmp_path.rglob("*") if p.is_file()]
+
+
+# --- S3 over HTTP --------------------------------------------------------------------------------------------------
+
+KEY, SECRET = "AKIATESTKEY00000", "SecretTestKey0000"
+
+
+@pytest.fixture(scope="module")
+def s3() -> Iterator[dict[str, Any]]:
+    moto = pytest.importorskip("moto.server")
+    s3fs = pytest.importorskip("s3fs")
+    server = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    options = {"endpoint_url": f"http://{host}:{port}", "key": KEY, "secret": SECRET}
+    s3fs.S3FileSystem(**options).mkdir("bucket")
+    yield options
+    server.stop()
+
+
+@pytest.mark.slow
+def test_s3(s3: dict[str, Any]) -> None:
+    store = start(Store("s3://bucket/out/", s3))
+    assert store.done(RUN) == {}
+    for shard in range(3):
+        do_shard(store, RUN, shard, bad=shard % 2)
+    do_shard(store, RUN, 0)
+    again = Store("s3://bucket/out", s3)
+    assert store.root == again.root == "s3://bucket/out"
+    assert list(again.done(RUN)) == [0, 1, 2]
+    assert again.check_complete(RUN) == {"manifest": 5, "pivots": 4, "rejects": 1}
+    assert all(again.verify(marker) == [] for marker in again.done(RUN).values())
+    frame = pd.read_parquet("s3://bucket/out/metrics", storage_options=s3)
+    assert set(frame["run"]) == {RUN}
+    assert len(frame) == len(again.read("metrics", RUN, filters=[("shard", ">=", 0)])) == 4
+    again.clear_shard(RUN, 1)
+    assert list(store.done(RUN)) == [0, 2]
+    assert store.runs() == [RUN]
+    assert not [f for f in again.files.fs.find("bucket", detail=False) if ".write-check" in f]
+
+
+@pytest.mark.slow
+def test_s3_missing_bucket(s3: dict[str, Any]) -> None:
+    began = time.monotonic()
+    with pytest.raises(StoreError, match="output 's3://nowhere/out' cannot be written: the bucket does not exist"):
+        Store("s3://nowhere/out", s3).check_writable()
+    assert time.monotonic() - began < 5
+
+
+@pytest.mark.slow
+def test_s3_wrong_credentials(s3: dict[str, Any]) -> None:
+    import requests
+
+    def requests_without_a_check(count: int) -> None:
+        requests.post(f"{s3['endpoint_url']}/moto-api/reset-auth", data=str(count), timeout=5).raise_for_status()
+
+    requests_without_a_check(0)
+    began = time.monotonic()
+    try:
+        with pytest.raises(StoreError, match="access denied") as caught:
+            Store("s3://bucket/out", s3).check_writable()
+    finally:
+        requests_without_a_check(10**9)
+    assert time.monotonic() - began < 5
+    assert KEY not in str(caught.value)
+    assert SECRET not in str(caught.value)
+
+
+@pytest.mark.slow
+def test_s3_without_connection() -> None:
+    options = {"endpoint_url": "http://127.0.0.1:9", "key": KEY, "secret": SECRET}
+    began = time.monotonic()
+    with pytest.raises(StoreError, match="no connection"):
+        Store("s3://bucket/out", options).check_writable()
+    assert time.monotonic() - began < 30
