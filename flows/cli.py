@@ -74,24 +74,38 @@ def run(
 
         settings = dict(_parse_setting(text) for text in setting or [])
         with ProgressView(console) as view:
-            from flows.pti import pti
-            from tasks.progress import listen
+            from pti_core.presets import configure
+            from pti_core.report import publish
+            from pti_core.runs import freeze
 
-            with listen(view):
-                summary = pti(
-                    dataset=dataset,
-                    output=output,
-                    generator=generator,
-                    preset=preset.value,
-                    mode=mode.value,
-                    limit=limit,
-                    existing="overwrite" if overwrite else "resume",
-                    convert=convert,
-                    seed=seed,
-                    shard_size=shard_size,
-                    workers=workers,
-                    settings=settings,
-                )
+            overrides = {"mode": mode.value, "seed": seed, "image.convert": convert, **settings}
+            existing: Any = "overwrite" if overwrite else "resume"
+            # All that can go wrong is found here, in seconds, before a server or a worker is started.
+            frozen = freeze(
+                dataset, output, generator, configure(preset.value, overrides), limit, shard_size, existing=existing
+            )
+            if frozen.pending():
+                view.say("starting Prefect")
+                from flows.pti import pti
+                from tasks.progress import listen
+
+                with listen(view):
+                    summary = pti(
+                        dataset=dataset,
+                        output=output,
+                        generator=generator,
+                        preset=preset.value,
+                        mode=mode.value,
+                        limit=limit,
+                        convert=convert,
+                        seed=seed,
+                        shard_size=shard_size,
+                        workers=workers,
+                        settings=settings,
+                    )
+            else:
+                view.say("everything is done already")
+                summary = publish(frozen)
         show_summary(console, summary, output)
 
 

@@ -41,7 +41,7 @@ class ProgressView:
 
     def __enter__(self) -> Self:
         self.bar.start()
-        self.say("starting: Prefect, generator, data set")
+        self.say("reading generator and data set")
         return self
 
     def __exit__(

@@ -29,6 +29,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
+from pti_core.generators.checkpoints import load_generator, save_generator
 from pti_core.generators.checkpoints.random_face import read_random_face
 from pti_core.generators.mobilestylegan import MobileStyleGAN, inverse_haar
 from pti_core.generators.noise import noise_maps
@@ -146,18 +147,24 @@ def train(
     The learning rate follows the clock (warm-up, then cosine), so that a slow or busy machine ends in time too.
     """
     lpips, pixel_only = load_lpips(), phase == "head"
-    minutes, lr = (args.head_minutes, args.head_lr) if pixel_only else (args.minutes, args.lr)
-    parameters = list((pocket.synthesis.head if pixel_only else pocket.synthesis).parameters())
+    minutes = args.head_minutes if pixel_only else args.minutes
+    head = list(pocket.synthesis.head.parameters())
+    inherited = [p for name, p in pocket.synthesis.named_parameters() if not name.startswith("head.")]
+    # The head is new and has the colours to learn, which the blocks that were cut off made; the rest is only adjusted.
+    groups = [{"params": head, "peak": args.head_lr}, {"params": inherited, "peak": args.lr}]
+    parameters = head + ([] if pixel_only else inherited)
     for p in parameters:
         p.requires_grad_(True)
-    optimizer = torch.optim.Adam(parameters, lr=lr, betas=(0.9, 0.99))
+    optimizer = torch.optim.Adam(groups[:1] if pixel_only else groups, betas=(0.9, 0.99))
     rng, start, step, report = torch.Generator().manual_seed(args.seed), time.time(), 0, time.time()
     total, order, averages = minutes * 60, torch.empty(0, dtype=torch.long), [0.1, 0.1]
     while (progress := (time.time() - start) / total) < 1:
         if len(order) < args.batch:
             order = torch.randperm(len(w), generator=rng)
         index, order = order[: args.batch], order[args.batch :]
-        optimizer.param_groups[0]["lr"] = lr * min(1, (step + 1) / 100) * 0.5 * (1 + math.cos(math.pi * progress))
+        for group in optimizer.param_groups:
+            warm_up = min(1, (step + 1) / 100)
+            group["lr"] = group["peak"] * warm_up * 0.5 * (1 + math.cos(math.pi * progress))
         target = to_float(images[index])
         drawn = pocket.synthesis(broadcast(w[index], pocket))
         l1 = (drawn - target).abs().mean()
@@ -180,8 +187,6 @@ def train(
 
 def write(pocket: MobileStyleGAN, args: argparse.Namespace, figures: dict[str, float], suffix: str = "") -> None:
     """The asset in fp16, and its figures."""
-    from pti_core.generators.checkpoints.own import save_generator
-
     notes = {
         "origin": "distilled from MobileStyleGAN (PyPI random-face 2021.7.21.1), itself from StyleGAN2 FFHQ",
         "licence": "random-face is Apache-2.0; the weights descend from NVIDIA's FFHQ model (CC-BY-NC-SA-4.0)",
@@ -217,12 +222,13 @@ def main() -> None:
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--pairs", default="pairs-*.parquet")
     parser.add_argument("--out", type=Path, default=Path("out/pocket"))
+    parser.add_argument("--resume", help="go on from this asset (with --head-minutes 0)")
     parser.add_argument("--minutes", type=float, default=90)
     parser.add_argument("--head-minutes", type=float, default=8)
     parser.add_argument("--report-minutes", type=float, default=5)
     parser.add_argument("--batch", type=int, default=4)
-    parser.add_argument("--lr", type=float, default=5e-4)
-    parser.add_argument("--head-lr", type=float, default=3e-3)
+    parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--head-lr", type=float, default=1e-2)
     parser.add_argument("--lpips-weight", type=float, default=0.25)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--seed", type=int, default=0)
@@ -239,9 +245,12 @@ def main() -> None:
     del full
     w, images = load_pairs(args.pairs, pocket)
     held_out, w, images = (w[:HELD_OUT], images[:HELD_OUT]), w[HELD_OUT:], images[HELD_OUT:]
-    solve_head(pocket, w[:320], images[:320])
+    if args.resume:
+        pocket.load_state_dict(load_generator(args.resume).generator.state_dict())  # type: ignore[attr-defined]
+    else:
+        solve_head(pocket, w[:320], images[:320])
     figures, drawn = evaluate(pocket, *held_out)
-    print(f"least-squares head, held out: {figures}", flush=True)
+    print(f"start, held out: {figures}", flush=True)
     contact_sheet(held_out[1], drawn, args.out / "pocket-contact-sheet.png")
     train("head", pocket, w, images, held_out, args)
     steps = train("all", pocket, w, images, held_out, args)

@@ -1,13 +1,18 @@
-"""What tests share: tiny generators, quick to run and real in every other way."""
+"""What tests share: tiny generators and data sets, quick to run and real in every other way."""
 
 import os
 
-os.environ.setdefault("OMP_NUM_THREADS", "2")
+os.environ.setdefault("DO_NOT_TRACK", "1")
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+from pti_core.generators.checkpoints import save_generator
 from pti_core.generators.mobilestylegan import MobileStyleGAN
+
+QUICK_SETTINGS = {"pivot.steps": 6, "pivot.w_samples": 300, "tuning.steps": 5, "measure.z_samples": 1, "batch": 4}
 
 
 @pytest.fixture(scope="session")
@@ -19,3 +24,37 @@ def tiny_generator() -> MobileStyleGAN:
         layer.noise_strength.fill_(0.1)
     generator.mapping.w_avg.copy_(generator.mapping(torch.randn(1000, 16))[:, 0].mean(0))
     return generator
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tiny_generator, tmp_path_factory) -> str:
+    """The tiny generator as a file."""
+    path = tmp_path_factory.mktemp("generator") / "tiny.safetensors"
+    save_generator(tiny_generator, path)
+    return str(path)
+
+
+@pytest.fixture(scope="session")
+def pictures() -> list[np.ndarray]:
+    """Smooth colourful pictures `[40, 40, 3]`, uint8: larger than the tiny generator's, so that they are resized."""
+    y, x = np.mgrid[0:40, 0:40] / 40
+    rng, found = np.random.default_rng(0), []
+    for _ in range(12):
+        a, b, phase = rng.uniform(1, 6, 3), rng.uniform(1, 6, 3), rng.uniform(0, 6, 3)
+        waves = np.sin(x[..., None] * a + y[..., None] * b + phase)
+        found.append(((waves + 1) * 127.5).astype(np.uint8))
+    return found
+
+
+@pytest.fixture
+def dataset(pictures, tmp_path):
+    """A function that writes the first n pictures into a new folder and gives its path."""
+
+    def write(n: int = 5, name: str = "data"):
+        folder = tmp_path / name
+        folder.mkdir()
+        for i, picture in enumerate(pictures[:n]):
+            Image.fromarray(picture).save(folder / f"{i}.png")
+        return folder
+
+    return write

@@ -1,0 +1,143 @@
+"""One batch through the whole method."""
+
+import pytest
+import torch
+
+from pti_core import deltas
+from pti_core.engine import Delta, Engine, Failure, Inversion, Target
+from pti_core.metrics import round_uint8
+from pti_core.presets import configure
+
+QUICK = {"pivot.steps": 12, "pivot.w_samples": 500, "tuning.steps": 10, "measure.z_samples": 1}
+
+
+@pytest.fixture(scope="module")
+def targets(tiny_generator) -> list[Target]:
+    with torch.no_grad():
+        z = torch.randn(8, tiny_generator.z_dim, generator=torch.Generator().manual_seed(5))
+        images = tiny_generator.synthesis(tiny_generator.mapping(z)).clamp(-1, 1)
+    images[:, 0, 8:12, 6:26] = 1.0
+    return [Target(f"faces/{i}.png", f"group-{i // 4}", image) for i, image in enumerate(images)]
+
+
+def invert(generator, targets, overrides=None, preset="demo", **more):
+    engine = Engine(generator, configure(preset, {**QUICK, **(overrides or {})}))
+    return list(engine.invert(targets, **more)), engine
+
+
+def by_id(results):
+    return {r.image_id: r for r in results if isinstance(r, Inversion)}
+
+
+def test_every_image_gets_measures_of_all_stages_and_a_delta(tiny_generator, targets):
+    results, engine = invert(tiny_generator, targets[:3])
+    inversions, tensors = by_id(results), [r for r in results if isinstance(r, Delta)]
+    assert list(inversions) == [t.image_id for t in targets[:3]]
+    assert [d.owner for d in tensors] == list(inversions)
+    for inversion in inversions.values():
+        assert set(inversion.measures) == {"pivot", "tuned", "stored"}
+        assert inversion.measures["tuned"]["lpips"] < inversion.measures["pivot"]["lpips"]
+        assert inversion.measures["stored"]["lpips"] == pytest.approx(inversion.measures["tuned"]["lpips"], abs=2e-3)
+        assert inversion.w.shape == (1, tiny_generator.w_dim)
+    # What is stored draws the image: pivot, noise and delta, decoded.
+    first = inversions["faces/0.png"]
+    generator = engine.stored_generator(tensors[0].tensors)
+    noise = deltas.decode_noise(first.noise, tiny_generator.noise_shapes)
+    with torch.no_grad():
+        image = generator.synthesis(first.w[None].expand(-1, generator.num_ws, -1), noise=noise)
+    mse = (round_uint8(image[0]) - round_uint8(targets[0].image)).square().mean().item()
+    assert mse == pytest.approx(first.measures["stored"]["mse"], rel=1e-3)
+
+
+def test_a_batch_of_8_gives_what_8_runs_of_one_give(tiny_generator, targets):
+    """The whole method at the demo preset's own step counts."""
+    steps = {name: getattr(getattr(configure("demo"), name), "steps") for name in ("pivot", "tuning")}
+    full = {f"{name}.steps": n for name, n in steps.items()}
+    together = by_id(invert(tiny_generator, targets, full)[0])
+    for target in targets:
+        alone = by_id(invert(tiny_generator, [target], full)[0])[target.image_id]
+        for stage, measures in alone.measures.items():
+            found = together[target.image_id].measures[stage]["lpips"]
+            assert found == pytest.approx(measures["lpips"], abs=1e-3), (target.image_id, stage)
+
+
+def test_the_batch_size_changes_nothing(tiny_generator, targets):
+    one = by_id(invert(tiny_generator, targets[:5], {"batch": 2})[0])
+    other = by_id(invert(tiny_generator, targets[:5], {"batch": 5})[0])
+    for image_id, inversion in one.items():
+        assert inversion.measures["stored"]["lpips"] == pytest.approx(other[image_id].measures["stored"]["lpips"], abs=1e-3)
+
+
+def test_mode_multi_tunes_one_generator_for_each_group(tiny_generator, targets):
+    results, _ = invert(tiny_generator, targets, {"mode": "multi", "tuning.steps": 20})
+    owners = [r.owner for r in results if isinstance(r, Delta)]
+    assert owners == ["group-0", "group-1"]
+    inversions = by_id(results)
+    assert {i.owner for i in inversions.values()} == set(owners)
+    before = sum(i.measures["pivot"]["lpips"] for i in inversions.values())
+    assert sum(i.measures["stored"]["lpips"] for i in inversions.values()) < 0.8 * before
+
+
+def test_an_image_that_diverges_is_a_failure_and_the_others_go_on(tiny_generator, targets):
+    bad = Target("bad.png", "bad.png", torch.full_like(targets[0].image, float("nan")))
+    results, _ = invert(tiny_generator, [targets[0], bad, targets[1]])
+    (failure,) = [r for r in results if isinstance(r, Failure)]
+    assert (failure.image_id, failure.stage, failure.permanent) == ("bad.png", "pivot", True)
+    assert list(by_id(results)) == ["faces/0.png", "faces/1.png"]
+    good = by_id(invert(tiny_generator, targets[:2])[0])
+    for image_id, inversion in by_id(results).items():
+        assert inversion.measures["stored"]["lpips"] == pytest.approx(good[image_id].measures["stored"]["lpips"], abs=1e-3)
+
+
+class Hungry(torch.nn.Module):
+    """A synthesis that runs out of memory above a number of images, as a real device does."""
+
+    def __init__(self, synthesis, most):
+        super().__init__()
+        self.inner, self.most = synthesis, most
+
+    def forward(self, ws, **kwargs):
+        if len(ws) > self.most:
+            raise torch.OutOfMemoryError(f"{len(ws)} images do not fit")
+        return self.inner(ws, **kwargs)
+
+
+class HungryGenerator(torch.nn.Module):
+    def __init__(self, generator, most):
+        super().__init__()
+        self.generator, self.most = generator, most
+        self.synthesis, self.mapping = Hungry(generator.synthesis, most), generator.mapping
+
+    def __getattr__(self, name):
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("generator"), name)
+
+    def tunable(self):
+        return self.generator.tunable()
+
+
+def test_out_of_memory_halves_the_batch_and_goes_on(tiny_generator, targets):
+    results, _ = invert(HungryGenerator(tiny_generator, 3), targets[:7], {"batch": 7})
+    assert list(by_id(results)) == [t.image_id for t in targets[:7]]
+    plain = by_id(invert(tiny_generator, targets[:7])[0])
+    for image_id, inversion in by_id(results).items():
+        assert inversion.measures["pivot"]["lpips"] == pytest.approx(plain[image_id].measures["pivot"]["lpips"], abs=1e-3)
+
+
+def test_out_of_memory_even_alone_is_a_failure_for_a_passing_reason(tiny_generator, targets):
+    results, _ = invert(HungryGenerator(tiny_generator, 0), targets[:2])
+    assert [(r.image_id, r.permanent) for r in results] == [("faces/0.png", False), ("faces/1.png", False)]
+    assert all("out of memory" in r.message for r in results)
+
+
+def test_progress_rises_from_start_to_end(tiny_generator, targets):
+    seen = []
+    invert(tiny_generator, targets[:3], {"tuning.stop_lpips": 0.0, "batch": 2}, on_progress=seen.append)
+    shares = [p.share for p in seen]
+    assert shares == sorted(shares)
+    assert shares[0] < 0.1
+    assert shares[-1] == pytest.approx(1)
+    assert {p.stage for p in seen} == {"pivot", "tuning"}
+    assert all(p.lpips > 0 for p in seen)
