@@ -113,31 +113,39 @@ def run(
 def status(root: Root) -> None:
     """What is done and what is left of every run under ROOT."""
     with _one_sentence():
+        from rich.box import SIMPLE_HEAD
         from rich.table import Table
 
         from pti_core.status import run_status
         from pti_core.store import Store
 
         store = Store(root)
-        table = Table()
-        for heading in ("run", "state", "images", "shards", "rejected", "time left", "preset", "data set"):
-            table.add_column(heading, overflow="fold")
-        for name in _runs(store, root):
-            found = run_status(store, name)
-            left = "" if found.state == "done" else "unknown"
-            if left and found.seconds_left is not None:
-                left = f"{found.seconds_left / 60:.0f} min"
-            table.add_row(
-                name,
-                found.state,
-                f"{found.images_done} / {found.images}",
-                f"{found.shards_done} / {found.shards}",
-                str(found.rejected),
-                left,
-                found.preset,
-                found.dataset,
+        headings = ("run", "state", "images", "shards", "rejected", "left", "preset")
+        found = [run_status(store, name) for name in _runs(store, root)]
+        rows = [
+            (
+                run.run,
+                run.state,
+                f"{run.images_done} / {run.images}",
+                f"{run.shards_done} / {run.shards}",
+                str(run.rejected),
+                _time_left(run.seconds_left) if run.state == "unfinished" else "",
+                run.preset,
             )
+            for run in found
+        ]
+        table = Table(box=SIMPLE_HEAD, pad_edge=False)
+        for heading, cells in zip(headings, zip(*rows, strict=True), strict=True):
+            table.add_column(heading, no_wrap=True, min_width=max(map(len, (heading, *cells))))
+        table.add_column("data set", no_wrap=True, overflow="ellipsis")
+        for row, run in zip(rows, found, strict=True):
+            table.add_row(*row, run.dataset)
         console.print(table)
+
+
+def _time_left(seconds: float | None) -> str:
+    """Minutes at the speed so far; a word where nothing is known yet."""
+    return "unknown" if seconds is None else f"{seconds / 60:.1f} min"
 
 
 @app.command()

@@ -27,7 +27,7 @@ def pti(
     output: Output = "out/demo",
     generator: GeneratorRef = "pocket-ffhq-128",
     preset: Literal["demo", "fast", "paper"] = "fast",
-    mode: Literal["single", "multi"] = "single",
+    mode: Annotated[Literal["single", "multi"], Field(description="A generator an image, or one a folder")] = "single",
     limit: Limit = None,
     existing: Literal["resume", "overwrite"] = "resume",
     convert: bool = False,
