@@ -23,7 +23,10 @@ import typer  # noqa: E402
 from rich.console import Console  # noqa: E402
 
 app = typer.Typer(
-    add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help="Pivotal Tuning Inversion at scale."
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Pivotal Tuning Inversion at scale.",
 )
 console = Console()
 errors = Console(stderr=True)
@@ -57,7 +60,9 @@ def run(
     mode: Annotated[Mode, typer.Option(help="A generator for each image, or one for each folder.")] = Mode.single,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first images.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Do a finished job again.")] = False,
-    convert: Annotated[bool, typer.Option("--convert", help="Accept grey, palette, CMYK, 16-bit, transparent.")] = False,
+    convert: Annotated[
+        bool, typer.Option("--convert", help="Accept grey, palette, CMYK, 16-bit, transparent.")
+    ] = False,
     seed: Annotated[int, typer.Option(help="Of all random numbers.")] = 0,
     shard_size: Annotated[int, typer.Option(min=1, help="Images in a shard.")] = 64,
     workers: Annotated[int, typer.Option(min=1, help="Shards at once in this process.")] = 1,

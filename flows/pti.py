@@ -58,7 +58,8 @@ def pti(
     root, run = output, frozen["run"]
 
     failed: dict[int, str] = {}
-    with ThreadPoolTaskRunner(max_workers=workers) as runner:
+    threads: Any = ThreadPoolTaskRunner(max_workers=workers)  # its types know only coroutines
+    with threads as runner:
         in_flight: deque[tuple[int, PrefectFuture[Any]]] = deque()
         for shard in frozen["pending"]:
             if len(in_flight) >= 2 * workers:  # a window, so that memory does not grow with the number of shards
@@ -71,8 +72,8 @@ def pti(
     if failed:
         first = min(failed)
         raise ShardsFailed(
-            f"{len(failed)} of {len(frozen['pending'])} shards failed and are left for the next run, first shard {first}: "
-            f"{failed[first]}"
+            f"{len(failed)} of {len(frozen['pending'])} shards failed and are left for the next run, "
+            f"first shard {first}: {failed[first]}"
         )
     return publish_summary(root, run)
 

@@ -104,7 +104,7 @@ def apply(generator: Generator, delta: dict[str, Tensor]) -> None:
             found, expected = list(value.shape), list(parameters[name].shape)
             raise DeltaError(f"tensor {name!r}: shape {found} in the delta, {expected} in the generator")
     for name, value in delta.items():
-        parameters[name] += value.to(parameters[name].device)
+        parameters[name].add_(value.to(parameters[name].device))
 
 
 def encode_noise(noise: Sequence[Tensor]) -> bytes:

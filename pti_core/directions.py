@@ -44,7 +44,12 @@ def principal_components(statistics: WStatistics, count: int) -> list[Direction]
 
 @torch.no_grad()
 def visible_directions(
-    generator: Generator, statistics: WStatistics, lpips: LPIPS, count: int = 2, candidates: int = 8, strength: float = 2.0
+    generator: Generator,
+    statistics: WStatistics,
+    lpips: LPIPS,
+    count: int = 2,
+    candidates: int = 8,
+    strength: float = 2.0,
 ) -> list[Direction]:
     """The `count` principal components that change the mean image most (LPIPS between both ends), in that order."""
     directions = principal_components(statistics, candidates)

@@ -160,9 +160,7 @@ class Engine:
             lambda step, lpips: counter.pivot(step, lpips),
         )
 
-    def _tune(
-        self, owner: str, members: list[tuple[Target, Pivots, float]], counter: _WorkCounter
-    ) -> Iterator[Result]:
+    def _tune(self, owner: str, members: list[tuple[Target, Pivots, float]], counter: _WorkCounter) -> Iterator[Result]:
         """Tune for an owner; its inversions and its delta, or a failure for each of its images."""
         images = torch.stack([t.image for t, _, _ in members]).to(self.device)
         pivots = Pivots(

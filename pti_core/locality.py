@@ -46,7 +46,9 @@ def interpolate(ws_pivot: Tensor, w_z: Tensor, alpha: float) -> Interpolated:
     ws_pivot: `[N, num_ws, w_dim]`; w_z: `[N, w_dim]`, mapped samples; alpha: above 0, in the paper's unit.
     """
     if alpha <= 0:
-        raise ValueError(f"alpha {alpha}: above 0 expected (in the paper's unit; 30 is half way to a sample, 60 nearly)")
+        raise ValueError(
+            f"alpha {alpha}: above 0 expected (in the paper's unit; 30 is half way to a sample, 60 nearly)"
+        )
     ws_z = w_z[:, None].expand_as(ws_pivot)
     distance = distance_in_w(ws_z, ws_pivot).clamp_min(1e-12)
     radius = torch.full_like(distance, radius_of_alpha(alpha))

@@ -63,6 +63,6 @@ def measure_locality(
         before, after = round_uint8(old.synthesis(part)), round_uint8(new.synthesis(part))
         distances = lpips(before, after).tolist()
         errors = (before - after).square().mean(dim=(1, 2, 3)).tolist()
-        for point, distance, mse in zip(points[start : start + batch], distances, errors, strict=True):
-            rows.append(LocalityRow(image_id, *point, distance, mse))
+        for measured, distance, mse in zip(points[start : start + batch], distances, errors, strict=True):
+            rows.append(LocalityRow(image_id, *measured, distance, mse))
     return rows

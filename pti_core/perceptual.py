@@ -10,7 +10,7 @@ from __future__ import annotations
 import warnings
 from functools import lru_cache
 from pathlib import Path
-from types import ModuleType
+from typing import Any
 
 import safetensors.torch
 import torch
@@ -22,7 +22,7 @@ MIN_RESOLUTION = 32  # AlexNet's last feature map is still 1 x 1 here
 Features = list[Tensor]
 
 
-def _import_lpips() -> ModuleType:
+def _import_lpips() -> Any:
     """Import `lpips`, whose import of torchvision fails where torchvision's native extension cannot load.
 
     (A CPU-only torch beside the registry's torchvision.) Two operators that torchvision only registers fake kernels
@@ -40,10 +40,10 @@ def _import_lpips() -> ModuleType:
             torch.library.define(f"torchvision::{name}", signature)
     import lpips
 
-    return lpips  # type: ignore[no-any-return]
+    return lpips
 
 
-def reference_lpips(net: str = "alex") -> nn.Module:
+def reference_lpips(net: str = "alex") -> Any:
     """The `lpips` package's own module with the shipped convolutions: the slow truth of the tests.
 
     Raises ValueError for a net whose convolutions are not shipped.
@@ -53,11 +53,9 @@ def reference_lpips(net: str = "alex") -> nn.Module:
     lpips = _import_lpips()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torchvision's deprecation of `pretrained=`, which lpips passes
-        module: nn.Module = lpips.LPIPS(net=net, pnet_rand=True, verbose=False)
+        module: Any = lpips.LPIPS(net=net, pnet_rand=True, verbose=False)
     weights = safetensors.torch.load_file(ASSETS / "alexnet_features.safetensors")
-    convolutions = {
-        name: child for part in module.net.children() for name, child in part.named_children()  # type: ignore[union-attr]
-    }
+    convolutions = {name: child for part in module.net.children() for name, child in part.named_children()}
     for name, child in convolutions.items():
         if isinstance(child, nn.Conv2d):
             child.load_state_dict({k: weights.pop(f"features.{name}.{k}") for k in ("weight", "bias")})
@@ -79,10 +77,10 @@ class LPIPS(nn.Module):
         super().__init__()
         reference = reference_lpips(net)
         self.name = net
-        self.slices = nn.ModuleList(reference.net.children())  # type: ignore[union-attr]
-        self.register_buffer("shift", reference.scaling_layer.shift)  # type: ignore[union-attr]
-        self.register_buffer("scale", reference.scaling_layer.scale)  # type: ignore[union-attr]
-        for i, lin in enumerate(reference.lins):  # type: ignore[arg-type, union-attr]
+        self.slices = nn.ModuleList(reference.net.children())
+        self.register_buffer("shift", reference.scaling_layer.shift)
+        self.register_buffer("scale", reference.scaling_layer.scale)
+        for i, lin in enumerate(reference.lins):
             weight = lin.model[-1].weight
             if (weight < 0).any():
                 raise ValueError(f"LPIPS {net}: linear layer {i} has negative weights, no square root of them exists")

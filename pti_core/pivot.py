@@ -102,7 +102,9 @@ def find_pivots(
     """
     resolution, channels = generator.img_resolution, generator.img_channels
     if targets.shape[1:] != (channels, resolution, resolution):
-        raise ValueError(f"targets of shape {list(targets.shape)}: [N, {channels}, {resolution}, {resolution}] expected")
+        raise ValueError(
+            f"targets of shape {list(targets.shape)}: [N, {channels}, {resolution}, {resolution}] expected"
+        )
     if len(seeds) != len(targets):
         raise ValueError(f"{len(seeds)} seeds for {len(targets)} images")
     random = ImageRandom(seeds, targets.device)

@@ -58,7 +58,9 @@ def configure(preset: str = "fast", overrides: Mapping[str, Any] | None = None) 
         for key in path:
             place = place.get(key, {}) if isinstance(place, dict) else {}
         if not isinstance(place, dict) or last not in place or isinstance(place[last], dict):
-            raise PresetError(f"setting {name!r} does not exist; settings: {', '.join(_names(RunConfig().model_dump()))}")
+            raise PresetError(
+                f"setting {name!r} does not exist; settings: {', '.join(_names(RunConfig().model_dump()))}"
+            )
         place[last] = value
     return RunConfig.model_validate(content)
 

@@ -17,6 +17,7 @@ from pti_core.directions import Direction, visible_directions
 from pti_core.engine import Engine
 from pti_core.generators.base import Generator
 from pti_core.runs import Run, engine_for, read_stored
+from pti_core.tables import records
 
 CONTACT_SHEET = "contact_sheet.png"
 STAGES = ("pivot", "tuned", "stored")
@@ -58,10 +59,10 @@ def contact_sheet(run: Run, engine: Engine, limit: int = MAX_ROWS) -> Image.Imag
     """
     directions = visible_directions(engine.generator, engine.statistics, engine.lpips)
     metrics = run.store.read("metrics", run=run.name, columns=["image_id", "stage", "lpips"])
-    lpips = metrics.set_index(["image_id", "stage"])["lpips"].to_dict()
+    lpips = dict(zip(zip(metrics["image_id"], metrics["stage"], strict=True), metrics["lpips"], strict=True))
     rows = [
         _row(run, engine, pivot, directions, lpips)
-        for pivot in run.store.read("pivots", run=run.name).head(limit).to_dict("records")
+        for pivot in records(run.store.read("pivots", run=run.name).head(limit))
     ]
     headings = ["target", "pivot", "tuned"]
     for direction in directions:

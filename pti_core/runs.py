@@ -24,7 +24,7 @@ from pti_core.engine import Engine
 from pti_core.generators.base import Generator
 from pti_core.generators.checkpoints import LoadedGenerator, load_generator
 from pti_core.store import Store, run_id
-from pti_core.tables import assign_shards
+from pti_core.tables import assign_shards, records
 
 Existing = Literal["resume", "overwrite"]
 VERSIONS = ("torch", "lpips", "prefect", "pyarrow", "pandas", "numpy", "pillow")
@@ -188,7 +188,7 @@ def read_stored(run: Run, engine: Engine, pivot: Mapping[str, Any]) -> Stored:
     rows = run.store.read("deltas", run=run.name, filters=[("shard", "==", pivot["shard"]), ("owner", "==", owner)])
     if rows.empty:
         raise RunError(f"run {run.name}: no delta of {owner!r} in the deltas table")
-    return stored_from_rows(run, engine, pivot, rows.to_dict("records"))
+    return stored_from_rows(run, engine, pivot, records(rows))
 
 
 def stored_from_rows(run: Run, engine: Engine, pivot: Mapping[str, Any], rows: Sequence[Mapping[Any, Any]]) -> Stored:

@@ -49,7 +49,7 @@ def plan_parts(rows: Sequence[Row], batch: int, multi: bool) -> list[list[Row]]:
 def shard_rows(run: Run, shard: int) -> list[Row]:
     """The manifest's rows of a shard, in its order."""
     manifest = run.manifest
-    return manifest[manifest["shard"] == shard].to_dict("records")  # type: ignore[return-value]
+    return tables.records(manifest[manifest["shard"] == shard])
 
 
 def invert_shard(run: Run, shard: int, on_progress: OnShardProgress | None = None) -> dict[str, Any]:
@@ -188,11 +188,13 @@ def measure_shard(
 def _locality_rows(run: Run, shard: int, part: int) -> list[dict[str, Any]]:
     engine = engine_for(run)
     pivots = run.store.read_part(run.store.parts("pivots", run.name, shard)[part])
-    deltas = dict(list(run.store.read_part(run.store.parts("deltas", run.name, shard)[part]).groupby("owner", sort=False)))
+    deltas = dict(
+        list(run.store.read_part(run.store.parts("deltas", run.name, shard)[part]).groupby("owner", sort=False))
+    )
     rows: list[dict[str, Any]] = []
-    for pivot in pivots.to_dict("records"):
+    for pivot in tables.records(pivots):
         owner = pivot["group"] if run.config.mode == "multi" else pivot["image_id"]
-        stored = stored_from_rows(run, engine, pivot, deltas[owner].to_dict("records"))
+        stored = stored_from_rows(run, engine, pivot, tables.records(deltas[owner]))
         points = measure_locality(
             engine.generator,
             stored.generator,

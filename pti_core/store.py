@@ -130,7 +130,9 @@ class Store:
     def parts(self, table: str, run: str, shard: int) -> dict[int, str]:
         """Paths of the parts of a shard's table that are there, by number."""
         files = self.files.find(_folder(table, run, shard))
-        return {int(path.rpartition("-")[2].removesuffix(".parquet")): path for path in files if path.endswith(".parquet")}
+        return {
+            int(path.rpartition("-")[2].removesuffix(".parquet")): path for path in files if path.endswith(".parquet")
+        }
 
     def read_part(self, path: str) -> pd.DataFrame:
         """One part by its path. StoreError where it is not there."""

@@ -9,9 +9,10 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -190,6 +191,11 @@ def to_parquet(name: str, content: pa.Table) -> bytes:
         else:
             writer.write_table(content)
     return bytes(sink.getvalue())
+
+
+def records(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    """The rows of a table that was read, as dictionaries."""
+    return cast(list[dict[str, Any]], frame.to_dict("records"))
 
 
 def docs() -> str:

@@ -7,14 +7,16 @@
 
 The mapping and the blocks up to 64 x 64 are the full generator's. The head's style affine starts as that of the next
 block's upsampling (it modulates the same features; scaled to unit style), its 1x1 kernel as the least-squares solution
-in the Haar domain. Then the head alone is trained with L1, and after it the whole synthesis with L1 + LPIPS. Written: the asset, the held-out figures beside it as JSON, and a
-contact sheet (target above, pocket generator below).
+in the Haar domain. Then the head alone is trained with L1, and after it the whole synthesis with L1 at several scales
+(most of the squared error is low-frequency: the colours were made by the blocks that are cut off) + LPIPS. What is kept
+is a moving average of the weights. Written: the asset, the held-out figures beside it as JSON, and a contact sheet
+(target above, pocket generator below).
 """
 
 from __future__ import annotations
 
 import argparse
-import glob
+import copy
 import hashlib
 import io
 import json
@@ -28,6 +30,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from pti_core.generators.checkpoints import load_generator, save_generator
 from pti_core.generators.checkpoints.random_face import read_random_face
@@ -38,6 +41,7 @@ from pti_core.perceptual import load_lpips
 
 HELD_OUT = 64  # the pairs with the lowest seeds; never trained on
 W_SAMPLES = 10_000
+EMA_DECAY = 0.998
 
 
 def sample_z(seed: int) -> np.ndarray:
@@ -65,7 +69,9 @@ def cut(full: MobileStyleGAN) -> MobileStyleGAN:
 
 def load_pairs(pattern: str, pocket: MobileStyleGAN) -> tuple[Tensor, Tensor]:
     """(w `[N, 512]`, images uint8 `[N, 3, 128, 128]`), lowest seed first."""
-    frame = pd.concat([pd.read_parquet(path) for path in sorted(glob.glob(pattern))]).sort_values("seed")
+    frame = pd.concat(
+        [pd.read_parquet(path) for path in sorted(Path(pattern).parent.glob(Path(pattern).name))]
+    ).sort_values("seed")
     images = [np.asarray(Image.open(io.BytesIO(b)).convert("RGB")) for b in frame["image"]]
     z = torch.from_numpy(np.concatenate([sample_z(int(s)) for s in frame["seed"]]))
     with torch.no_grad():
@@ -156,6 +162,7 @@ def train(
     for p in parameters:
         p.requires_grad_(True)
     optimizer = torch.optim.Adam(groups[:1] if pixel_only else groups, betas=(0.9, 0.99))
+    average = AveragedModel(pocket.synthesis, multi_avg_fn=get_ema_multi_avg_fn(EMA_DECAY), use_buffers=False)
     rng, start, step, report = torch.Generator().manual_seed(args.seed), time.time(), 0, time.time()
     total, order, averages = minutes * 60, torch.empty(0, dtype=torch.long), [0.1, 0.1]
     while (progress := (time.time() - start) / total) < 1:
@@ -167,22 +174,39 @@ def train(
             group["lr"] = group["peak"] * warm_up * 0.5 * (1 + math.cos(math.pi * progress))
         target = to_float(images[index])
         drawn = pocket.synthesis(broadcast(w[index], pocket))
-        l1 = (drawn - target).abs().mean()
+        l1 = pyramid_l1(drawn, target)
         perceptual = torch.zeros([]) if pixel_only else lpips(drawn, target).mean()
         optimizer.zero_grad(set_to_none=True)
         (l1 + args.lpips_weight * perceptual).backward()
         optimizer.step()
         step += 1
+        average.update_parameters(pocket.synthesis)
         averages = [a + 0.01 * (v.item() - a) for a, v in zip(averages, (l1, perceptual), strict=True)]
         if time.time() - report > args.report_minutes * 60:
             report = time.time()
-            figures, drawn_held_out = evaluate(pocket, *held_out)
+            averaged = with_synthesis(pocket, average.module)
+            figures, drawn_held_out = evaluate(averaged, *held_out)
             contact_sheet(held_out[1], drawn_held_out, args.out / "pocket-contact-sheet.png")
-            write(pocket, args, figures | {"steps": step}, "partial")
-            print(f"{phase} {progress:4.0%} step {step} l1 {averages[0]:.4f} lpips {averages[1]:.4f} held out {figures}", flush=True)
+            write(averaged, args, figures | {"steps": step}, "partial")
+            losses = f"l1 {averages[0]:.4f} lpips {averages[1]:.4f}"
+            print(f"{phase} {progress:4.0%} step {step} {losses} held out {figures}", flush=True)
+    pocket.synthesis.load_state_dict(average.module.state_dict())
     for p in parameters:
         p.requires_grad_(False)
     return step
+
+
+def with_synthesis(pocket: MobileStyleGAN, synthesis: torch.nn.Module) -> MobileStyleGAN:
+    """A copy of `pocket` with these synthesis weights."""
+    copied = copy.deepcopy(pocket).requires_grad_(False)
+    copied.synthesis.load_state_dict(synthesis.state_dict())
+    return copied
+
+
+def pyramid_l1(drawn: Tensor, target: Tensor) -> Tensor:
+    """Mean over three scales of the L1 of 1x1, 4x4 and 16x16 means."""
+    difference = drawn - target
+    return torch.stack([F.avg_pool2d(difference, k).abs().mean() for k in (1, 4, 16)]).mean()
 
 
 def write(pocket: MobileStyleGAN, args: argparse.Namespace, figures: dict[str, float], suffix: str = "") -> None:
@@ -252,7 +276,8 @@ def main() -> None:
     figures, drawn = evaluate(pocket, *held_out)
     print(f"start, held out: {figures}", flush=True)
     contact_sheet(held_out[1], drawn, args.out / "pocket-contact-sheet.png")
-    train("head", pocket, w, images, held_out, args)
+    if args.head_minutes > 0:
+        train("head", pocket, w, images, held_out, args)
     steps = train("all", pocket, w, images, held_out, args)
     figures, drawn = evaluate(pocket, *held_out)
     contact_sheet(held_out[1], drawn, args.out / "pocket-contact-sheet.png")

@@ -61,7 +61,9 @@ class Canvas:
         """A filled polygon."""
         self.draw(lambda d: d.polygon([(x * SIZE, y * SIZE) for x, y in points], fill=255), colour, **style)
 
-    def ellipse(self, x: float, y: float, rx: float, ry: float, colour: Colour, width: float = 0, **style: float) -> None:
+    def ellipse(
+        self, x: float, y: float, rx: float, ry: float, colour: Colour, width: float = 0, **style: float
+    ) -> None:
         """A filled ellipse, or a ring of this width."""
         box = [(x - rx) * SIZE, (y - ry) * SIZE, (x + rx) * SIZE, (y + ry) * SIZE]
         ring = {"outline": 255, "width": round(width * SIZE)} if width else {"fill": 255}
@@ -105,7 +107,9 @@ def tiger(c: Canvas) -> None:
     c.line([(0.5, 0.63), (0.5, 0.695)], 0.012, BLACK)
     for side in (-1, 1):
         for y, length, width in ((0.3, 0.1, 0.034), (0.245, 0.07, 0.028)):
-            c.stripe((0.5 + side * 0.05, y + 0.03), (0.5 + side * (0.05 + length), y - 0.035), width, BLACK, side * 0.01)
+            c.stripe(
+                (0.5 + side * 0.05, y + 0.03), (0.5 + side * (0.05 + length), y - 0.035), width, BLACK, side * 0.01
+            )
         for y, length in ((0.53, 0.115), (0.6, 0.13), (0.69, 0.12), (0.77, 0.1)):
             c.stripe((0.5 + side * 0.3, y - 0.04), (0.5 + side * (0.3 - length), y), 0.034, BLACK, -side * 0.012)
     c.stripe((0.5, 0.2), (0.5, 0.345), 0.04, BLACK)
@@ -182,7 +186,11 @@ def runner(c: Canvas) -> None:
     for offset in (0.014, 0.08):
         c.line([(x, y + offset) for x, y in band], 0.01, (20, 60, 180), opacity=1, worn=0.2, blur=1.5)
     font = ImageFont.load_default(66)
-    c.draw(lambda d: d.text((0.5 * SIZE, 0.32 * SIZE), "RUN 26", 255, font, anchor="mm", stroke_width=2), (200, 20, 40), blur=1)
+    c.draw(
+        lambda d: d.text((0.5 * SIZE, 0.32 * SIZE), "RUN 26", 255, font, anchor="mm", stroke_width=2),
+        (200, 20, 40),
+        blur=1,
+    )
     for side in (-1, 1):
         for i, colour in enumerate(((0, 146, 70), WHITE, (206, 43, 55))):
             x = 0.5 + side * (0.13 + 0.036 * i)

@@ -19,7 +19,9 @@ def invert_shard(root: str, run: str, shard: int) -> dict[str, Any]:
     return shards.invert_shard(load_run(root, run), shard, reporter())
 
 
-@task(name="measure-shard", task_run_name="measure-{inverted[shard]}", retries=RETRIES, retry_delay_seconds=RETRY_DELAYS)
+@task(
+    name="measure-shard", task_run_name="measure-{inverted[shard]}", retries=RETRIES, retry_delay_seconds=RETRY_DELAYS
+)
 def measure_shard(root: str, run: str, inverted: dict[str, Any]) -> dict[str, Any]:
     """Compare old and new generator around a shard's pivots, write the locality table, mark the shard done."""
     return shards.measure_shard(load_run(root, run), inverted["shard"], inverted["files"])

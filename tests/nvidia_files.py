@@ -31,7 +31,9 @@ class Persistent:
 
 def module_record(class_name, module, **attributes):
     """A torch module as a persistent object, children included."""
-    children = OrderedDict((name, module_record(type(child).__name__, child)) for name, child in module.named_children())
+    children = OrderedDict(
+        (name, module_record(type(child).__name__, child)) for name, child in module.named_children()
+    )
     state = {
         "training": False,
         "_parameters": OrderedDict(module._parameters),
@@ -58,7 +60,11 @@ def generator_record(generator: StyleGAN2, class_name="Generator"):
         img_channels=generator.img_channels,
         num_ws=generator.num_ws,
     )
-    sizes = {"w_dim": generator.w_dim, "img_resolution": generator.img_resolution, "img_channels": generator.img_channels}
+    sizes = {
+        "w_dim": generator.w_dim,
+        "img_resolution": generator.img_resolution,
+        "img_channels": generator.img_channels,
+    }
     children = record.meta["state"]["_modules"]
     children["synthesis"].meta["state"]["_init_kwargs"] = {**sizes, **generator.synthesis_kwargs, "num_fp16_res": 4}
     sizes = {"z_dim": generator.z_dim, "c_dim": generator.c_dim, "w_dim": generator.w_dim, "num_ws": generator.num_ws}

@@ -44,7 +44,11 @@ def test_run_ends_with_tables_a_summary_and_no_noise(finished):
     assert f'pandas.read_parquet("{folder}/out/metrics")' in result.stdout
     assert "images/s" in result.stdout  # progress, as lines, since this is no terminal
     frame = pd.read_parquet(folder / "out/metrics")
-    assert frame.groupby("stage", observed=True)["image_id"].nunique().to_dict() == {"pivot": 5, "stored": 5, "tuned": 5}
+    assert frame.groupby("stage", observed=True)["image_id"].nunique().to_dict() == {
+        "pivot": 5,
+        "stored": 5,
+        "tuned": 5,
+    }
     assert frame["shard"].nunique() == 2
 
 

@@ -40,7 +40,7 @@ def test_an_unknown_setting_is_refused_with_the_list_of_settings(name):
 
 
 def test_unknown_preset():
-    with pytest.raises(PresetError, match="demo, fast, paper|paper, fast, demo"):
+    with pytest.raises(PresetError, match=r"demo, fast, paper|paper, fast, demo"):
         configure("slow")
 
 

@@ -51,7 +51,7 @@ def test_every_image_gets_measures_of_all_stages_and_a_delta(tiny_generator, tar
 
 def test_a_batch_of_8_gives_what_8_runs_of_one_give(tiny_generator, targets):
     """The whole method at the demo preset's own step counts."""
-    steps = {name: getattr(getattr(configure("demo"), name), "steps") for name in ("pivot", "tuning")}
+    steps = {name: getattr(configure("demo"), name).steps for name in ("pivot", "tuning")}
     full = {f"{name}.steps": n for name, n in steps.items()}
     together = by_id(invert(tiny_generator, targets, full)[0])
     for target in targets:
@@ -65,7 +65,9 @@ def test_the_batch_size_changes_nothing(tiny_generator, targets):
     one = by_id(invert(tiny_generator, targets[:5], {"batch": 2})[0])
     other = by_id(invert(tiny_generator, targets[:5], {"batch": 5})[0])
     for image_id, inversion in one.items():
-        assert inversion.measures["stored"]["lpips"] == pytest.approx(other[image_id].measures["stored"]["lpips"], abs=1e-3)
+        assert inversion.measures["stored"]["lpips"] == pytest.approx(
+            other[image_id].measures["stored"]["lpips"], abs=1e-3
+        )
 
 
 def test_mode_multi_tunes_one_generator_for_each_group(tiny_generator, targets):
@@ -86,7 +88,9 @@ def test_an_image_that_diverges_is_a_failure_and_the_others_go_on(tiny_generator
     assert list(by_id(results)) == ["faces/0.png", "faces/1.png"]
     good = by_id(invert(tiny_generator, targets[:2])[0])
     for image_id, inversion in by_id(results).items():
-        assert inversion.measures["stored"]["lpips"] == pytest.approx(good[image_id].measures["stored"]["lpips"], abs=1e-3)
+        assert inversion.measures["stored"]["lpips"] == pytest.approx(
+            good[image_id].measures["stored"]["lpips"], abs=1e-3
+        )
 
 
 class Hungry(torch.nn.Module):
@@ -123,7 +127,9 @@ def test_out_of_memory_halves_the_batch_and_goes_on(tiny_generator, targets):
     assert list(by_id(results)) == [t.image_id for t in targets[:7]]
     plain = by_id(invert(tiny_generator, targets[:7])[0])
     for image_id, inversion in by_id(results).items():
-        assert inversion.measures["pivot"]["lpips"] == pytest.approx(plain[image_id].measures["pivot"]["lpips"], abs=1e-3)
+        assert inversion.measures["pivot"]["lpips"] == pytest.approx(
+            plain[image_id].measures["pivot"]["lpips"], abs=1e-3
+        )
 
 
 def test_out_of_memory_even_alone_is_a_failure_for_a_passing_reason(tiny_generator, targets):

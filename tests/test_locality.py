@@ -43,7 +43,9 @@ def test_w_plus_pivots_lie_at_the_same_distance():
     torch.manual_seed(2)
     pivot = torch.randn(2, 6, 8)
     point = interpolate(pivot, torch.randn(2, 8), 30.0)
-    torch.testing.assert_close(distance_in_w(point.ws, pivot), torch.full((2,), radius_of_alpha(30)), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        distance_in_w(point.ws, pivot), torch.full((2,), radius_of_alpha(30)), rtol=1e-4, atol=1e-4
+    )
 
 
 @pytest.mark.parametrize("alpha", [0.0, -30.0])

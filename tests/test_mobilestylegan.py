@@ -46,7 +46,9 @@ def slow_synthesis(generator: MobileStyleGAN, ws: torch.Tensor, noise: list[torc
             weight = state[f"{name}.weight"] / math.sqrt(9 * len(s)) * s[None, :, None, None]
             x = F.conv2d(x, weight, padding=1)
         else:
-            x = F.conv2d(x, state[f"{name}.depthwise"] / math.sqrt(9 * len(s)) * s[:, None, None, None], None, 1, 1, 1, len(s))
+            x = F.conv2d(
+                x, state[f"{name}.depthwise"] / math.sqrt(9 * len(s)) * s[:, None, None, None], None, 1, 1, 1, len(s)
+            )
             x = F.conv2d(x, state[f"{name}.pointwise"] / math.sqrt(len(s)))
         x = x + n * state[f"{name}.noise_strength"] + state[f"{name}.bias"][None, :, None, None]
         return F.leaky_relu(x, 0.2)

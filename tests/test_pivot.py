@@ -96,7 +96,9 @@ def test_a_batch_finds_what_its_images_find_alone(tiny_generator, targets, stati
     for i in range(4):
         alone = search(tiny_generator, targets[i : i + 1], statistics, seeds=[i])
         with torch.no_grad():
-            a = lpips(tiny_generator.synthesis(together[i : i + 1].ws, noise=together[i : i + 1].noise), targets[i : i + 1])
+            a = lpips(
+                tiny_generator.synthesis(together[i : i + 1].ws, noise=together[i : i + 1].noise), targets[i : i + 1]
+            )
             b = lpips(tiny_generator.synthesis(alone.ws, noise=alone.noise), targets[i : i + 1])
         assert a.item() == pytest.approx(b.item(), abs=1e-3)
 

@@ -76,7 +76,9 @@ def server(tmp_path_factory):
                 stop(process)
 
 
-def test_deployment_run_of_the_demo_ends_completed_with_tables_and_artifacts(server, dataset, tmp_path, tiny_checkpoint):
+def test_deployment_run_of_the_demo_ends_completed_with_tables_and_artifacts(
+    server, dataset, tmp_path, tiny_checkpoint
+):
     parameters = {
         "dataset": str(dataset(5)),
         "output": str(tmp_path / "out"),
@@ -96,7 +98,14 @@ def test_deployment_run_of_the_demo_ends_completed_with_tables_and_artifacts(ser
 
 
 def test_a_run_that_cannot_work_fails_with_its_sentence(server, tmp_path, tiny_checkpoint):
-    arguments = ["-p", f"dataset={tmp_path}/nowhere", "-p", f"output={tmp_path}/out", "-p", f"generator={tiny_checkpoint}"]
+    arguments = [
+        "-p",
+        f"dataset={tmp_path}/nowhere",
+        "-p",
+        f"output={tmp_path}/out",
+        "-p",
+        f"generator={tiny_checkpoint}",
+    ]
     result = prefect(server, "deployment", "run", "pti/demo", *arguments, "--watch")
     assert result.returncode == 1
     (run,) = post(server, "flow_runs/filter", {"limit": 1, "sort": "START_TIME_DESC"})

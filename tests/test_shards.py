@@ -69,13 +69,18 @@ BAD = {
     "grey.png": (lambda path, im: im.convert("L").save(path), "grey"),
     "palette.png": (lambda path, im: im.convert("P").save(path), "palette"),
     "cmyk.jpg": (lambda path, im: im.convert("CMYK").save(path), "CMYK"),
-    "deep.png": (lambda path, im: Image.fromarray(np.asarray(im.convert("L")).astype(np.uint16) * 256).save(path), "16"),
+    "deep.png": (
+        lambda path, im: Image.fromarray(np.asarray(im.convert("L")).astype(np.uint16) * 256).save(path),
+        "16",
+    ),
     "alpha.png": (lambda path, im: (im.putalpha(100), im.save(path)), "alpha|transparent"),
     "huge.png": (lambda path, _: Image.new("RGB", (5000, 5000)).save(path), "megapixels"),
 }
 
 
-def test_bad_images_become_rejects_and_the_good_ones_are_inverted_all_the_same(dataset, tmp_path, tiny_checkpoint, pictures):
+def test_bad_images_become_rejects_and_the_good_ones_are_inverted_all_the_same(
+    dataset, tmp_path, tiny_checkpoint, pictures
+):
     folder = dataset(3)
     for name, (write, _) in BAD.items():
         write(folder / name, Image.fromarray(pictures[4]))
@@ -233,7 +238,9 @@ def test_a_folder_without_images_a_missing_folder_and_no_generator_are_named(dat
         begin(tmp_path / "data", picture / "out", tiny_checkpoint)
 
 
-def test_a_generator_that_changed_after_the_run_was_frozen_is_refused(dataset, tmp_path, tiny_checkpoint, tiny_generator):
+def test_a_generator_that_changed_after_the_run_was_frozen_is_refused(
+    dataset, tmp_path, tiny_checkpoint, tiny_generator
+):
     import shutil
 
     from pti_core import runs

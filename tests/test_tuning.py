@@ -90,7 +90,7 @@ def test_one_step_is_the_sum_of_the_papers_losses(tiny_generator, problem):
 def test_locality_keeps_the_neighbourhood_on_several_images_paired(tiny_generator, problem):
     """Old against new generator at w_r and w_z: lower with the regulariser, image by image."""
     lpips, drift, fit = load_lpips(), {}, {}
-    targets, pivots = problem
+    _, pivots = problem
     for name, locality in {"off": OFF, "on": LocalityConfig(weight=1.0, alpha=30.0)}.items():
         drift[name], fit[name] = [], []
         for i in range(4):

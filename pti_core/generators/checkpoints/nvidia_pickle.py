@@ -108,9 +108,11 @@ def _parameter(data: Any, *_: Any) -> Tensor:
 
 def _scalar(dtype: Any, data: Any = b"") -> float | int | None:
     formats = {"f8": "<d", "f4": "<f", "i8": "<q", "i4": "<i", "b1": "<?"}
-    code = dtype.args[0] if isinstance(dtype, _Inert) and dtype.args else None
-    fits = isinstance(data, bytes) and code in formats and len(data) == struct.calcsize(formats[code])
-    return struct.unpack(formats[code], data)[0] if fits else None
+    code: Any = dtype.args[0] if isinstance(dtype, _Inert) and dtype.args else None
+    if not isinstance(data, bytes) or code not in formats or len(data) != struct.calcsize(formats[code]):
+        return None
+    value: float | int = struct.unpack(formats[code], data)[0]
+    return value
 
 
 ALLOWED: dict[tuple[str, str], Callable[..., Any]] = {
@@ -134,7 +136,9 @@ class _Unpickler(pickle.Unpickler):
             return ALLOWED[module, name]
         if module.startswith("dnnlib.tflib"):
             raise CheckpointError(f"a StyleGAN pickle of the TensorFlow era; {CONVERT}")
-        raise CheckpointError(f"a pickle that names {module}.{name}, which a StyleGAN2 file has no need of; it is refused")
+        raise CheckpointError(
+            f"a pickle that names {module}.{name}, which a StyleGAN2 file has no need of; it is refused"
+        )
 
 
 def load_nvidia(data: bytes, source: str) -> StyleGAN2:

@@ -71,8 +71,12 @@ def fill(generator: nn.Module, state: Mapping[str, Tensor], source: str) -> None
         ("has NaN or infinite values in", [n for n in state if n in expected and not bool(state[n].isfinite().all())]),
     ):
         if names:
-            listed = ", ".join(names[:MAX_NAMED]) + (f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else "")
-            raise CheckpointError(f"{source}: {problem} {listed}; it is not a generator of this architecture, or damaged")
+            listed = ", ".join(names[:MAX_NAMED]) + (
+                f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
+            )
+            raise CheckpointError(
+                f"{source}: {problem} {listed}; it is not a generator of this architecture, or damaged"
+            )
     generator.load_state_dict(dict(state), assign=True)
     generator.eval().requires_grad_(False)
 

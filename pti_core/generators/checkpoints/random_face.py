@@ -64,7 +64,7 @@ def _noise(layer: StyledConv, value: np.ndarray) -> None:
     """Split a baked constant into a unit-variance map and a strength."""
     strength = float(value.std())
     _assign(layer.noise_const, value / strength if strength > 0 else value)
-    _assign(layer.noise_strength, np.float32([strength]))
+    _assign(layer.noise_strength, np.array([strength], np.float32))
 
 
 def read_random_face(wheel: str | Path) -> MobileStyleGAN:
