@@ -46,7 +46,7 @@ def plan_parts(rows: Sequence[Row], batch: int, multi: bool) -> list[list[Row]]:
     return list(groups.values())
 
 
-def shard_rows(run: Run, shard: int) -> list[Row]:
+def shard_rows(run: Run, shard: int) -> Sequence[Row]:
     """The manifest's rows of a shard, in its order."""
     manifest = run.manifest
     return tables.records(manifest[manifest["shard"] == shard])
