@@ -1,118 +1,150 @@
 """StyleGAN2 out of NVIDIA's pickles (stylegan2-ada-pytorch, stylegan3 repository) without running anything in them.
 
 Such a file pickles whole modules together with their Python source, and NVIDIA's loader executes that source. Here
-only an exact list of (module, name) is resolved, each to an inert stand-in: modules become records of their tensors
-and constructor arguments, the source is ignored, and tensor storages, which are nested torch files, are read with
-`weights_only=True`. From the records the project's own class is built and filled.
+only an exact list of (module, name) is known, each to an inert stand-in: modules become records of their tensors and
+constructor arguments, the source is ignored, and tensor storages, which are nested torch files, stay in the file
+until they are wanted and are read with `weights_only=True`. From the records the project's own class is built.
 """
 
 from __future__ import annotations
 
 import io
 import math
-import pickle
-import pickletools
 import struct
-from collections import OrderedDict
+import warnings
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
 
+from pti_core.generators.checkpoints.architecture import MAPPING, SYNTHESIS, check_config
 from pti_core.generators.checkpoints.errors import CheckpointError
-from pti_core.generators.checkpoints.own import fill
+from pti_core.generators.checkpoints.plain_pickle import Blob, PickleError, PlainUnpickler
+from pti_core.generators.checkpoints.weights import fill
 from pti_core.generators.stylegan2 import StyleGAN2
 
-MAX_OPCODES, MAX_TUPLES = 2_000_000, 50_000  # a 1024 generator with discriminator needs about 30,000 and 3,000
-CONVERT = "convert it with NVIDIA's stylegan2-ada-pytorch (legacy.py) first"
+LEGACY_TORCH = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # how torch's older files begin, storages in pickles too
+MAX_DEPTH, MAX_TENSORS = 8, 20_000  # modules inside modules, tensors in one network
+IGNORED = ("use_fp16", "fp16_channels_last", "fused_modconv_default", "w_avg_beta")  # how it runs or was trained
+ONLY = "generators of NVIDIA's own StyleGAN2 code can be read"
+TF_CONVERT = "convert it with NVIDIA's stylegan2-ada-pytorch (legacy.py) first"
 
 
-@dataclass
+@dataclass(frozen=True)
+class Storage:
+    """The bytes of a nested torch file with the values of a tensor."""
+
+    data: bytes | Blob
+
+    def read(self, file: BinaryIO) -> Tensor:
+        """Its values, one-dimensional. PickleError for anything but one plain storage."""
+        data = self.data.read(file) if isinstance(self.data, Blob) else self.data
+        if not data.startswith(LEGACY_TORCH):
+            raise PickleError("a nested file that is no tensor storage")
+        try:
+            with warnings.catch_warnings():  # a damaged file makes torch warn before it makes it raise
+                warnings.simplefilter("ignore")
+                loaded = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        except Exception as error:  # the nested pickle can make torch raise nearly anything
+            raise PickleError(f"a tensor storage that is not plain data ({type(error).__name__})") from None
+        if not isinstance(loaded, torch.storage.TypedStorage):
+            raise PickleError("a nested file that is no tensor storage")
+        # Its own length and item access warn of TypedStorage's retirement; what lies under it does not.
+        count = loaded._untyped_storage.nbytes() // loaded.dtype.itemsize
+        return torch.empty(0, dtype=loaded.dtype).set_(loaded._untyped_storage, 0, (count,), (1,))
+
+
+@dataclass(frozen=True)
+class LazyTensor:
+    """A tensor that is still in the file."""
+
+    storage: Storage
+    offset: int
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+
+    def read(self, file: BinaryIO) -> Tensor:
+        """The tensor, in memory of its own. PickleError where it reaches beyond its storage."""
+        values = self.storage.read(file)
+        last = self.offset + sum((n - 1) * s for n, s in zip(self.shape, self.stride, strict=True))
+        if math.prod(self.shape) and last >= len(values):
+            raise PickleError(f"a tensor of shape {list(self.shape)} in a storage of {len(values)} values")
+        found = values.as_strided(self.shape, self.stride, self.offset)
+        return found if found.numel() == len(values) and found.is_contiguous() else found.clone()
+
+
+@dataclass(frozen=True)
 class Module:
     """An inert record of a pickled module."""
 
     class_name: str
-    state: Mapping[str, Any] = field(default_factory=dict)
+    state: Mapping[str, Any]
 
-    def tensors(self, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
-        """All its parameters and buffers, by their names in a state dict."""
-        for group in ("_parameters", "_buffers"):
-            for name, value in self.state.get(group, {}).items():
-                if isinstance(value, Tensor):
-                    yield prefix + name, value
-        for name, child in self.state.get("_modules", {}).items():
-            if isinstance(child, Module):
-                yield from child.tensors(f"{prefix}{name}.")
+    def part(self, name: str) -> Mapping[str, Any]:
+        """A table of its state, empty where it has none."""
+        found = self.state.get(name)
+        return found if isinstance(found, dict) else {}
 
     def child(self, name: str) -> Module | None:
         """A sub-module by name."""
-        found = self.state.get("_modules", {}).get(name)
+        found = self.part("_modules").get(name)
         return found if isinstance(found, Module) else None
 
-
-class _Storage:
-    """The raw values of a tensor."""
-
-    def __init__(self, values: Tensor) -> None:
-        self.values = values  # one-dimensional
-
-
-class _Inert:
-    """Whatever a harmless constructor was called with; holds nothing and does nothing."""
-
-    def __init__(self, *args: Any) -> None:
-        self.args = args
-
-    def __setstate__(self, state: Any) -> None:
-        pass
-
-
-class _InertDict(dict[str, Any]):
-    """`dnnlib.util.EasyDict` without its attribute access."""
-
-    def __setstate__(self, state: Any) -> None:
-        pass
+    def tensors(self, prefix: str = "", depth: int = 0) -> Iterator[tuple[str, LazyTensor]]:
+        """All its parameters and buffers, by their names in a state dict."""
+        if depth > MAX_DEPTH:
+            raise PickleError("modules nested too deeply for a generator")
+        for group in ("_parameters", "_buffers"):
+            for name, value in self.part(group).items():
+                if isinstance(value, LazyTensor):
+                    yield f"{prefix}{name}", value
+        for name, child in self.part("_modules").items():
+            if isinstance(child, Module):
+                yield from child.tensors(f"{prefix}{name}.", depth + 1)
 
 
 def _module(meta: Any) -> Module:
     if not isinstance(meta, dict) or meta.get("type") != "class" or not isinstance(meta.get("state"), dict):
-        raise pickle.UnpicklingError("a persistent object that is no module")
-    return Module(str(meta.get("class_name")), meta["state"])
+        raise PickleError("a persistent object that is no module")
+    name = meta.get("class_name")
+    return Module(name[:80] if isinstance(name, str) else "nameless module", meta["state"])
 
 
-def _storage(data: Any) -> _Storage:
-    loaded = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    if not isinstance(loaded, torch.storage.TypedStorage):
-        raise pickle.UnpicklingError("a nested torch file that is no tensor storage")
-    values = torch.empty(0, dtype=loaded.dtype)
-    return _Storage(values.set_(loaded._untyped_storage, 0, (len(loaded),), (1,)))
+def _storage(data: Any) -> Storage:
+    if not isinstance(data, bytes | Blob):
+        raise PickleError("a tensor storage without bytes")
+    return Storage(data)
 
 
-def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> Tensor:
-    if not isinstance(storage, _Storage):
-        raise pickle.UnpicklingError("a tensor without a storage")
-    size, stride, offset = tuple(map(int, size)), tuple(map(int, stride)), int(offset)
-    last = offset + sum((n - 1) * s for n, s in zip(size, stride, strict=True))
-    if min((*size, *stride, offset), default=0) < 0 or (math.prod(size) and last >= len(storage.values)):
-        raise pickle.UnpicklingError(f"a tensor of shape {list(size)} in a storage of {len(storage.values)} values")
-    return storage.values.as_strided(size, stride, offset)
+def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> LazyTensor:
+    if not isinstance(storage, Storage) or not isinstance(size, tuple) or not isinstance(stride, tuple):
+        raise PickleError("a tensor without a storage or a shape")
+    numbers = (offset, *size, *stride)
+    if len(size) != len(stride) or len(size) > 8 or not all(type(n) is int and 0 <= n < 2**40 for n in numbers):
+        raise PickleError("a tensor of an impossible size")
+    return LazyTensor(storage, offset, size, stride)
 
 
-def _parameter(data: Any, *_: Any) -> Tensor:
-    if not isinstance(data, Tensor):
-        raise pickle.UnpicklingError("a parameter without a tensor")
+def _parameter(data: Any, *_: Any) -> LazyTensor:
+    if not isinstance(data, LazyTensor):
+        raise PickleError("a parameter without a tensor")
     return data
 
 
 def _scalar(dtype: Any, data: Any = b"") -> float | int | None:
     formats = {"f8": "<d", "f4": "<f", "i8": "<q", "i4": "<i", "b1": "<?"}
-    code: Any = dtype.args[0] if isinstance(dtype, _Inert) and dtype.args else None
+    code = dtype[0] if isinstance(dtype, tuple) and dtype and isinstance(dtype[0], str) else None
     if not isinstance(data, bytes) or code not in formats or len(data) != struct.calcsize(formats[code]):
         return None
     value: float | int = struct.unpack(formats[code], data)[0]
     return value
+
+
+def _table(*_: Any) -> dict[str, Any]:
+    return {}  # its items follow, one by one, as with any dict
 
 
 ALLOWED: dict[tuple[str, str], Callable[..., Any]] = {
@@ -120,103 +152,94 @@ ALLOWED: dict[tuple[str, str], Callable[..., Any]] = {
     ("torch._utils", "_rebuild_tensor_v2"): _tensor,
     ("torch._utils", "_rebuild_parameter"): _parameter,
     ("torch.storage", "_load_from_bytes"): _storage,
-    ("collections", "OrderedDict"): OrderedDict,
-    ("dnnlib.util", "EasyDict"): _InertDict,
-    ("numpy", "dtype"): _Inert,
+    ("collections", "OrderedDict"): _table,
+    ("dnnlib.util", "EasyDict"): _table,
+    ("builtins", "set"): lambda *_: [],  # of `_non_persistent_buffers_set`, in pickles of protocol 3
+    ("numpy", "dtype"): lambda *arguments: arguments,
     ("numpy.core.multiarray", "scalar"): _scalar,
     ("numpy._core.multiarray", "scalar"): _scalar,
 }
-"""All that a file may name. Nothing else is ever resolved, and what is resolved is code of this file."""
+"""All that a file may name, and what stands for it: functions of this file, which make plain data."""
 
 
-class _Unpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Callable[..., Any]:
-        """Resolve a name of the file: from the list, or not at all."""
-        if (module, name) in ALLOWED:
-            return ALLOWED[module, name]
-        if module.startswith("dnnlib.tflib"):
-            raise CheckpointError(f"a StyleGAN pickle of the TensorFlow era; {CONVERT}")
-        raise CheckpointError(
-            f"a pickle that names {module}.{name}, which a StyleGAN2 file has no need of; it is refused"
-        )
+def _refuse(module: str, name: str) -> CheckpointError:
+    if module.startswith(("dnnlib.tflib", "tfutil")):
+        return CheckpointError(f"a StyleGAN pickle of the TensorFlow era; {TF_CONVERT}")
+    return CheckpointError(
+        f"a pickle that names {module}.{name}, which no StyleGAN2 file needs; it is refused, nothing of it was run"
+    )
 
 
-def load_nvidia(data: bytes, source: str) -> StyleGAN2:
-    """The generator (`G_ema`, else `G`) of an NVIDIA pickle: float32, eval mode, without gradients.
+def load_nvidia(path: Path, source: str) -> tuple[StyleGAN2, dict[str, str]]:
+    """The generator (`G_ema`, else `G`) of an NVIDIA pickle: float32, eval mode, without gradients; and no notes.
 
-    Raises CheckpointError, naming the file, for anything else.
+    Raises CheckpointError, naming `source`, for anything else.
     """
     try:
-        _check_opcodes(data)
-        content = _Unpickler(io.BytesIO(data)).load()
+        with path.open("rb") as file:
+            content = PlainUnpickler(file, path.stat().st_size, ALLOWED, _refuse).load()
+            module = _find_generator(content)
+            generator = _build(module)
+            tensors: dict[str, LazyTensor] = {}
+            for name, tensor in module.tensors():
+                tensors[name] = tensor
+                if len(tensors) > MAX_TENSORS:
+                    raise PickleError("far more tensors than a generator has")
+            shapes = {name: tensor.shape for name, tensor in tensors.items()}
+            fill(generator, shapes, lambda name: tensors[name].read(file), source)
+            return generator, {}
     except CheckpointError as error:
-        raise CheckpointError(f"{source}: {error}") from None
-    except RecursionError:
-        raise CheckpointError(f"{source}: a pickle nested too deeply to be a generator; it is refused") from None
-    except Exception as error:  # a hostile file can make the unpickler raise nearly anything
-        text = f"{type(error).__name__}: {str(error)[:200]}"
-        raise CheckpointError(f"{source}: damaged, truncated or no StyleGAN2 pickle ({text}); fetch it again") from None
-    module = _find_generator(content, source)
-    generator = _build(module, source)
-    tensors = {name: value.float() for name, value in module.tensors()}
-    fill(generator, tensors, source)
-    return generator
+        text = str(error)
+        raise CheckpointError(text if text.startswith(f"{source}: ") else f"{source}: {text}") from None
+    except (PickleError, ValueError, OverflowError, RuntimeError, MemoryError) as error:
+        reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+        raise CheckpointError(
+            f"{source}: damaged, truncated or no StyleGAN2 pickle ({reason}); fetch it again"
+        ) from None
 
 
-def _check_opcodes(data: bytes) -> None:
-    """Read the opcodes without acting on them: lengths that fit the file, and no more structure than a network has."""
-    tuples = 0
-    for count, (opcode, _, _) in enumerate(pickletools.genops(io.BytesIO(data)), start=1):
-        tuples += opcode.name.startswith("TUPLE")
-        if count > MAX_OPCODES or tuples > MAX_TUPLES:
-            raise CheckpointError("a pickle with far more structure than a generator has; it is refused")
-
-
-def _find_generator(content: Any, source: str) -> Module:
+def _find_generator(content: Any) -> Module:
     found = content
     if isinstance(content, dict):
         found = content.get("G_ema") or content.get("G")
     if not isinstance(found, Module):
-        keys = ", ".join(map(str, list(content)[:5])) if isinstance(content, dict) else type(content).__name__
-        raise CheckpointError(f"{source}: a pickle without a generator (`G_ema` or `G`); it holds {keys or 'nothing'}")
+        keys = ", ".join(str(key)[:40] for key in list(content)[:5]) if isinstance(content, dict) else ""
+        what = f"it holds {keys or 'nothing'}" if isinstance(content, dict) else f"it is a {type(content).__name__}"
+        raise CheckpointError(f"a pickle without a generator (`G_ema` or `G`): {what}; give a network-snapshot pickle")
     if found.class_name != "Generator":
-        raise CheckpointError(f"{source}: the pickled network is a {found.class_name}, a Generator was expected")
+        raise CheckpointError(f"the pickled network is a {found.class_name}; a StyleGAN2 Generator was expected")
     synthesis, mapping = found.child("synthesis"), found.child("mapping")
     if synthesis is None or mapping is None:
-        raise CheckpointError(f"{source}: a generator without mapping or synthesis; it is no StyleGAN2")
+        raise CheckpointError("a generator without mapping or synthesis; it is no StyleGAN2 and cannot be read")
     if synthesis.child("input") is not None:
-        raise CheckpointError(f"{source}: a StyleGAN3 generator; StyleGAN2 ones can be read (config stylegan2 there)")
+        raise CheckpointError("a StyleGAN3 generator; only StyleGAN2 can be read (`--cfg stylegan2` there)")
     return found
 
 
-def _build(module: Module, source: str) -> StyleGAN2:
+def _build(module: Module) -> StyleGAN2:
     """An empty generator of the file's architecture."""
-    synthesis, mapping = module.child("synthesis"), module.child("mapping")
-    assert synthesis is not None
-    assert mapping is not None
+    networks: dict[str, dict[str, Any]] = {}
+    for part, own in (("mapping", ("z_dim", "c_dim", "num_ws")), ("synthesis", ("img_resolution", "img_channels"))):
+        child = module.child(part)
+        assert child is not None
+        networks[part] = {
+            k: v for k, v in child.part("_init_kwargs").items() if k not in (*own, "w_dim", *IGNORED) and v is not None
+        }
+    if networks["mapping"].pop("activation", "lrelu") != "lrelu":
+        raise CheckpointError(f"a mapping network with another activation than lrelu, which is not supported; {ONLY}")
+    config: dict[str, Any] = {
+        name: module.state.get(name) for name in ("z_dim", "c_dim", "w_dim", "img_resolution", "img_channels")
+    }
+    unknown = [k for k in networks["mapping"] if k not in MAPPING] + [
+        k for k in networks["synthesis"] if k not in SYNTHESIS
+    ]
+    if unknown:
+        raise CheckpointError(f"an architecture that is not supported (the argument {str(unknown[0])[:60]}); {ONLY}")
     try:
-        kwargs = dict(synthesis.state.get("_init_kwargs") or {})
-        mapping_kwargs = dict(mapping.state.get("_init_kwargs") or {})
-        for name in ("w_dim", "img_resolution", "img_channels"):
-            kwargs.pop(name, None)
-        for name in ("z_dim", "c_dim", "w_dim", "num_ws"):
-            mapping_kwargs.pop(name, None)
-        mapping_kwargs = {k: v for k, v in mapping_kwargs.items() if k in MAPPING_ARGUMENTS}
-        kwargs = {k: v for k, v in kwargs.items() if k not in IGNORED_ARGUMENTS}
-        state = module.state
+        config |= {"mapping_kwargs": networks["mapping"], "synthesis_kwargs": networks["synthesis"]}
+        check_config("stylegan2", config)
         with torch.device("meta"):
-            return StyleGAN2(
-                int(state["z_dim"]),
-                int(state["c_dim"]),
-                int(state["w_dim"]),
-                int(state["img_resolution"]),
-                int(state["img_channels"]),
-                mapping_kwargs,
-                kwargs,
-            )
-    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-        raise CheckpointError(f"{source}: an architecture that is not supported ({error})") from None
-
-
-MAPPING_ARGUMENTS = ("num_layers", "embed_features", "layer_features", "lr_multiplier")
-IGNORED_ARGUMENTS = ("use_fp16", "fp16_channels_last", "fused_modconv_default")  # how it runs, not what it draws
+            return StyleGAN2(**config)
+    except (TypeError, ValueError, RuntimeError) as error:
+        reason = str(error).splitlines()[0][:200]
+        raise CheckpointError(f"an architecture that is not supported ({reason}); {ONLY}") from None

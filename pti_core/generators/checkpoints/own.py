@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import struct
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import safetensors
 import safetensors.torch
@@ -13,10 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from pti_core.generators.base import Generator
+from pti_core.generators.checkpoints.architecture import check_config
 from pti_core.generators.checkpoints.errors import CheckpointError
+from pti_core.generators.checkpoints.weights import fill
 
 FORMAT = "pti-generator/1"
-MAX_NAMED = 3  # tensors named in a message
+MAX_HEADER = 16 * 2**20  # bytes; a generator's is about 30 KiB
+OWN_KEYS = ("format", "kind", "config")  # of the metadata; the rest are notes
 
 
 def families() -> dict[str, type[nn.Module]]:
@@ -40,53 +44,59 @@ def save_generator(
     safetensors.torch.save_file(tensors, str(path), metadata=dict(notes or {}) | metadata)
 
 
-def load_own(data: bytes, source: str) -> Generator:
-    """A generator from the bytes of a file, float32, eval mode, without gradients. Raises CheckpointError."""
-    metadata = _metadata(data, source)
+def load_own(path: Path, source: str) -> tuple[Generator, dict[str, str]]:
+    """A generator from a file, float32, eval mode, without gradients, and the notes in its metadata.
+
+    Raises CheckpointError, naming `source`, for anything else.
+    """
+    with path.open("rb") as file:
+        metadata = _metadata(file, path.stat().st_size, source)
     if metadata.get("format") != FORMAT:
-        found = metadata.get("format", "no format in its metadata")
-        raise CheckpointError(f"{source}: safetensors with {found!r}, {FORMAT!r} expected; convert it first")
+        found = metadata.get("format")
+        what = f"the format {str(found)[:60]!r}" if found is not None else "no format in its metadata"
+        raise CheckpointError(
+            f"{source}: safetensors with {what}, {FORMAT!r} expected; "
+            "convert the checkpoint that it was made from (`pti generator convert`)"
+        )
     known = families()
-    if metadata.get("kind") not in known:
-        raise CheckpointError(f"{source}: generator of kind {metadata.get('kind')!r}, one of {sorted(known)} expected")
+    kind = metadata.get("kind")
+    if kind not in known:
+        raise CheckpointError(
+            f"{source}: generator of kind {str(kind)[:60]!r}, one of {sorted(known)} expected; convert it again"
+        )
     try:
-        config = json.loads(metadata["config"])
+        config = json.loads(metadata.get("config", "null"))
+        check_config(kind, config)
         with torch.device("meta"):
-            generator = known[metadata["kind"]](**config)
-        state = safetensors.torch.load(data)
-    except (KeyError, TypeError, ValueError, RuntimeError, safetensors.SafetensorError) as error:
-        raise CheckpointError(f"{source}: damaged ({error}); fetch or convert it again") from error
-    state = {name: value.float() if value.is_floating_point() else value for name, value in state.items()}
-    fill(generator, state, source)
-    return generator  # type: ignore[return-value]
-
-
-def fill(generator: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
-    """Give a generator all its weights; every name, shape and value is checked. Raises CheckpointError."""
-    expected = generator.state_dict()
-    for problem, names in (
-        ("lacks", [n for n in expected if n not in state]),
-        ("has the unknown", [n for n in state if n not in expected]),
-        ("has the wrong shape for", [n for n in state if n in expected and state[n].shape != expected[n].shape]),
-        ("has NaN or infinite values in", [n for n in state if n in expected and not bool(state[n].isfinite().all())]),
-    ):
-        if names:
-            listed = ", ".join(names[:MAX_NAMED]) + (
-                f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
-            )
-            raise CheckpointError(
-                f"{source}: {problem} {listed}; it is not a generator of this architecture, or damaged"
-            )
-    generator.load_state_dict(dict(state), assign=True)
-    generator.eval().requires_grad_(False)
-
-
-def _metadata(data: bytes, source: str) -> dict[str, Any]:
-    size = int.from_bytes(data[:8], "little")
-    if len(data) < 8 + size or size > 100 * 2**20:
-        raise CheckpointError(f"{source}: safetensors file that ends before its header does; fetch it again")
+            generator = known[kind](**config)
+    except (TypeError, ValueError, RuntimeError) as error:  # RecursionError is a RuntimeError
+        reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+        raise CheckpointError(f"{source}: an architecture that is not possible ({reason}); convert it again") from None
     try:
-        header = json.loads(data[8 : 8 + size])
-        return dict(header.get("__metadata__", {}))
-    except (ValueError, AttributeError, RecursionError) as error:
-        raise CheckpointError(f"{source}: safetensors file with a damaged header; fetch it again") from error
+        with safetensors.safe_open(str(path), framework="pt") as tensors:
+            shapes = {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
+
+            def read(name: str) -> Tensor:
+                return tensors.get_tensor(name).clone()  # what the library gives may be the file itself, mapped
+
+            fill(generator, shapes, read, source)
+    except safetensors.SafetensorError as error:
+        raise CheckpointError(f"{source}: a damaged or truncated file ({error}); fetch or convert it again") from None
+    notes = {k: v for k, v in metadata.items() if k not in OWN_KEYS}
+    return generator, notes  # type: ignore[return-value]
+
+
+def _metadata(file: BinaryIO, total: int, source: str) -> dict[str, str]:
+    """The texts in the header, read before the library sees the file."""
+    head = file.read(8)
+    size = struct.unpack("<Q", head)[0] if len(head) == 8 else 0
+    if size > min(MAX_HEADER, total - 8):
+        raise CheckpointError(
+            f"{source}: a safetensors header of {size:,} bytes in a file of {total:,}; it is truncated, fetch it again"
+        )
+    try:
+        header: Any = json.loads(file.read(size))
+        metadata = header.get("__metadata__", {})
+        return {str(k): v for k, v in metadata.items() if isinstance(v, str)}
+    except (ValueError, AttributeError, RecursionError):
+        raise CheckpointError(f"{source}: a safetensors file with a damaged header; fetch it again") from None
