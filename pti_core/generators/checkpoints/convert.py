@@ -87,6 +87,9 @@ def write_generator(
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         remarks = WRITERS[format](generator, part, notes or {})
+        mask = os.umask(0)
+        os.umask(mask)
+        part.chmod(0o666 & ~mask)  # safetensors' own file is for its owner alone
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)

@@ -76,10 +76,12 @@ def load_own(path: Path, source: str) -> tuple[Generator, dict[str, str]]:
         with safetensors.safe_open(str(path), framework="pt") as tensors:
             shapes = {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
 
-            def read(name: str) -> Tensor:
-                return tensors.get_tensor(name).clone()  # what the library gives may be the file itself, mapped
+        def read(name: str) -> Tensor:
+            # The library maps the file; opened anew for each tensor, no more than one is in memory twice.
+            with safetensors.safe_open(str(path), framework="pt") as tensors:
+                return tensors.get_tensor(name).clone()
 
-            fill(generator, shapes, read, source)
+        fill(generator, shapes, read, source)
     except safetensors.SafetensorError as error:
         raise CheckpointError(f"{source}: a damaged or truncated file ({error}); fetch or convert it again") from None
     notes = {k: v for k, v in metadata.items() if k not in OWN_KEYS}

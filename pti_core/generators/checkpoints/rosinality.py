@@ -188,7 +188,7 @@ def _check(tensors: Mapping[str, Tensor], generator: StyleGAN2, ours: Mapping[st
             )
     usual = fir_kernel(TAPS) * UP_GAIN
     if not all(torch.allclose(tensors[name].float(), usual) for name in filters):
-        raise CheckpointError(f"{source}: filters other than [1, 3, 3, 1], which this layout's readers do not support")
+        raise CheckpointError(f"{source}: filters other than [1, 3, 3, 1]; such a generator cannot be read")
 
 
 def obstacles(generator: Generator) -> list[str]:

@@ -36,7 +36,7 @@ def fill(
         if not value.is_floating_point():
             raise CheckpointError(f"{source}: {name} is {value.dtype}, floating point expected; the file is damaged")
         value = value.to(torch.float32, memory_format=torch.contiguous_format)
-        if not bool(value.isfinite().all()):
+        if value.numel() and not bool(torch.stack(value.aminmax()).isfinite().all()):  # NaN is its own least and most
             bad.append(name)
         state[name] = value
     _refuse(source, "has NaN or infinite values in", bad, "it is the result of a training that failed, or damaged")
