@@ -1,4 +1,4 @@
-"""The `pti` command: run, status, show."""
+"""The `pti` command: run, status, show, export, generator."""
 
 from __future__ import annotations
 
@@ -21,6 +21,8 @@ for _name, _value in {
 
 import typer  # noqa: E402
 from rich.console import Console  # noqa: E402
+
+from flows import generator_cli  # noqa: E402
 
 app = typer.Typer(
     add_completion=False,
@@ -210,6 +212,13 @@ def _sentence(error: Exception) -> str:
     if callable(details):  # pydantic's ValidationError
         return "; ".join(f"{'.'.join(map(str, d['loc']))} {d.get('input')!r}: {d['msg']}" for d in details())
     return str(error) or type(error).__name__
+
+
+generators = typer.Typer(no_args_is_help=True, help="Generators as files: inspect and convert.")
+app.add_typer(generators, name="generator")
+generators.command()(_one_sentence()(generator_cli.inspect))
+generators.command()(_one_sentence()(generator_cli.convert))
+app.command()(_one_sentence()(generator_cli.export))
 
 
 def main() -> None:

@@ -3,12 +3,13 @@
 import argparse
 import json
 import math
+from collections import OrderedDict
 from pathlib import Path
 
 import pytest
 import torch
 from nvidia_files import random_generator
-from test_checkpoints_hostile import refused
+from test_checkpoints_hostile import Call, refused
 
 from pti_core.generators.checkpoints import CheckpointError, load_generator
 from pti_core.generators.checkpoints.convert import write_generator
@@ -261,6 +262,30 @@ def test_damaged_files_are_refused(change, parts, tmp_path):
     path = tmp_path / "damaged.pt"
     torch.save({"g_ema": state, "latent_avg": torch.zeros(20)}, path)
     refused(path, *parts)
+
+
+@pytest.mark.parametrize("legacy", [True, False])
+@pytest.mark.parametrize(
+    ("offset", "size", "stride"),
+    [
+        (0, (1, 8, 8, 3, 3), (2**40, 2**30, 9, 3, 1)),
+        (2**38, (1, 8, 8, 3, 3), (576, 72, 9, 3, 1)),
+        (1, (1, 8, 8, 3, 3), (576, 72, 9, 3, 1)),
+        (-1, (1, 8, 8, 3, 3), (576, 72, 9, 3, 1)),
+        (0, (1, 8, 8, 3, -3), (576, 72, 9, 3, 1)),
+        (0, (1, 8, 8, 10**9, 10**9), (0, 0, 0, 0, 0)),
+    ],
+)
+def test_tensors_that_reach_beyond_their_storage(legacy, offset, size, stride, tmp_path):
+    state = their_state(WIDTHS[8])
+    storage = state["convs.1.conv.weight"]._typed_storage()
+    assert state["convs.1.conv.weight"].shape == (1, 8, 8, 3, 3)
+    state["convs.1.conv.weight"] = Call(
+        torch._utils._rebuild_tensor_v2, storage, offset, size, stride, False, OrderedDict()
+    )
+    path = tmp_path / "beyond.pt"
+    torch.save({"g_ema": state, "latent_avg": torch.zeros(20)}, path, _use_new_zipfile_serialization=not legacy)
+    refused(path)
 
 
 def test_other_torch_files_are_refused(tmp_path):

@@ -17,9 +17,10 @@ from fsspec.implementations.local import LocalFileSystem
 from pti_core.datasets import redact
 from pti_core.generators.base import Generator
 from pti_core.generators.checkpoints.errors import CheckpointError
-from pti_core.generators.checkpoints.nvidia_pickle import LEGACY_TORCH, load_nvidia
+from pti_core.generators.checkpoints.nvidia_pickle import load_nvidia
 from pti_core.generators.checkpoints.own import load_own, save_generator
 from pti_core.generators.checkpoints.rosinality import load_rosinality
+from pti_core.generators.checkpoints.torch_file import LEGACY
 
 __all__ = ["BUILT_IN", "CheckpointError", "LoadedGenerator", "load_generator", "save_generator"]
 
@@ -37,7 +38,7 @@ def _is_pickle(head: bytes) -> bool:
 Reader = Callable[[Path, str], tuple[Any, dict[str, str]]]
 READERS: dict[str, tuple[Callable[[bytes], bool], Reader]] = {
     "safetensors": (lambda head: head[8:9] == b"{", load_own),
-    "rosinality": (lambda head: head.startswith((b"PK\x03\x04", LEGACY_TORCH)), load_rosinality),
+    "rosinality": (lambda head: head.startswith((b"PK\x03\x04", LEGACY)), load_rosinality),
     "pickle": (_is_pickle, load_nvidia),
 }
 """Format: does a file that begins like this have it, and its reader. The first that matches reads."""

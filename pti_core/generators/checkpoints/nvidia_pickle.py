@@ -23,10 +23,10 @@ from torch import Tensor
 from pti_core.generators.checkpoints.architecture import MAPPING, SYNTHESIS, check_config
 from pti_core.generators.checkpoints.errors import CheckpointError
 from pti_core.generators.checkpoints.plain_pickle import Blob, PickleError, PlainUnpickler
+from pti_core.generators.checkpoints.torch_file import LEGACY, check_legacy
 from pti_core.generators.checkpoints.weights import fill
 from pti_core.generators.stylegan2 import StyleGAN2
 
-LEGACY_TORCH = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # how torch's older files begin, storages in pickles too
 MAX_DEPTH, MAX_TENSORS = 8, 20_000  # modules inside modules, tensors in one network
 IGNORED = ("use_fp16", "fp16_channels_last", "fused_modconv_default", "w_avg_beta")  # how it runs or was trained
 ONLY = "generators of NVIDIA's own StyleGAN2 code can be read"
@@ -42,8 +42,9 @@ class Storage:
     def read(self, file: BinaryIO) -> Tensor:
         """Its values, one-dimensional. PickleError for anything but one plain storage."""
         data = self.data.read(file) if isinstance(self.data, Blob) else self.data
-        if not data.startswith(LEGACY_TORCH):
+        if not data.startswith(LEGACY):
             raise PickleError("a nested file that is no tensor storage")
+        check_legacy(io.BytesIO(data), len(data))
         try:
             with warnings.catch_warnings():  # a damaged file makes torch warn before it makes it raise
                 warnings.simplefilter("ignore")

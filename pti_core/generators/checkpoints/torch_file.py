@@ -15,6 +15,8 @@ import torch
 from pti_core.generators.checkpoints.errors import CheckpointError
 from pti_core.generators.checkpoints.plain_pickle import PickleError, PlainUnpickler
 
+LEGACY = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # how torch's older files begin, storages in pickles too
+LEGACY_PICKLES = 5  # magic number, protocol, system, content, names of storages; the raw values follow
 MAX_PICKLE, MAX_RECORDS = 32 * 2**20, 20_000
 REASONS = r"(Unsupported (global|class|operand)|PytorchStreamReader|Trying to)[^\n]{0,120}"  # of torch's long messages
 
@@ -28,6 +30,9 @@ def load_torch(path: Path, source: str) -> dict[Any, Any]:
         mapped = zipfile.is_zipfile(path)
         if mapped:
             _check_zip(path)
+        else:
+            with path.open("rb") as file:
+                check_legacy(file, path.stat().st_size)
         # argparse's Namespace: the options that a training keeps; plain data.
         with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a damaged file makes torch warn before it makes it raise
@@ -76,10 +81,16 @@ class _AnyName(dict[tuple[str, str], Callable[..., Any]]):
         return (lambda *_: {}) if key == ("collections", "OrderedDict") else (lambda *_: None)
 
 
-def _check_structure(file: IO[bytes], size: int) -> None:
-    """Read the pickle as plain data first: torch's reader hashes whatever key it is given, which may take for ever."""
+def check_legacy(file: IO[bytes], size: int) -> None:
+    """The same for one of torch's older files, which is a row of pickles. Raises CheckpointError."""
+    _check_structure(file, size, LEGACY_PICKLES)
+
+
+def _check_structure(file: IO[bytes], size: int, pickles: int = 1) -> None:
+    """Read a pickle as plain data first: torch's reader hashes whatever key it is given, which may take for ever."""
     try:
-        PlainUnpickler(file, size, _AnyName(), lambda module, name: PickleError(name)).load()
+        for _ in range(pickles):
+            PlainUnpickler(file, size, _AnyName(), lambda module, name: PickleError(name)).load()
     except (PickleError, ValueError) as error:
         raise CheckpointError(
             f"a torch file with a damaged or hostile structure ({error}); it is refused, nothing of it was run"

@@ -1,0 +1,113 @@
+"""What `pti` does with generators as files: `generator inspect`, `generator convert`, `export`."""
+
+from __future__ import annotations
+
+import json
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+
+class Format(StrEnum):
+    """What a generator can be written as."""
+
+    safetensors = "safetensors"
+    rosinality = "rosinality"
+    state_dict = "state-dict"
+
+
+GeneratorRef = Annotated[str, typer.Argument(metavar="GENERATOR", help="Built-in name ('pocket'), path or fsspec URL.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace files that are there.")]
+
+
+def inspect(
+    generator: GeneratorRef,
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON, all digits and the whole architecture.")] = False,
+) -> None:
+    """Say what a generator is: kind, resolution, num_ws, parameters, SHA-256, statistics of W."""
+    from pti_core.generators.checkpoints import load_generator
+    from pti_core.generators.checkpoints.convert import describe
+
+    found = describe(load_generator(generator))
+    if as_json:
+        typer.echo(json.dumps(found, indent=2))
+        return
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, show_header=False)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in _rows(found):
+        table.add_row(name, value)
+    Console().print(table, highlight=False, markup=False)
+
+
+def _rows(found: dict[str, Any]) -> list[tuple[str, str]]:
+    """The description in words."""
+    w = found["w"]
+    conditional = f", {found['c_dim']} classes" if found["c_dim"] else ""
+    return [
+        ("generator", found["source"]),
+        ("kind", f"{found['kind']}{conditional} ({found['format']} file)"),
+        ("resolution", f"{found['resolution']} x {found['resolution']}, {found['channels']} channels"),
+        ("latents", f"z {found['z_dim']}, w {found['w_dim']}, num_ws {found['num_ws']}"),
+        ("noise maps", str(found["noise_maps"])),
+        ("parameters", f"{found['parameters']:,}, of which {found['tunable_parameters']:,} can be tuned"),
+        ("SHA-256", found["sha256"]),
+        ("W", f"||w_avg|| {w['w_avg_norm']:.3f}, w_std {w['w_std']:.3f}, mean ||w1 - w2|| {w['mean_distance']:.3f}"),
+        ("", f"of {w['samples']:,} samples; the file's w_avg is {w['stored_w_avg_distance']:.3f} from their mean"),
+        *((name, str(text)) for name, text in found["notes"].items()),
+    ]
+
+
+def convert(
+    generator: GeneratorRef,
+    output: Annotated[Path, typer.Argument(help="File to write: .safetensors, .pt (rosinality), .pth (state dict).")],
+    format: Annotated[Format | None, typer.Option(help="Format of OUTPUT; what its name asks for if left out.")] = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Write a generator in another format. What cannot be expressed there is refused."""
+    from pti_core.generators.checkpoints import load_generator
+    from pti_core.generators.checkpoints.convert import check_free, format_for, write_generator
+
+    chosen = format.value if format else format_for(output)
+    check_free(output, overwrite)
+    loaded = load_generator(generator)
+    remarks = write_generator(loaded.generator, output, chosen, overwrite, loaded.notes)
+    _wrote(output, chosen, remarks)
+
+
+def export(
+    root: Annotated[str, typer.Argument(help="Root of the tables: a folder or any fsspec URL.")],
+    image_id: Annotated[str, typer.Argument(help="Image, as in the pivots table.")],
+    format: Annotated[Format, typer.Option(help="Format of the generator's file.")] = Format.safetensors,
+    run: Annotated[str | None, typer.Option("--run", help="Name of the run, where several have the image.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="File to write; the image's name if left out.")
+    ] = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Write the tuned generator of an image, for other tools, and its pivot beside it (.pivot.npz).
+
+    The pivot's file has w [1, num_ws, w_dim] as NVIDIA's projected_w.npz has, and noise_00, noise_01, ... [H, W].
+    The generator's own noise maps are those of the pivot.
+    """
+    from pti_core.export import export_image
+
+    done = export_image(root, image_id, format.value, run, output, overwrite)
+    _wrote(done.generator, format.value, done.remarks)
+    Console().print(
+        f"wrote {done.pivot}: w [1, num_ws, w_dim], noise maps", highlight=False, markup=False, soft_wrap=True
+    )
+
+
+def _wrote(path: Path, format: str, remarks: list[str]) -> None:
+    size = path.stat().st_size / 2**20
+    console = Console()
+    console.print(f"wrote {path} ({format}, {size:.1f} MiB)", highlight=False, markup=False, soft_wrap=True)
+    for remark in remarks:
+        console.print(f"note: {remark}", style="yellow", highlight=False, markup=False, soft_wrap=True)

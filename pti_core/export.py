@@ -1,0 +1,136 @@
+"""One result as files for other tools: the tuned generator with its stored delta applied, and its pivot."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from pti_core.generators.checkpoints.convert import SUFFIXES, check_free, write_generator
+from pti_core.runs import Run, RunError, Stored, engine_for, load_run, read_stored
+from pti_core.store import Store
+
+NAMED = 3  # image ids in a message
+
+
+class ExportError(ValueError):
+    """A result that cannot be exported; the message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written."""
+
+    run: str
+    generator: Path
+    pivot: Path
+    remarks: list[str]  # on what a reader of the generator's file will do differently
+
+
+def export_image(
+    root: str,
+    image_id: str,
+    format: str = "safetensors",
+    run: str | None = None,
+    output: str | Path | None = None,
+    overwrite: bool = False,
+) -> Exported:
+    """Write the tuned generator of an image, and its pivot beside it as `<output>.pivot.npz`.
+
+    `format` as in `write_generator`; `run` may be left out where only one run has the image; `output` defaults to
+    the image's name in the current folder. The generator's own noise maps (`noise_const`) are replaced by those of
+    the pivot, so that a tool that knows nothing of them draws the image too. The pivot's file has
+
+    - `w`: `[1, num_ws, w_dim]`, float32, as in the `projected_w.npz` of NVIDIA's projector; `ws` is the same array
+    - `noise_00`, `noise_01`, ...: `[H, W]`, float32, a map for each layer in the generator's order
+    - `space` (`w` or `w+`), `image_id`, `run`, `base_sha256`: text
+
+    Raises ExportError for an unknown run or image and a run without deltas, CheckpointError where the base generator
+    cannot be read, the format cannot express it, or a file is there already.
+    """
+    if format not in SUFFIXES:
+        raise ExportError(f"format {format!r}: one of {', '.join(SUFFIXES)} expected")
+    path = Path(output) if output is not None else Path(_file_name(image_id) + SUFFIXES[format])
+    pivot_path = path.with_name(path.name + ".pivot.npz")
+    for file in (path, pivot_path):
+        check_free(file, overwrite)
+    opened, pivot = _find(root, image_id, run)
+    stored = _stored(opened, pivot)
+    with torch.no_grad():
+        for own, given in zip(stored.generator.noise_const(), stored.noise, strict=True):
+            own.copy_(given[0, 0])
+    notes = {
+        "image_id": image_id,
+        "run": opened.name,
+        "base": opened.generator,
+        "base_sha256": opened.generator_sha256,
+    }
+    remarks = write_generator(stored.generator, path, format, overwrite, notes)
+    arrays: dict[str, Any] = {"w": stored.ws.cpu().numpy(), "ws": stored.ws.cpu().numpy()}
+    arrays |= {f"noise_{i:02d}": noise[0, 0].cpu().numpy() for i, noise in enumerate(stored.noise)}
+    arrays |= {name: np.array(notes[name]) for name in ("image_id", "run", "base_sha256")}
+    arrays["space"] = np.array(pivot["space"])
+    part = pivot_path.with_name(f".{pivot_path.name}.{os.getpid()}.part.npz")
+    try:
+        np.savez(part, **arrays)
+        part.replace(pivot_path)
+    finally:
+        part.unlink(missing_ok=True)
+    return Exported(opened.name, path, pivot_path, remarks)
+
+
+def _find(root: str, image_id: str, name: str | None) -> tuple[Run, dict[str, Any]]:
+    """The run that has the image, and its row of the pivots table."""
+    store = Store(root)
+    known = store.runs()
+    if not known:
+        raise ExportError(f"{root}: no run there; `pti run DATASET --output {root}` makes one")
+    if name is not None and name not in known:
+        raise ExportError(f"{root}: no run {name!r}; runs there: {', '.join(known)}")
+    searched = known if name is None else [name]
+    found = {}
+    for candidate in searched:
+        rows = store.read("pivots", run=candidate, filters=[("image_id", "==", image_id)])
+        if not rows.empty:
+            found[candidate] = {str(key): value for key, value in rows.iloc[0].to_dict().items()}
+    if len(found) > 1:
+        raise ExportError(f"{image_id!r} is in several runs: {', '.join(found)}; choose one with --run")
+    if not found:
+        raise ExportError(_unknown(store, searched, image_id))
+    chosen, pivot = found.popitem()
+    return load_run(root, chosen), pivot
+
+
+def _unknown(store: Store, runs: list[str], image_id: str) -> str:
+    """Why an image has no pivot, in words."""
+    where = f"run {runs[0]}" if len(runs) == 1 else f"the runs {', '.join(runs)}"
+    for run in runs:
+        rejects = store.read("rejects", run=run, filters=[("image_id", "==", image_id)])
+        if not rejects.empty:
+            return f"{image_id!r} was rejected by run {run} ({rejects.iloc[0]['message']}); there is nothing to export"
+    ids = sorted({str(i) for run in runs for i in store.read("pivots", run=run, columns=["image_id"])["image_id"]})
+    if not ids:
+        return f"{where} of {store!r} has no finished images yet; run it to its end first"
+    like = difflib.get_close_matches(image_id, ids, NAMED) or ids[:NAMED]
+    return f"{where} has no image {image_id!r}; it has {len(ids)}, for example {', '.join(map(repr, like))}"
+
+
+def _stored(run: Run, pivot: dict[str, Any]) -> Stored:
+    """The tuned generator and the pivot, read back from the tables."""
+    try:
+        return read_stored(run, engine_for(run), pivot)
+    except RunError as error:
+        hint = "do the run again with --overwrite, or bring the deltas table and the generator back"
+        raise ExportError(f"{error}; {hint}") from error
+
+
+def _file_name(image_id: str) -> str:
+    """An image id as the name of a file, without its ending."""
+    stem = image_id.removesuffix(Path(image_id).suffix)
+    return re.sub(r"[^\w.-]+", "_", stem).strip("._") or "image"
