@@ -1,7 +1,8 @@
 """One batch of images through the whole method: pivot, tuning, delta, measures; a status for every image.
 
-The batch shares its pivot search; tuning is for one image (or one group of images) after the other. What goes wrong
-with one image stays with it: it becomes a `Failure`, the others go on. Out of memory halves the batch.
+On a GPU the batch shares its pivot search, and tuning is for one image (or one group) after the other. On a CPU every
+core has an image of its own (see `parallel`). What goes wrong with one image stays with it: it becomes a `Failure`,
+the others go on. Out of memory halves the batch.
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ import copy
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
+from threading import Lock
 from typing import Literal
 
 import torch
@@ -21,6 +23,7 @@ from pti_core.config import RunConfig
 from pti_core.generators.base import Generator
 from pti_core.memory import keep_freed_memory
 from pti_core.metrics import measure
+from pti_core.parallel import in_parallel
 from pti_core.perceptual import LPIPS, load_lpips
 from pti_core.pivot import Pivots, find_pivots
 from pti_core.sampling import WStatistics, seed_for, w_statistics
@@ -86,6 +89,13 @@ class Failure:
     permanent: bool
 
 
+@dataclass(frozen=True)
+class _Found:
+    target: Target
+    pivot: Pivots
+    seconds: float
+
+
 OnProgress = Callable[[Progress], None]
 Result = Inversion | Delta | Failure
 
@@ -98,6 +108,7 @@ class Engine:
         self.device = torch.device(device)
         self.generator: Generator = generator.to(self.device).eval().requires_grad_(False)  # type: ignore[attr-defined]
         self.config = config
+        self.at_once = 1 if self.device.type == "cpu" else config.batch  # images that share a pivot search
 
     @cached_property
     def lpips(self) -> LPIPS:
@@ -115,57 +126,68 @@ class Engine:
         In mode "multi" all targets of a group have to be in one call.
         """
         counter = _WorkCounter(self.config, len(targets), on_progress)
-        found: dict[str, tuple[Target, Pivots, float]] = {}
-        pending = [list(targets[i : i + self.config.batch]) for i in range(0, len(targets), self.config.batch)]
-        while pending:
-            batch = pending.pop(0)
-            start = time.perf_counter()
-            try:
-                pivots = self._pivots(batch, counter)
-            except torch.OutOfMemoryError as error:
-                if len(batch) == 1:
-                    yield _failure(batch[0], "pivot", error, permanent=False)
-                    continue
-                self._free_memory()
-                half = len(batch) // 2
-                pending[:0] = [batch[:half], batch[half:]]
-                continue
-            seconds = (time.perf_counter() - start) / len(batch)
-            for i, target in enumerate(batch):
-                pivot = pivots[i : i + 1]
-                if not all(bool(torch.isfinite(x).all()) for x in (pivot.w, *pivot.noise)):
-                    yield Failure(target.image_id, "pivot", "NotFinite", "the pivot diverged to NaN", permanent=True)
-                    continue
-                found[target.image_id] = (target, pivot, seconds)
-        for owner, members in self._owners(found):
-            yield from self._tune(owner, members, counter)
+        _ = self.statistics, self.lpips  # made before threads share them
+        batches = [targets[i : i + self.at_once] for i in range(0, len(targets), self.at_once)]
+        owners: dict[str, list[_Found]] = {}
+        for found in in_parallel(partial(self._pivots, counter), batches, self.device):
+            for one in found:
+                if isinstance(one, Failure):
+                    yield one
+                else:
+                    owner = one.target.group if self.config.mode == "multi" else one.target.image_id
+                    owners.setdefault(owner, []).append(one)
+        for results in in_parallel(partial(self._tune, counter), owners.items(), self.device):
+            yield from results
 
-    def _owners(
-        self, found: dict[str, tuple[Target, Pivots, float]]
-    ) -> Iterator[tuple[str, list[tuple[Target, Pivots, float]]]]:
-        """Who gets a generator of its own: every image, or every group."""
-        owners: dict[str, list[tuple[Target, Pivots, float]]] = {}
-        for image_id, member in found.items():
-            owners.setdefault(member[0].group if self.config.mode == "multi" else image_id, []).append(member)
-        yield from owners.items()
+    def _pivots(
+        self, counter: _WorkCounter, batch: Sequence[Target], check: Callable[[], None]
+    ) -> list[_Found | Failure]:
+        """The pivots of a batch; halves it as long as it does not fit into memory."""
 
-    def _pivots(self, batch: Sequence[Target], counter: _WorkCounter) -> Pivots:
-        return find_pivots(
-            self.generator,
-            torch.stack([t.image for t in batch]).to(self.device),
-            [seed_for(t.image_id, "pivot", self.config.seed) for t in batch],
-            self.config.pivot,
-            self.statistics,
-            self.lpips,
-            lambda step, lpips: counter.pivot(step, lpips),
-        )
+        def on_step(step: int, lpips: Tensor) -> None:
+            check()
+            counter.step("pivot", batch[0].image_id, step, lpips)
 
-    def _tune(self, owner: str, members: list[tuple[Target, Pivots, float]], counter: _WorkCounter) -> Iterator[Result]:
+        start = time.perf_counter()
+        try:
+            pivots = find_pivots(
+                self.generator,
+                torch.stack([t.image for t in batch]).to(self.device),
+                [seed_for(t.image_id, "pivot", self.config.seed) for t in batch],
+                self.config.pivot,
+                self.statistics,
+                self.lpips,
+                on_step,
+            )
+        except torch.OutOfMemoryError as error:
+            self._free_memory()
+            if len(batch) == 1:
+                return [_failure(batch[0], "pivot", error, permanent=False)]
+            half = len(batch) // 2
+            return self._pivots(counter, batch[:half], check) + self._pivots(counter, batch[half:], check)
+        seconds = (time.perf_counter() - start) / len(batch)
+        results: list[_Found | Failure] = []
+        for i, target in enumerate(batch):
+            pivot = pivots[i : i + 1]
+            if all(bool(torch.isfinite(x).all()) for x in (pivot.w, *pivot.noise)):
+                results.append(_Found(target, pivot, seconds))
+            else:
+                message = "the pivot diverged to NaN"
+                results.append(Failure(target.image_id, "pivot", "NotFinite", message, permanent=True))
+        return results
+
+    def _tune(self, counter: _WorkCounter, item: tuple[str, list[_Found]], check: Callable[[], None]) -> list[Result]:
         """Tune for an owner; its inversions and its delta, or a failure for each of its images."""
-        images = torch.stack([t.image for t, _, _ in members]).to(self.device)
+        owner, members = item
+
+        def on_step(step: int, lpips: Tensor) -> None:
+            check()
+            counter.step("tuning", owner, step, lpips)
+
+        images = torch.stack([m.target.image for m in members]).to(self.device)
         pivots = Pivots(
-            torch.cat([p.w for _, p, _ in members]),
-            [torch.cat(maps) for maps in zip(*(p.noise for _, p, _ in members), strict=True)],
+            torch.cat([m.pivot.w for m in members]),
+            [torch.cat(maps) for maps in zip(*(m.pivot.noise for m in members), strict=True)],
             self.generator.num_ws,
         )
         config, start = self.config, time.perf_counter()
@@ -174,18 +196,18 @@ class Engine:
                 self.generator,
                 images,
                 pivots,
-                [seed_for(t.image_id, "tuning", config.seed) for t, _, _ in members],
+                [seed_for(m.target.image_id, "tuning", config.seed) for m in members],
                 config.tuning,
                 config.locality,
                 self.lpips,
-                lambda step, lpips: counter.tuning(step, lpips),
+                on_step,
+                self.at_once,
             )
             seconds = (time.perf_counter() - start) / len(members)
             delta = tuned.delta(self.generator)
             if not all(bool(torch.isfinite(d).all()) for d in delta.values()):
-                for target, _, _ in members:
-                    yield Failure(target.image_id, "tuning", "NotFinite", "the tuning diverged to NaN", permanent=True)
-                return
+                message = "the tuning diverged to NaN"
+                return [Failure(m.target.image_id, "tuning", "NotFinite", message, permanent=True) for m in members]
             encoded = deltas.encode(delta, config.codec)
             noise = [deltas.encode_noise([n[i] for n in pivots.noise]) for i in range(len(members))]
             measures: dict[Stage, list[Measures]] = {
@@ -195,25 +217,25 @@ class Engine:
             }
         except torch.OutOfMemoryError as error:
             self._free_memory()
-            for target, _, _ in members:
-                yield _failure(target, "tuning", error, permanent=False)
-            return
+            return [_failure(m.target, "tuning", error, permanent=False) for m in members]
         finally:
-            counter.tuned(len(members))
-        for i, (target, pivot, pivot_seconds) in enumerate(members):
-            yield Inversion(
-                image_id=target.image_id,
+            counter.finish(owner, len(members))
+        inversions = [
+            Inversion(
+                image_id=member.target.image_id,
                 owner=owner,
-                w=pivot.w[0].cpu(),
+                w=member.pivot.w[0].cpu(),
                 noise=noise[i],
                 measures={stage: rows[i] for stage, rows in measures.items()},
                 pivot_steps=config.pivot.steps,
                 tuning_steps=tuned.steps,
-                pivot_seconds=pivot_seconds,
+                pivot_seconds=member.seconds,
                 tuning_seconds=seconds,
                 seed=config.seed,
             )
-        yield Delta(owner, encoded)
+            for i, member in enumerate(members)
+        ]
+        return [*inversions, Delta(owner, encoded)]
 
     def stored_generator(self, tensors: Sequence[deltas.EncodedTensor]) -> Generator:
         """A copy of the generator with a decoded delta added: what a reader of the tables gets."""
@@ -229,10 +251,10 @@ class Engine:
     def _measure(self, generator: Generator, images: Tensor, pivots: Pivots) -> list[Measures]:
         rows: list[Measures] = []
         with torch.no_grad():
-            for i in range(0, len(images), self.config.batch):
-                part = pivots[i : i + self.config.batch]
+            for i in range(0, len(images), self.at_once):
+                part = pivots[i : i + self.at_once]
                 drawn = generator.synthesis(part.ws, noise=part.noise)
-                rows += measure(images[i : i + self.config.batch], drawn, self.lpips)
+                rows += measure(images[i : i + self.at_once], drawn, self.lpips)
         return rows
 
     def _free_memory(self) -> None:
@@ -246,32 +268,33 @@ def _failure(target: Target, stage: str, error: Exception, permanent: bool) -> F
 
 
 class _WorkCounter:
-    """Turns steps into the share of a batch's work, for the progress display."""
+    """Turns steps of images in work, in whatever thread, into the share of a batch's work, for the display."""
 
     def __init__(self, config: RunConfig, images: int, on_progress: OnProgress | None) -> None:
-        self.config, self.images, self.on_progress = config, images, on_progress
-        self.pivot_cost = config.pivot.steps
+        self.on_progress, self.lock = on_progress, Lock()
         regularised = 1 / config.locality.interval if config.locality.enabled else 0.0
-        self.step_cost = 1.0 + 1.3 * regularised  # of a tuning step, in pivot steps; only the display depends on it
-        self.total = images * (self.pivot_cost + config.tuning.steps * self.step_cost)
-        self.pivots_done = self.tunings_done = 0
+        self.steps = {"pivot": config.pivot.steps, "tuning": config.tuning.steps}
+        # In steps of the pivot search; only the display depends on it.
+        self.cost = {"pivot": 1.0, "tuning": 1.0 + 1.3 * regularised}
+        self.total = images * sum(self.steps[stage] * self.cost[stage] for stage in self.steps)
+        self.work: dict[tuple[str, str], float] = {}
+        self.lpips: dict[tuple[str, str], list[float]] = {}  # of what is in work
 
-    def pivot(self, step: int, lpips: Tensor) -> None:
-        n = len(lpips)
-        work = (self.pivots_done + n * step / self.config.pivot.steps) * self.pivot_cost
-        if step == self.config.pivot.steps:
-            self.pivots_done += n
-        self._report("pivot", step, self.config.pivot.steps, lpips, work)
+    def step(self, stage: Literal["pivot", "tuning"], name: str, step: int, lpips: Tensor) -> None:
+        """Step `step` of the images that go by `name` is done; their LPIPS `[N]`."""
+        steps, key = self.steps[stage], (stage, name)
+        with self.lock:
+            self.work[key] = len(lpips) * step * self.cost[stage]
+            self.lpips[key] = lpips.tolist()
+            values = [value for (s, _), found in self.lpips.items() if s == stage for value in found]
+            if stage == "pivot" and step == steps:
+                del self.lpips[key]
+            share = min(1.0, sum(self.work.values()) / self.total)
+            if self.on_progress is not None:
+                self.on_progress(Progress(stage, step, steps, sum(values) / len(values), len(values), share))
 
-    def tuning(self, step: int, lpips: Tensor) -> None:
-        whole = self.config.tuning.steps * self.step_cost
-        work = self.images * self.pivot_cost + self.tunings_done * whole + len(lpips) * step * self.step_cost
-        self._report("tuning", step, self.config.tuning.steps, lpips, work)
-
-    def tuned(self, images: int) -> None:
-        self.tunings_done += images
-
-    def _report(self, stage: Literal["pivot", "tuning"], step: int, steps: int, lpips: Tensor, work: float) -> None:
-        if self.on_progress is not None:
-            share = min(1.0, work / self.total)
-            self.on_progress(Progress(stage, step, steps, float(lpips.mean()), len(lpips), share))
+    def finish(self, name: str, images: int) -> None:
+        """An owner is tuned, maybe before its last step."""
+        with self.lock:
+            self.work["tuning", name] = images * self.steps["tuning"] * self.cost["tuning"]
+            self.lpips.pop(("tuning", name), None)

@@ -16,6 +16,7 @@ import torch
 from pti_core import images, tables
 from pti_core.engine import Delta, Failure, Inversion, Progress, Stage, Target
 from pti_core.measure import measure_locality
+from pti_core.parallel import in_parallel
 from pti_core.runs import Run, engine_for, stored_from_rows
 from pti_core.store import FileInfo, make_marker
 
@@ -191,8 +192,9 @@ def _locality_rows(run: Run, shard: int, part: int) -> list[dict[str, Any]]:
     deltas = dict(
         list(run.store.read_part(run.store.parts("deltas", run.name, shard)[part]).groupby("owner", sort=False))
     )
-    rows: list[dict[str, Any]] = []
-    for pivot in tables.records(pivots):
+
+    def measured(pivot: Row, check: Callable[[], None]) -> list[dict[str, Any]]:
+        check()
         owner = pivot["group"] if run.config.mode == "multi" else pivot["image_id"]
         stored = stored_from_rows(run, engine, pivot, tables.records(deltas[owner]))
         points = measure_locality(
@@ -203,7 +205,9 @@ def _locality_rows(run: Run, shard: int, part: int) -> list[dict[str, Any]]:
             run.config.measure,
             engine.lpips,
             run.config.seed,
-            run.config.batch,
+            engine.at_once,
         )
-        rows += [asdict(point) for point in points]
-    return rows
+        return [asdict(point) for point in points]
+
+    parts = in_parallel(measured, tables.records(pivots), engine.device)
+    return [row for rows in parts for row in rows]

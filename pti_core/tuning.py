@@ -51,12 +51,14 @@ def tune(
     locality: LocalityConfig,
     lpips: LPIPS,
     on_step: OnStep | None = None,
+    at_once: int | None = None,
 ) -> Tuned:
     """Tune one generator for targets `[K, C, H, W]` in [-1, 1] at their pivots: K = 1, or a group (multi-pivot).
 
     Minimises, summed over the images, LPIPS(x, x_p) + lambda_L2 MSE(x, x_p) + lambda_R L_R with x_p = G(w_p, n;
     theta*), until every image's LPIPS is at most `config.stop_lpips`. L_R compares old and new generator, both with
-    the generator's own noise, at points w_r that are drawn afresh from each image's random stream.
+    the generator's own noise, at points w_r that are drawn afresh from each image's random stream. `at_once` images
+    are drawn together, all by default; gradients add up, so that it decides memory and time only.
     """
     if not len(targets) == len(pivots.w) == len(seeds):
         raise ValueError(f"{len(targets)} images, {len(pivots.w)} pivots, {len(seeds)} seeds: one each expected")
@@ -68,44 +70,48 @@ def tune(
     with torch.no_grad():
         target_features = lpips.features(small)
     ws, k = pivots.ws, len(targets)
+    parts = [slice(i, i + (at_once or k)) for i in range(0, k, at_once or k)]
     distance, done = torch.full((k,), torch.inf), 0
 
     for step in range(config.steps):
         factor = learning_rate(step, config.steps, 0.0, config.lr_rampdown)
         optimizer.param_groups[0]["lr"] = config.lr * factor
-        images = new.synthesis(ws, noise=pivots.noise)
-        distance = lpips.distance(lpips.features(area_downsample(images, config.max_resolution)), target_features)
-        loss = config.lpips_weight * distance.sum()
-        loss = loss + config.mse_weight * (images - targets).square().mean(dim=(1, 2, 3)).sum()
+        distances = []
+        for part in parts:
+            images = new.synthesis(ws[part], noise=[n[part] for n in pivots.noise])
+            features = lpips.features(area_downsample(images, config.max_resolution))
+            now = lpips.distance(features, [f[part] for f in target_features])
+            mse = (images - targets[part]).square().mean(dim=(1, 2, 3))
+            (config.lpips_weight * now + config.mse_weight * mse).sum().backward()
+            distances.append(now.detach())
+        distance = torch.cat(distances)
         if on_step is not None:
-            on_step(step + 1, distance.detach())
+            on_step(step + 1, distance)
         if bool((distance <= config.stop_lpips).all()):
             break  # before the update: this theta* is the one that was just measured
         if locality.enabled and locality.weight > 0 and step % locality.interval == 0:
             weight = locality.weight * locality.interval / locality.samples
             for _ in range(locality.samples):
-                # Back-propagated one by one: the graph of one point at a time is all that memory has to hold.
-                loss_r = weight * locality_loss(generator, new, ws, random, locality, config.max_resolution, lpips)
-                loss_r.sum().backward()
-        loss.backward()
+                ws_r = interpolate(ws, sample_w(generator, random), locality.alpha).ws
+                for part in parts:
+                    loss_r = locality_loss(generator, new, ws_r[part], locality, config.max_resolution, lpips)
+                    (weight * loss_r).sum().backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         done = step + 1
     new.requires_grad_(False)  # type: ignore[attr-defined]
-    return Tuned(new, done, distance.detach())
+    return Tuned(new, done, distance)
 
 
 def locality_loss(
     old: Generator,
     new: Generator,
-    ws_pivot: Tensor,
-    random: ImageRandom,
+    ws: Tensor,
     config: LocalityConfig,
     max_resolution: int,
     lpips: LPIPS,
 ) -> Tensor:
-    """L_R `[N]` at one fresh point for every pivot (equation 5)."""
-    ws = interpolate(ws_pivot, sample_w(old, random), config.alpha).ws
+    """L_R `[N]` of the old and the new generator at points w_r, as ws `[N, num_ws, w_dim]` (equation 5)."""
     with torch.no_grad():
         before = old.synthesis(ws)
         features = lpips.features(area_downsample(before, max_resolution))

@@ -225,6 +225,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--wheel", required=True)
     parser.add_argument("--out", type=Path, default=OUT)
+    parser.add_argument("--size", type=int, default=OUT_SIZE, help="128 as packaged, or 1024 for the full generator")
+    parser.add_argument("--only", nargs="*", help="these faces, e.g. 05-astronaut")
     args = parser.parse_args()
     keep_freed_memory()
     generator = read_random_face(args.wheel)
@@ -232,6 +234,8 @@ def main() -> None:
     with torch.no_grad():
         w_avg = generator.mapping(z)[:, 0].mean(dim=0)
         for name, seed, paint in FACES:
+            if args.only and name not in args.only:
+                continue
             if seed is None:
                 face = astronaut()
             else:
@@ -243,7 +247,7 @@ def main() -> None:
                 canvas = Canvas(face)
                 paint(canvas)
                 face = canvas.image()
-            reduced = face.resize((OUT_SIZE, OUT_SIZE), Image.Resampling.BOX if seed else Image.Resampling.LANCZOS)
+            reduced = face.resize((args.size, args.size), Image.Resampling.BOX if seed else Image.Resampling.LANCZOS)
             reduced.save(args.out / f"{name}.png", optimize=True)
 
 

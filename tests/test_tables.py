@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -165,3 +166,8 @@ def test_schema_has_no_partition_columns() -> None:
     assert all("run" not in columns for columns in COLUMNS.values())
     assert [name for name in COLUMNS if "shard" in COLUMNS[name]] == ["manifest"]
     assert isinstance(schema("metrics"), pa.Schema)
+
+
+def test_the_documentation_lists_the_columns_that_the_code_writes():
+    page = (Path(__file__).parents[1] / "docs" / "tables.md").read_text()
+    assert page.endswith(docs())

@@ -1,0 +1,63 @@
+"""Independent jobs on a CPU: one thread of arithmetic each, as many at once as there are cores.
+
+For images of a few hundred pixels this is faster than one image after the other on all cores, and far faster than a
+batch (whose activations no longer fit the caches). And each image's numbers are the same whatever the batch, the
+number of cores, and what else the machine does: pivot searches are chaotic, the last bit of a sum in another order
+ends in another pivot.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import lru_cache
+from threading import Event
+from typing import TypeVar
+
+import torch
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+class Stopped(RuntimeError):
+    """A job found that its caller has gone."""
+
+
+def available_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@lru_cache(maxsize=1)
+def _pool() -> ThreadPoolExecutor:
+    # One pool for the process, so that shards that are done at the same time share the cores.
+    return ThreadPoolExecutor(available_cores(), "pti-cpu", initializer=torch.set_num_threads, initargs=(1,))
+
+
+def in_parallel(
+    function: Callable[[Item, Callable[[], None]], Result], items: Iterable[Item], device: torch.device
+) -> Iterator[Result]:
+    """Results of `function(item, check)` in order: on a CPU several at once, elsewhere one after the other.
+
+    Jobs call `check()` now and then: it raises Stopped once the caller takes no more results (Ctrl-C, an error).
+    """
+    stop = Event()
+
+    def check() -> None:
+        if stop.is_set():
+            raise Stopped("the caller has gone")
+
+    if device.type != "cpu":
+        for item in items:
+            yield function(item, check)
+        return
+    jobs: list[Future[Result]] = [_pool().submit(function, item, check) for item in items]
+    try:
+        for job in jobs:
+            yield job.result()
+    finally:
+        stop.set()
+        for job in jobs:
+            job.cancel()

@@ -1,0 +1,122 @@
+"""The packaged generator and faces: the real thing, small enough for a CPU."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from pti_core.datasets import DEMO_FOLDER
+from pti_core.directions import visible_directions
+from pti_core.engine import Delta, Engine, Inversion, Target
+from pti_core.generators.checkpoints import BUILT_IN, load_generator
+from pti_core.images import to_float
+from pti_core.measure import measure_locality
+from pti_core.perceptual import ASSETS, load_lpips
+from pti_core.presets import configure
+from pti_core.sampling import w_statistics
+
+# One clean face, and three with something that the generator cannot draw.
+SOME_FACES = ["01-clean-curls.png", "03-round-glasses.png", "09-clown-paint.png", "10-knitted-cap.png"]
+
+
+@pytest.fixture(scope="module")
+def pocket():
+    return load_generator("pocket-ffhq-128").generator
+
+
+def face(name: str) -> Target:
+    pixels = np.asarray(Image.open(DEMO_FOLDER / name))
+    return Target(name, name, torch.from_numpy(to_float(pixels)))
+
+
+def invert(pocket, names, **overrides):
+    engine = Engine(pocket, configure("demo", {name.replace("__", "."): v for name, v in overrides.items()}))
+    results = list(engine.invert([face(name) for name in names]))
+    inversions = {r.image_id: r for r in results if isinstance(r, Inversion)}
+    return inversions, {r.owner: r for r in results if isinstance(r, Delta)}, engine
+
+
+def test_the_asset_is_small_and_says_where_it_comes_from(pocket):
+    path = ASSETS / BUILT_IN["pocket-ffhq-128"]
+    assert path.stat().st_size <= 20e6
+    assert pocket.img_resolution == 128
+    notes = (ASSETS / "README.md").read_text()
+    figures = json.loads(path.with_suffix(".json").read_text())
+    for word in ("random-face", "NVIDIA", "CC BY-NC-SA", f"{figures['psnr']:.2f}", f"{figures['lpips_alex']:.3f}"):
+        assert word in notes, word
+
+
+def test_it_draws_varied_pictures_in_range(pocket):
+    z = torch.randn(6, pocket.z_dim, generator=torch.Generator().manual_seed(3))
+    with torch.no_grad():
+        images = pocket.synthesis(pocket.mapping(z))
+    assert images.shape == (6, 3, 128, 128)
+    assert images.abs().quantile(0.99) < 1.2
+    lpips = load_lpips()
+    assert lpips(images[:3], images[3:]).min() > 0.2
+    assert images.flip(3).sub(images).abs().mean() > 0.05
+
+
+def test_its_w_is_that_of_ffhq(pocket):
+    """FACTS measured on the full network: mean ||w1 - w2|| 14.0, ||w_avg|| 4.12."""
+    statistics = w_statistics(pocket, 4000)
+    a, b = statistics.samples[:2000], statistics.samples[2000:]
+    assert (a - b).norm(dim=1).mean().item() == pytest.approx(14.0, abs=0.2)
+    assert statistics.w_avg.norm().item() == pytest.approx(4.12, abs=0.15)
+    torch.testing.assert_close(pocket.mapping.w_avg, statistics.w_avg, atol=0.05, rtol=0)
+
+
+def test_the_demo_faces():
+    faces = sorted(DEMO_FOLDER.glob("*.png"))
+    assert len(faces) == 12
+    assert sum("clean" not in path.name for path in faces) >= 4
+    for path in faces:
+        with Image.open(path) as image:
+            assert (image.size, image.mode) == ((128, 128), "RGB")
+    assert "NASA" in (DEMO_FOLDER / "LICENCE.md").read_text()
+
+
+def test_the_whole_method_on_real_faces_with_and_without_locality(pocket):
+    """Paired over images: the tuned generator draws the image, and the regulariser keeps the rest of W."""
+    on, deltas_on, engine = invert(pocket, SOME_FACES)
+    off, deltas_off, _ = invert(pocket, SOME_FACES, locality__enabled=False)
+    lpips, drift = load_lpips(), {"on": [], "off": []}
+    for name in SOME_FACES:
+        measures = on[name].measures
+        assert measures["tuned"]["lpips"] <= 0.5 * measures["pivot"]["lpips"]
+        assert measures["tuned"]["psnr"] >= measures["pivot"]["psnr"] + 2
+        assert measures["stored"]["lpips"] == pytest.approx(measures["tuned"]["lpips"], abs=2e-3)
+        ws = on[name].w[None].expand(-1, pocket.num_ws, -1)
+        torch.testing.assert_close(on[name].w, off[name].w, atol=1e-4, rtol=0)  # the same pivot
+        for key, delta in {"on": deltas_on[name], "off": deltas_off[name]}.items():
+            tuned = engine.stored_generator(delta.tensors)
+            rows = measure_locality(pocket, tuned, ws, name, engine.config.measure, lpips)
+            drift[key].append(np.mean([row.lpips for row in rows]))
+    assert all(a < b for a, b in zip(drift["on"], drift["off"], strict=True)), drift
+
+
+def test_edits_change_the_tuned_image_as_they_change_the_base_image(pocket):
+    """The pixel change of an edit, before and after tuning, points the same way."""
+    inversions, deltas, engine = invert(pocket, SOME_FACES[:2])
+    for direction in visible_directions(pocket, engine.statistics, engine.lpips):
+        for name, inversion in inversions.items():
+            tuned = engine.stored_generator(deltas[name].tensors)
+            ws = inversion.w[None].expand(-1, pocket.num_ws, -1)
+            edited = direction.edit(ws, 2.0)
+            with torch.no_grad():
+                base_change = pocket.synthesis(edited) - pocket.synthesis(ws)
+                change = tuned.synthesis(edited) - tuned.synthesis(ws)
+            correlation = torch.corrcoef(torch.stack([base_change.flatten(), change.flatten()]))[0, 1]
+            assert correlation > 0.5, (direction.name, name, correlation)
+
+
+@pytest.mark.slow
+def test_a_batch_of_8_gives_what_8_runs_of_one_give(pocket):
+    names = [path.name for path in sorted(DEMO_FOLDER.glob("*.png"))][:8]
+    together, _, _ = invert(pocket, names)
+    for name in names:
+        alone = invert(pocket, [name])[0][name]
+        for stage, measures in alone.measures.items():
+            assert together[name].measures[stage]["lpips"] == pytest.approx(measures["lpips"], abs=1e-3), (name, stage)
