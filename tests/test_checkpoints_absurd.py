@@ -1,5 +1,6 @@
 """Generator files that claim what cannot be: refused at once, before any memory is spent on the claim."""
 
+import io
 import json
 import struct
 import zipfile
@@ -12,30 +13,37 @@ from test_checkpoints import CONST, own, pickled, write
 from test_checkpoints_hostile import Call, refused
 
 from pti_core.generators.checkpoints import load_generator, save_generator
+from pti_core.generators.checkpoints.torch_file import LEGACY
 
 pytestmark = pytest.mark.timeout(60)
 
 
 def test_a_deep_recursion_is_only_a_list(tmp_path):
-    depth = 300_000
+    depth = 200_000
     refused(write(tmp_path, b"\x80\x03" + b"]" * depth + b"a" * (depth - 1) + b"."), "list")
     refused(write(tmp_path, b"\x80\x03N" + b"\x85" * depth + b"."), "tuple")
     refused(write(tmp_path, b"\x80\x03X\x05\x00\x00\x00G_ema" + b"\x85" * depth + b"}" + b"s" * 3 + b"."))
 
 
-def test_modules_inside_modules_without_end(tmp_path):
-    state = {"_modules": {}}
+@pytest.mark.parametrize(
+    ("depth", "width", "tensors"), [(7, 60, 0), (30, 2, 1), (300, 1, 1), (2, 200, 2), (1, 2, 15_000)]
+)
+def test_modules_inside_modules_without_end(tmp_path, depth, width, tensors):
+    inner = {"_parameters": dict.fromkeys(map(str, range(tensors)), torch.zeros(1)), "_modules": {}}
+    for _ in range(depth):
+        inner = {"_modules": dict.fromkeys(map(str, range(width)), Persistent("Layer", inner))}
+    record = generator_record(random_generator(8))
+    record.meta["state"]["_modules"]["many"] = Persistent("Layer", inner)
+    refused(write(tmp_path, dumps({"G_ema": record})), "far more modules")
+
+
+def test_a_module_inside_itself(tmp_path):
+    # What a hand-written pickle can do: a table that is put into itself through the memo.
+    state: dict = {"_modules": {}}
     state["_modules"]["again"] = Persistent("Layer", state)
     record = generator_record(random_generator(8))
-    record.meta["state"]["_modules"]["synthesis"].meta["state"]["_modules"]["b4"].meta["state"]["_modules"] = {
-        str(i): Persistent("Layer", {"_modules": {"a": Persistent("Layer", {"_modules": {}})}}) for i in range(9)
-    }
-    inner = {"_parameters": {"x": torch.zeros(1)}, "_modules": {}}
-    for _ in range(12):
-        shared = Persistent("Layer", inner)
-        inner = {"_modules": {str(i): shared for i in range(10)}}
-    record.meta["state"]["_modules"]["many"] = Persistent("Layer", inner)
-    refused(write(tmp_path, dumps({"G_ema": record})), "nested too deeply")
+    record.meta["state"]["_modules"]["mapping"].meta["state"]["_modules"]["again"] = Persistent("Layer", state)
+    refused(write(tmp_path, dumps({"G_ema": record})), "far more modules")
 
 
 @pytest.mark.parametrize("opcode", [b"B", b"\x8e", b"X", b"\x8d", b"\x8b", b"\x96"])
@@ -50,6 +58,27 @@ def test_a_safetensors_header_of_ten_gigabytes(tmp_path):
     refused(write(tmp_path, struct.pack("<Q", 50) + b"{" + b" " * 100, "own.safetensors"), "damaged header")
     deep = b'{"__metadata__":' + b"[" * 100_000
     refused(write(tmp_path, struct.pack("<Q", len(deep)) + deep, "own.safetensors"), "header")
+
+
+def test_a_structure_without_end(tmp_path):
+    refused(write(tmp_path, b"\x80\x03" + b"N0" * 300_000 + b"N."), "more structure")
+    refused(write(tmp_path, b"\x80\x03(" + b"N" * 499_000 + b"l."), "list")
+
+
+@pytest.mark.parametrize("count", [2**40, 257, 255, -1])
+def test_a_storage_that_lies_about_its_length(tmp_path, count):
+    buffer = io.BytesIO()
+    torch.save(torch.zeros(256)._typed_storage(), buffer, _use_new_zipfile_serialization=False)
+    data = buffer.getvalue()
+    said, there = b"M\x00\x01", struct.pack("<q", 256)  # in the storage's name, and before its values
+    assert data.count(said) == 1
+    assert data.count(there) == 1
+    lies = [data.replace(said, b"\x8a\x08" + struct.pack("<q", count)), data.replace(there, struct.pack("<q", count))]
+    for lie in [*lies, lies[0].replace(there, struct.pack("<q", count))]:
+        storage = Call(torch.storage._load_from_bytes, lie)
+        arguments = (storage, 0, (16, 4, 4), (16, 4, 1), False, OrderedDict())
+        data = pickled(random_generator(8), CONST, Call(torch._utils._rebuild_tensor_v2, *arguments))
+        refused(write(tmp_path, data), "storage")
 
 
 def test_a_zip_bomb(tmp_path):
@@ -91,6 +120,11 @@ def test_a_key_that_takes_for_ever_to_hash(tmp_path):
     pairs = b"N" + b"".join(b"q\x00h\x00\x86" for _ in range(200))
     refused(write(tmp_path, b"\x80\x03}" + pairs + b"Ns."), "key")
     refused(write(tmp_path, b"\x80\x03" + pairs + b"."), "tuple")
+    path = tmp_path / "old.pt"
+    torch.save(torch.zeros(1), path, _use_new_zipfile_serialization=False)
+    start = path.read_bytes()[: len(LEGACY) + len(b"\x80\x02M\xe9\x03.")]
+    path.write_bytes(start + b"\x80\x02}.\x80\x02}" + pairs + b"Ns." + b"\x80\x02].")
+    refused(path, "key")
     path = tmp_path / "hash.pt"
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("hash/data.pkl", b"\x80\x02}" + pairs + b"Ns.")

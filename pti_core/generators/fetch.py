@@ -11,9 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import platformdirs
-
 from pti_core.generators.base import Generator
+from pti_core.generators.cache import cached
 from pti_core.generators.checkpoints.own import save_generator
 from pti_core.generators.checkpoints.random_face import WHEEL, read_random_face
 from pti_core.sampling import w_statistics
@@ -47,16 +46,6 @@ FETCHABLE: dict[str, Fetchable] = {
         },
     )
 }
-
-
-def cache_folder() -> Path:
-    """Where fetched generators are kept: the user's cache folder, or `PTI_CACHE` of the environment."""
-    return Path(os.environ.get("PTI_CACHE") or platformdirs.user_cache_path("pti")) / "generators"
-
-
-def cached(name: str) -> Path:
-    """The file of a fetchable generator; there only after `fetch`."""
-    return cache_folder() / f"{name}.safetensors"
 
 
 def fetch(name: str) -> Path:

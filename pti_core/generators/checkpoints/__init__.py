@@ -16,6 +16,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from pti_core.datasets import redact
 from pti_core.generators.base import Generator
+from pti_core.generators.cache import FETCHABLE_NAMES, cached
 from pti_core.generators.checkpoints.errors import CheckpointError
 from pti_core.generators.checkpoints.nvidia_pickle import load_nvidia
 from pti_core.generators.checkpoints.own import load_own, save_generator
@@ -63,6 +64,10 @@ def load_generator(ref: str) -> LoadedGenerator:
     CheckpointError, with one sentence, for whatever is no generator that can be read.
     """
     built_in = BUILT_IN.get(ALIASES.get(ref, ref))
+    if ref in FETCHABLE_NAMES:
+        built_in = cached(ref)
+        if not built_in.exists():
+            raise CheckpointError(f"generator {ref!r}: not on this machine yet; `pti generator fetch {ref}` gets it")
     source = ref if built_in else redact(ref)
     with _local(str(built_in or ref), source) as path:
         try:
@@ -83,7 +88,7 @@ def load_generator(ref: str) -> LoadedGenerator:
 @contextmanager
 def _local(ref: str, source: str) -> Iterator[Path]:
     """The file on this machine's disk, for as long as it is needed."""
-    names = ", ".join(sorted(BUILT_IN))
+    names = ", ".join([*sorted(BUILT_IN), *FETCHABLE_NAMES])
     missing = f"generator {source!r}: no such file; give the path of a checkpoint or a built-in name ({names})"
     try:
         fs, inner = fsspec.core.url_to_fs(ref)

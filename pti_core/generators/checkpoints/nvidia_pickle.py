@@ -12,7 +12,7 @@ import io
 import math
 import struct
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -27,7 +27,7 @@ from pti_core.generators.checkpoints.torch_file import LEGACY, check_legacy
 from pti_core.generators.checkpoints.weights import fill
 from pti_core.generators.stylegan2 import StyleGAN2
 
-MAX_DEPTH, MAX_TENSORS = 8, 20_000  # modules inside modules, tensors in one network
+MAX_PARTS, MAX_NAME = 20_000, 200  # modules or tensors of a network (a 1024 generator has 250), letters of a name
 IGNORED = ("use_fp16", "fp16_channels_last", "fused_modconv_default", "w_avg_beta")  # how it runs or was trained
 ONLY = "generators of NVIDIA's own StyleGAN2 code can be read"
 TF_CONVERT = "convert it with NVIDIA's stylegan2-ada-pytorch (legacy.py) first"
@@ -94,17 +94,24 @@ class Module:
         found = self.part("_modules").get(name)
         return found if isinstance(found, Module) else None
 
-    def tensors(self, prefix: str = "", depth: int = 0) -> Iterator[tuple[str, LazyTensor]]:
-        """All its parameters and buffers, by their names in a state dict."""
-        if depth > MAX_DEPTH:
-            raise PickleError("modules nested too deeply for a generator")
-        for group in ("_parameters", "_buffers"):
-            for name, value in self.part(group).items():
-                if isinstance(value, LazyTensor):
-                    yield f"{prefix}{name}", value
-        for name, child in self.part("_modules").items():
-            if isinstance(child, Module):
-                yield from child.tensors(f"{prefix}{name}.", depth + 1)
+    def tensors(self) -> dict[str, LazyTensor]:
+        """All its parameters and buffers, by their names in a state dict.
+
+        PickleError for more modules than a network has: a file may put one into another again and again.
+        """
+        found: dict[str, LazyTensor] = {}
+        waiting, seen = [("", self)], 0
+        while waiting:
+            prefix, module = waiting.pop()
+            seen += 1
+            for group in ("_parameters", "_buffers"):
+                tensors = {k: v for k, v in module.part(group).items() if isinstance(v, LazyTensor)}
+                found |= {f"{prefix}{name}": tensor for name, tensor in tensors.items()}
+            children = {k: v for k, v in module.part("_modules").items() if isinstance(v, Module)}
+            waiting += [(f"{prefix}{name}.", child) for name, child in children.items()]
+            if max(seen + len(waiting), len(found)) > MAX_PARTS or len(prefix) > MAX_NAME:
+                raise PickleError("far more modules or tensors than a generator has")
+        return found
 
 
 def _module(meta: Any) -> Module:
@@ -181,11 +188,7 @@ def load_nvidia(path: Path, source: str) -> tuple[StyleGAN2, dict[str, str]]:
             content = PlainUnpickler(file, path.stat().st_size, ALLOWED, _refuse).load()
             module = _find_generator(content)
             generator = _build(module)
-            tensors: dict[str, LazyTensor] = {}
-            for name, tensor in module.tensors():
-                tensors[name] = tensor
-                if len(tensors) > MAX_TENSORS:
-                    raise PickleError("far more tensors than a generator has")
+            tensors = module.tensors()
             shapes = {name: tensor.shape for name, tensor in tensors.items()}
             fill(generator, shapes, lambda name: tensors[name].read(file), source)
             return generator, {}

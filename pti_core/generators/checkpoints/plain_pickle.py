@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import IO, Any
 
-MAX_OPCODES = 2_000_000  # a 1024 generator with its discriminator needs about 30,000
+MAX_OPCODES = 500_000  # a training's 1024 pickle, three networks, needs about 40,000
 MAX_TEXT = 64 * 2**20  # bytes of text in a file; NVIDIA's embedded source is about 100 KiB
 MAX_LINE, MAX_INT = 1024, 64  # bytes of a name or number that is written as a line, of an integer
 KEYS = (str, int, float, bool, type(None))
