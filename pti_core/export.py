@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from pti_core.generators.checkpoints import load_generator
 from pti_core.generators.checkpoints.convert import SUFFIXES, check_free, write_generator
 from pti_core.runs import Run, RunError, Stored, engine_for, load_run, read_stored
 from pti_core.store import Store
@@ -65,7 +66,8 @@ def export_image(
     with torch.no_grad():
         for own, given in zip(stored.generator.noise_const(), stored.noise, strict=True):
             own.copy_(given[0, 0])
-    notes = {
+    # What the base says of itself (origin, licence) holds for what was made from it.
+    notes = load_generator(opened.generator).notes | {
         "image_id": image_id,
         "run": opened.name,
         "base": opened.generator,

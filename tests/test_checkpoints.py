@@ -123,6 +123,14 @@ def test_wrong_missing_and_unknown_tensors_in_the_own_format(tiny_generator, tmp
     refused(own(tiny_generator, tmp_path, unknown), "unknown", "synthesis.surprise")
 
 
+@pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.complex64, torch.uint8])
+def test_tensors_in_the_own_format_that_are_no_numbers_with_a_point(tiny_generator, tmp_path, dtype):
+    def change(tensors, metadata):
+        tensors["mapping.w_avg"] = tensors["mapping.w_avg"].to(dtype)
+
+    refused(own(tiny_generator, tmp_path, change), "mapping.w_avg", "floating point")
+
+
 # --- of another kind ---------------------------------------------------------------------------------------------
 
 

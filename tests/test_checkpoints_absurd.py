@@ -26,7 +26,7 @@ def test_a_deep_recursion_is_only_a_list(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("depth", "width", "tensors"), [(7, 60, 0), (30, 2, 1), (300, 1, 1), (2, 200, 2), (1, 2, 15_000)]
+    ("depth", "width", "tensors"), [(7, 60, 0), (30, 2, 1), (110, 1, 1), (2, 200, 2), (1, 2, 15_000)]
 )
 def test_modules_inside_modules_without_end(tmp_path, depth, width, tensors):
     inner = {"_parameters": dict.fromkeys(map(str, range(tensors)), torch.zeros(1)), "_modules": {}}

@@ -27,7 +27,7 @@ def checkpoint(tmp_path_factory):
     for layer in generator.synthesis.layers:
         layer.noise_strength.fill_(0.1)
     path = tmp_path_factory.mktemp("base") / "base.safetensors"
-    save_generator(generator, path)
+    save_generator(generator, path, {"licence": "a base's own"})
     return str(path)
 
 
@@ -104,6 +104,7 @@ def test_the_own_format_says_where_it_comes_from(root, checkpoint, tmp_path):
     done = export_image(str(root), "a/0.png", output=tmp_path / "tuned.safetensors")
     notes = load_generator(str(done.generator)).notes
     assert notes["image_id"] == "a/0.png"
+    assert notes["licence"] == "a base's own"
     assert notes["run"] == done.run == only_run(root)
     assert notes["base_sha256"] == load_generator(checkpoint).sha256
 
