@@ -11,8 +11,8 @@ PRESETS: dict[Preset, dict[str, Any]] = {
     # Roich et al. 2021: 450 steps for the pivot from random noise, at most 350 of tuning at 3e-4, locality at every
     # step with lambda_R = 0.1 and alpha = 30. Pydantic's defaults are these numbers.
     "paper": {"pivot.noise_init": "random"},
-    # A quarter of the steps. No exploration noise, which pays only over hundreds of steps; a learning rate that falls to
-    # zero in place of the long tail at a constant one; a little MSE, so that colours are right from the start; locality
+    # A quarter of the steps. No exploration noise, which pays only over hundreds of steps; a learning rate that falls
+    # to zero in place of the long tail at a constant one; a little MSE, so that colours are right from the start; locality
     # at every second step, twice as strong.
     "fast": {
         "pivot.steps": 120,

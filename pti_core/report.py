@@ -22,7 +22,7 @@ from pti_core.tables import records
 CONTACT_SHEET = "contact_sheet.png"
 STAGES = ("pivot", "tuned", "stored")
 MAX_MESSAGES = 10
-CELL = 128  # pixels; larger images are reduced, smaller ones enlarged
+MIN_CELL, MAX_CELL = 128, 256  # pixels; larger images are reduced, smaller ones enlarged
 MAX_ROWS = 24
 EDIT_STRENGTH = 2.0  # standard deviations of W along the direction
 INK, PAPER, GREY = (24, 24, 27), (255, 255, 255), (113, 113, 122)
@@ -67,7 +67,7 @@ def contact_sheet(run: Run, engine: Engine, limit: int = MAX_ROWS) -> Image.Imag
     headings = ["target", "pivot", "tuned"]
     for direction in directions:
         headings += [f"{direction.name}: base", f"{direction.name}: tuned"]
-    return _sheet(headings, rows)
+    return _sheet(headings, rows, min(MAX_CELL, max(MIN_CELL, engine.generator.img_resolution)))
 
 
 def _row(
@@ -98,7 +98,7 @@ def _picture(image: Tensor) -> Image.Image:
     return Image.fromarray(np.repeat(array, 3, axis=2) if array.shape[2] == 1 else array)
 
 
-def _sheet(headings: list[str], rows: list[_Row], cell: int = CELL) -> Image.Image:
+def _sheet(headings: list[str], rows: list[_Row], cell: int) -> Image.Image:
     """Draw the table; groups of columns (reconstruction, each direction) are set apart."""
     font, small = ImageFont.load_default(13), ImageFont.load_default(11)
     margin, gap, group_gap, head, caption = 16, 4, 18, 26, 20

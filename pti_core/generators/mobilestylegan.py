@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 from pti_core.generators.base import NoiseMode
 from pti_core.generators.mapping import FullyConnectedLayer, MappingNetwork
+from pti_core.generators.network import GeneratorNetwork
 from pti_core.generators.noise import noise_maps
 
 LRELU_SLOPE = 0.2  # of every leaky ReLU; the published network has no sqrt(2) gain after it
@@ -153,7 +154,7 @@ class MobileSynthesis(nn.Module):
         return self.head(self.features(ws, noise_maps(self.layers, len(ws), noise_mode, noise)), ws[:, -1])
 
 
-class MobileStyleGAN(nn.Module):
+class MobileStyleGAN(GeneratorNetwork):
     """The whole generator; fulfils `pti_core.generators.base.Generator`.
 
     channels: features after the 4x4 input and after each block. The published network has
@@ -186,20 +187,3 @@ class MobileStyleGAN(nn.Module):
             "img_channels": self.img_channels,
             "num_layers": self.num_layers,
         }
-
-    def forward(self, z: Tensor, c: Tensor | None = None, truncation_psi: float = 1.0, **synthesis: Any) -> Tensor:
-        """Images `[N, img_channels, H, W]` of z `[N, z_dim]`."""
-        return self.synthesis(self.mapping(z, c, truncation_psi=truncation_psi), **synthesis)
-
-    @property
-    def noise_shapes(self) -> list[tuple[int, int]]:
-        """(H, W) of every noise map."""
-        return [(layer.resolution, layer.resolution) for layer in self.synthesis.layers]
-
-    def noise_const(self) -> list[Tensor]:
-        """The published network's own maps, scaled to unit variance, `[H, W]` each."""
-        return [layer.noise_const for layer in self.synthesis.layers]
-
-    def tunable(self) -> dict[str, nn.Parameter]:
-        """All parameters of the synthesis."""
-        return {f"synthesis.{name}": p for name, p in self.synthesis.named_parameters()}

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from pti_core.generators.base import NoiseMode
 from pti_core.generators.mapping import MappingNetwork
+from pti_core.generators.network import GeneratorNetwork
 from pti_core.generators.noise import noise_maps
 from pti_core.generators.stylegan2_layers import SkipConv, SynthesisLayer, ToRGBLayer, fir_kernel, upsample2d
 
@@ -142,7 +143,7 @@ class SynthesisNetwork(nn.Module):
         return img
 
 
-class StyleGAN2(nn.Module):
+class StyleGAN2(GeneratorNetwork):
     """The whole generator; fulfils `pti_core.generators.base.Generator`."""
 
     kind = "stylegan2"
@@ -178,20 +179,3 @@ class StyleGAN2(nn.Module):
             "mapping_kwargs": self.mapping_kwargs,
             "synthesis_kwargs": self.synthesis_kwargs,
         }
-
-    def forward(self, z: Tensor, c: Tensor | None = None, truncation_psi: float = 1.0, **synthesis: Any) -> Tensor:
-        """Images `[N, img_channels, R, R]` of z `[N, z_dim]`."""
-        return self.synthesis(self.mapping(z, c, truncation_psi=truncation_psi), **synthesis)
-
-    @property
-    def noise_shapes(self) -> list[tuple[int, int]]:
-        """(H, W) of every noise map."""
-        return [(layer.resolution, layer.resolution) for layer in self.synthesis.layers]
-
-    def noise_const(self) -> list[Tensor]:
-        """The generator's own maps, `[H, W]` each."""
-        return [layer.noise_const for layer in self.synthesis.layers]
-
-    def tunable(self) -> dict[str, nn.Parameter]:
-        """All parameters of the synthesis."""
-        return {f"synthesis.{name}": p for name, p in self.synthesis.named_parameters()}

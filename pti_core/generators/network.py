@@ -1,0 +1,33 @@
+"""What the families of this package have in common beside their sub-modules."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from pti_core.generators.mapping import MappingNetwork
+
+
+class GeneratorNetwork(nn.Module):
+    """A mapping and a synthesis whose `layers` each have a `resolution` and a `noise_const`."""
+
+    mapping: MappingNetwork
+    synthesis: Any
+
+    def forward(self, z: Tensor, c: Tensor | None = None, truncation_psi: float = 1.0, **synthesis: Any) -> Tensor:
+        """Images `[N, img_channels, H, W]` of z `[N, z_dim]` (and labels c `[N, c_dim]`)."""
+        return self.synthesis(self.mapping(z, c, truncation_psi=truncation_psi), **synthesis)
+
+    @property
+    def noise_shapes(self) -> list[tuple[int, int]]:
+        """(H, W) of every noise map."""
+        return [(layer.resolution, layer.resolution) for layer in self.synthesis.layers]
+
+    def noise_const(self) -> list[Tensor]:
+        """The generator's own maps, about unit variance, `[H, W]` each."""
+        return [layer.noise_const for layer in self.synthesis.layers]
+
+    def tunable(self) -> dict[str, nn.Parameter]:
+        """All parameters of the synthesis."""
+        return {f"synthesis.{name}": p for name, p in self.synthesis.named_parameters()}
