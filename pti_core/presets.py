@@ -12,8 +12,8 @@ PRESETS: dict[Preset, dict[str, Any]] = {
     # step with lambda_R = 0.1 and alpha = 30. Pydantic's defaults are these numbers.
     "paper": {"pivot.noise_init": "random"},
     # A quarter of the steps. No exploration noise, which pays only over hundreds of steps; a learning rate that falls
-    # to zero in place of the long tail at a constant one; a little MSE, so that colours are right from the start; locality
-    # at every second step, twice as strong.
+    # to zero in place of the long tail at a constant one; a little MSE, so that colours are right from the start;
+    # locality at every second step, twice as strong.
     "fast": {
         "pivot.steps": 120,
         "pivot.w_noise": 0.0,

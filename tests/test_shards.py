@@ -199,15 +199,15 @@ def test_contact_sheet_has_a_row_an_image_and_is_not_made_twice(dataset, tmp_pat
     path = tmp_path / f"out/runs/{run.name}/report/contact_sheet.png"
     assert summary["contact_sheet"] == str(path)
     sheet = Image.open(path)
-    assert sheet.width > 7 * report.CELL
-    assert 3 * report.CELL < sheet.height < 4.5 * report.CELL
+    assert sheet.width > 7 * report.MIN_CELL
+    assert 3 * report.MIN_CELL < sheet.height < 4.5 * report.MIN_CELL
     first = path.stat().st_mtime_ns
     report.publish(load_run(str(tmp_path / "out"), run.name))
     assert path.stat().st_mtime_ns == first
     # The first cell is the target itself, enlarged.
-    cell = np.asarray(sheet.crop((16, 42, 16 + report.CELL, 42 + report.CELL)), dtype=float)
+    cell = np.asarray(sheet.crop((16, 42, 16 + report.MIN_CELL, 42 + report.MIN_CELL)), dtype=float)
     target = Image.fromarray(run.read_input(str(tmp_path / "data/0.png"), "0.png", 32).pixels)
-    expected = np.asarray(target.resize((report.CELL, report.CELL), Image.Resampling.LANCZOS), dtype=float)
+    expected = np.asarray(target.resize((report.MIN_CELL, report.MIN_CELL), Image.Resampling.LANCZOS), dtype=float)
     assert np.abs(cell - expected).mean() < 3
 
 
