@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
-from threading import Lock
 from typing import Literal
 
 import torch
@@ -21,11 +20,13 @@ from torch import Tensor
 from pti_core import deltas
 from pti_core.config import RunConfig
 from pti_core.generators.base import Generator
-from pti_core.memory import keep_freed_memory
+from pti_core.memory import is_out_of_memory, keep_freed_memory
 from pti_core.metrics import measure
 from pti_core.parallel import in_parallel
 from pti_core.perceptual import LPIPS, load_lpips
 from pti_core.pivot import Pivots, find_pivots
+from pti_core.progress import OnProgress, WorkCounter
+from pti_core.progress import Progress as Progress
 from pti_core.sampling import WStatistics, seed_for, w_statistics
 from pti_core.tuning import tune
 
@@ -40,18 +41,6 @@ class Target:
     image_id: str
     group: str  # images of a group share a generator in mode "multi"
     image: Tensor  # [C, H, W] in [-1, 1], the generator's resolution
-
-
-@dataclass(frozen=True)
-class Progress:
-    """What the engine is doing now."""
-
-    stage: Literal["pivot", "tuning"]
-    step: int
-    steps: int  # at most
-    lpips: float  # mean over the images in work
-    images: int  # images that this step works on
-    share: float  # of the batch's whole work that is done, in [0, 1]
 
 
 @dataclass(frozen=True)
@@ -96,7 +85,6 @@ class _Found:
     seconds: float
 
 
-OnProgress = Callable[[Progress], None]
 Result = Inversion | Delta | Failure
 
 
@@ -125,7 +113,7 @@ class Engine:
 
         In mode "multi" all targets of a group have to be in one call.
         """
-        counter = _WorkCounter(self.config, len(targets), on_progress)
+        counter = WorkCounter(self.config, len(targets), on_progress)
         _ = self.statistics, self.lpips  # made before threads share them
         batches = [targets[i : i + self.at_once] for i in range(0, len(targets), self.at_once)]
         owners: dict[str, list[_Found]] = {}
@@ -140,7 +128,7 @@ class Engine:
             yield from results
 
     def _pivots(
-        self, counter: _WorkCounter, batch: Sequence[Target], check: Callable[[], None]
+        self, counter: WorkCounter, batch: Sequence[Target], check: Callable[[], None]
     ) -> list[_Found | Failure]:
         """The pivots of a batch; halves it as long as it does not fit into memory."""
 
@@ -159,7 +147,9 @@ class Engine:
                 self.lpips,
                 on_step,
             )
-        except torch.OutOfMemoryError as error:
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
             self._free_memory()
             if len(batch) == 1:
                 return [_failure(batch[0], "pivot", error, permanent=False)]
@@ -176,7 +166,7 @@ class Engine:
                 results.append(Failure(target.image_id, "pivot", "NotFinite", message, permanent=True))
         return results
 
-    def _tune(self, counter: _WorkCounter, item: tuple[str, list[_Found]], check: Callable[[], None]) -> list[Result]:
+    def _tune(self, counter: WorkCounter, item: tuple[str, list[_Found]], check: Callable[[], None]) -> list[Result]:
         """Tune for an owner; its inversions and its delta, or a failure for each of its images."""
         owner, members = item
 
@@ -215,7 +205,9 @@ class Engine:
                 "tuned": self._measure(tuned.generator, images, pivots),
                 "stored": self._measure(self.stored_generator(encoded), images, self._stored_pivots(pivots, noise)),
             }
-        except torch.OutOfMemoryError as error:
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
             self._free_memory()
             return [_failure(m.target, "tuning", error, permanent=False) for m in members]
         finally:
@@ -265,36 +257,3 @@ class Engine:
 def _failure(target: Target, stage: str, error: Exception, permanent: bool) -> Failure:
     message = f"image_id {target.image_id!r}: out of memory even alone; use a smaller generator or a larger device"
     return Failure(target.image_id, stage, type(error).__name__, message, permanent)
-
-
-class _WorkCounter:
-    """Turns steps of images in work, in whatever thread, into the share of a batch's work, for the display."""
-
-    def __init__(self, config: RunConfig, images: int, on_progress: OnProgress | None) -> None:
-        self.on_progress, self.lock = on_progress, Lock()
-        regularised = 1 / config.locality.interval if config.locality.enabled else 0.0
-        self.steps = {"pivot": config.pivot.steps, "tuning": config.tuning.steps}
-        # In steps of the pivot search; only the display depends on it.
-        self.cost = {"pivot": 1.0, "tuning": 1.0 + 1.3 * regularised}
-        self.total = images * sum(self.steps[stage] * self.cost[stage] for stage in self.steps)
-        self.work: dict[tuple[str, str], float] = {}
-        self.lpips: dict[tuple[str, str], list[float]] = {}  # of what is in work
-
-    def step(self, stage: Literal["pivot", "tuning"], name: str, step: int, lpips: Tensor) -> None:
-        """Step `step` of the images that go by `name` is done; their LPIPS `[N]`."""
-        steps, key = self.steps[stage], (stage, name)
-        with self.lock:
-            self.work[key] = len(lpips) * step * self.cost[stage]
-            self.lpips[key] = lpips.tolist()
-            values = [value for (s, _), found in self.lpips.items() if s == stage for value in found]
-            if stage == "pivot" and step == steps:
-                del self.lpips[key]
-            share = min(1.0, sum(self.work.values()) / self.total)
-            if self.on_progress is not None:
-                self.on_progress(Progress(stage, step, steps, sum(values) / len(values), len(values), share))
-
-    def finish(self, name: str, images: int) -> None:
-        """An owner is tuned, maybe before its last step."""
-        with self.lock:
-            self.work["tuning", name] = images * self.steps["tuning"] * self.cost["tuning"]
-            self.lpips.pop(("tuning", name), None)

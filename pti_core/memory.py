@@ -6,6 +6,8 @@ import ctypes
 import sys
 from functools import lru_cache
 
+import torch
+
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX, M_ARENA_MAX = -1, -2, -4, -8  # malloc.h
 TOP_PAD = 256 * 2**20
 
@@ -27,3 +29,10 @@ def keep_freed_memory() -> bool:
     # One arena: the others, which threads would get, give back memory all the same.
     settings = ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, 2**31 - 1), (M_TOP_PAD, TOP_PAD), (M_ARENA_MAX, 1))
     return all(mallopt(name, value) == 1 for name, value in settings)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """True for an allocation that failed, on a GPU or (where torch raises a plain RuntimeError) on a CPU."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and ("allocate memory" in str(error) or "not enough memory" in str(error))

@@ -22,7 +22,15 @@ Result = TypeVar("Result")
 
 
 class Stopped(RuntimeError):
-    """A job found that its caller has gone."""
+    """A job found that nobody wants its result any more."""
+
+
+_stopping = Event()  # all jobs of the process
+
+
+def stop_all() -> None:
+    """Every job of this process raises Stopped at its next `check()`; for a process that is about to end."""
+    _stopping.set()
 
 
 def available_cores() -> int:
@@ -46,8 +54,8 @@ def in_parallel(
     stop = Event()
 
     def check() -> None:
-        if stop.is_set():
-            raise Stopped("the caller has gone")
+        if stop.is_set() or _stopping.is_set():
+            raise Stopped("stopped")
 
     if device.type != "cpu":
         for item in items:

@@ -22,11 +22,12 @@ import torch
 
 from pti_core.config import RunConfig
 from pti_core.datasets import read_bytes, scan
-from pti_core.engine import Engine, Failure, Target, _Found, _WorkCounter
+from pti_core.engine import Engine, Failure, Target, _Found
 from pti_core.generators.checkpoints import load_generator
 from pti_core.images import decode, fit, to_float
 from pti_core.parallel import in_parallel
 from pti_core.presets import configure
+from pti_core.progress import WorkCounter
 
 HEADINGS = "| setting | pivot LPIPS | MSE | tuned LPIPS | MSE | PSNR gain dB | s pivot | s tuning |\n"
 
@@ -43,7 +44,7 @@ def load(images: str, resolution: int, config: RunConfig) -> list[Target]:
 
 def pivots_of(engine: Engine, targets: Sequence[Target]) -> list[_Found]:
     """Their pivots."""
-    work = partial(engine._pivots, _WorkCounter(engine.config, len(targets), None))
+    work = partial(engine._pivots, WorkCounter(engine.config, len(targets), None))
     found = [one for part in in_parallel(work, [[t] for t in targets], engine.device) for one in part]
     failed = [one for one in found if isinstance(one, Failure)]
     if failed:
@@ -54,7 +55,7 @@ def pivots_of(engine: Engine, targets: Sequence[Target]) -> list[_Found]:
 def row(label: str, engine: Engine, found: Sequence[_Found]) -> str:
     """Tune at these pivots; the line of the table."""
     start = time.perf_counter()
-    work = partial(engine._tune, _WorkCounter(engine.config, len(found), None))
+    work = partial(engine._tune, WorkCounter(engine.config, len(found), None))
     jobs: list[tuple[str, list[_Found]]] = [(one.target.image_id, [one]) for one in found]
     inversions = [results[0] for results in in_parallel(work, jobs, engine.device)]
     seconds = time.perf_counter() - start

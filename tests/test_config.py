@@ -10,6 +10,7 @@ from pti_core.presets import PRESETS, PresetError, configure
 def test_paper_is_as_published():
     config = configure("paper")
     assert (config.pivot.steps, config.tuning.steps) == (450, 350)
+    assert (config.pivot.lr, config.pivot.noise_lr) == (5e-3, 5e-3)
     assert (config.tuning.lr, config.tuning.lpips_weight, config.tuning.mse_weight) == (3e-4, 1.0, 1.0)
     assert (config.locality.enabled, config.locality.weight, config.locality.alpha) == (True, 0.1, 30.0)
     assert (config.pivot.mse_weight, config.pivot.noise_weight, config.pivot.noise_init) == (0.0, 1e5, "random")
@@ -68,3 +69,8 @@ def test_digest_depends_on_all_that_decides_results_and_on_nothing_else():
     digests = {c.digest() for c in [base, *changed]} | {base.digest(generator="abc")}
     assert len(digests) == 5
     assert base.model_copy(update={"batch": 1}).digest() == base.digest()
+
+
+def test_the_preset_is_no_setting():
+    with pytest.raises(PresetError, match="--preset"):
+        configure("fast", {"preset": "paper"})
