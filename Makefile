@@ -17,7 +17,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@touch $@
 
 demo: $(INSTALLED)
-	@$(BIN)/pti run demo --output $(OUT) --preset demo
+	@$(BIN)/pti run demo --output "$(OUT)" --preset demo
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -m "not slow"
@@ -36,4 +36,4 @@ format: $(INSTALLED)
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) out build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) out/demo build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

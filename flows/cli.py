@@ -15,7 +15,7 @@ for _name, _value in {
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "90",
     "PREFECT_LOGGING_SERVER_LEVEL": "CRITICAL",
-    "PREFECT_LOGGING_LEVEL": "ERROR",
+    "PREFECT_LOGGING_LEVEL": "CRITICAL",  # what goes wrong is said in one sentence; PTI_TRACEBACK=1 shows more
 }.items():
     os.environ.setdefault(_name, _value)
 
@@ -94,9 +94,12 @@ def run(
             if frozen.pending():
                 view.say("starting Prefect")
                 from flows.pti import pti
+                from flows.stopping import stop_at_once
                 from tasks.progress import listen
 
-                with listen(view):
+                pending = set(frozen.pending())
+                view.expect(len(frozen.manifest), int((~frozen.manifest["shard"].isin(pending)).sum()))
+                with listen(view), stop_at_once(view.say_last):
                     summary = pti(
                         dataset=dataset,
                         output=output,
@@ -144,7 +147,7 @@ def status(root: Root) -> None:
         table = Table(box=SIMPLE_HEAD, pad_edge=False)
         for heading, cells in zip(headings, zip(*rows, strict=True), strict=True):
             table.add_column(heading, no_wrap=True, min_width=max(map(len, (heading, *cells))))
-        table.add_column("data set", no_wrap=True, overflow="ellipsis")
+        table.add_column("data set", overflow="fold", min_width=12)
         for row, run in zip(rows, found, strict=True):
             table.add_row(*row, run.dataset)
         console.print(table)
@@ -162,12 +165,21 @@ def show(root: Root, name: RunName = None) -> None:
         from flows.console import show_summary
         from pti_core.store import Store
 
-        runs = _runs(Store(root), root, name)
+        store = Store(root)
+        runs = _runs(store, root, name)
+        newest = max(runs, key=lambda run: (store.read_config(run).get("created", ""), run))
+        from pti_core.status import run_status
+
+        state = run_status(store, newest)
+        if state.state != "done":
+            done = f"{state.images_done} of {state.images} images"
+            raise ValueError(f"run {newest} is unfinished ({done} done); the same `pti run` again finishes it")
         from pti_core.report import summary
         from pti_core.runs import load_run
 
-        for run_name in runs:
-            show_summary(console, summary(load_run(root, run_name)), root)
+        show_summary(console, summary(load_run(root, newest)), root)
+        if len(runs) > 1:
+            console.print(f"other runs here: {', '.join(r for r in runs if r != newest)}", highlight=False)
 
 
 def _runs(store: Any, root: str, name: str | None = None) -> list[str]:

@@ -25,6 +25,7 @@ class ProgressView:
         self.shards: dict[int, ShardProgress] = {}
         self.start = self.first_work = time.monotonic()
         self.at_first_work = 0.0
+        self.images, self.done_before = 0, 0
         self.last_line = -PLAIN_EVERY
         self.bar = Progress(
             SpinnerColumn(),
@@ -49,6 +50,11 @@ class ProgressView:
     ) -> None:
         self.bar.stop()
 
+    def say_last(self, text: str) -> None:
+        """The last words before the process ends."""
+        self.bar.stop()
+        self.console.print(text, style="yellow", highlight=False)
+
     def say(self, text: str) -> None:
         """What is going on besides shards."""
         if self.console.is_terminal:
@@ -56,14 +62,18 @@ class ProgressView:
         else:
             self.console.print(f"[{time.monotonic() - self.start:5.1f} s] {text}", highlight=False, markup=False)
 
-    def __call__(self, progress: ShardProgress, images: int | None = None) -> None:
+    def expect(self, images: int, done: int) -> None:
+        """The images of the whole run, and those of shards that were done before."""
+        self.images, self.done_before = images, done
+
+    def __call__(self, progress: ShardProgress) -> None:
         """Take the progress of one shard; shards in work at the same time are summed."""
         with self.lock:
             if not self.shards:
-                self.first_work, self.at_first_work = time.monotonic(), progress.done
+                self.first_work, self.at_first_work = time.monotonic(), self.done_before + progress.done
             self.shards[progress.shard] = progress
-            done = sum(p.done for p in self.shards.values())
-            total = sum(p.total for p in self.shards.values())
+            done = self.done_before + sum(p.done for p in self.shards.values())
+            total = max(self.images, sum(p.total for p in self.shards.values()))
             elapsed = time.monotonic() - self.first_work
             rate = (done - self.at_first_work) / elapsed if elapsed > 1 else 0.0
             doing = f"{progress.now.stage} LPIPS {progress.now.lpips:.3f}" if progress.now else "writing, measuring"
@@ -78,6 +88,19 @@ class ProgressView:
 
 def show_summary(console: Console, summary: dict[str, Any], root: str) -> None:
     """The table of medians, the counts, and where to look next."""
+    if summary["images"]:
+        _show_medians(console, summary)
+    if summary["rejected"]:
+        console.print(f"{summary['rejected']} images were rejected:", style="yellow")
+        for message in summary["reject_messages"]:
+            console.print(f"  {message}", highlight=False, markup=False)
+    if summary["contact_sheet"]:
+        console.print(f"\ncontact sheet  {summary['contact_sheet']}", highlight=False, soft_wrap=True)
+    table = "metrics" if summary["images"] else "rejects"
+    console.print(f'{table:14} pandas.read_parquet("{root.rstrip("/")}/{table}")', highlight=False, soft_wrap=True)
+
+
+def _show_medians(console: Console, summary: dict[str, Any]) -> None:
     table = Table(title=f"run {summary['run']}: medians of {summary['images']} images", title_justify="left")
     table.add_column("stage")
     for heading in ("LPIPS", "MSE", "PSNR dB", "SSIM", "steps", "s an image"):
@@ -91,12 +114,6 @@ def show_summary(console: Console, summary: dict[str, Any], root: str) -> None:
         text = ", ".join(f"{name} {value:.4f}" for name, value in summary["locality"].items())
         console.print(f"old against new generator, median LPIPS: {text}", highlight=False)
     console.print(f"weight deltas: {summary['delta_bytes'] / 2**20:.1f} MiB an image", highlight=False)
-    if summary["rejected"]:
-        console.print(f"{summary['rejected']} images were rejected:", style="yellow")
-        for message in summary["reject_messages"]:
-            console.print(f"  {message}", highlight=False, markup=False)
-    console.print(f"\ncontact sheet  {summary['contact_sheet']}", highlight=False, soft_wrap=True)
-    console.print(f'metrics        pandas.read_parquet("{root.rstrip("/")}/metrics")', highlight=False, soft_wrap=True)
 
 
 def _number(value: float | None, form: str) -> str:

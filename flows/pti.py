@@ -21,7 +21,7 @@ GeneratorRef = Annotated[str, Field(description="A built-in name ('pocket-ffhq-1
 Limit = Annotated[int | None, Field(ge=1, description="Only the first images")]
 
 
-@flow(name="pti", flow_run_name="pti-{preset}-{dataset}", validate_parameters=True)
+@flow(name="pti", flow_run_name="pti-{preset}", validate_parameters=True)
 def pti(
     dataset: Dataset = "demo",
     output: Output = "out/demo",
@@ -58,17 +58,18 @@ def pti(
     root, run = output, frozen["run"]
 
     failed: dict[int, str] = {}
-    threads: Any = ThreadPoolTaskRunner(max_workers=workers)  # its types know only coroutines
+    # Twice the threads, since a measuring task holds one while it waits for its inversion.
+    threads: Any = ThreadPoolTaskRunner(max_workers=2 * workers)  # its types know only coroutines
     with threads as runner:
-        in_flight: deque[tuple[int, PrefectFuture[Any]]] = deque()
+        in_flight: deque[tuple[int, list[PrefectFuture[Any]]]] = deque()
         for shard in frozen["pending"]:
-            if len(in_flight) >= 2 * workers:  # a window, so that memory does not grow with the number of shards
+            if len(in_flight) >= workers:  # a window, so that memory does not grow with the number of shards
                 failed |= _failure(*in_flight.popleft())
             inverted = runner.submit(invert_shard, {"root": root, "run": run, "shard": shard})
             measured = runner.submit(measure_shard, {"root": root, "run": run, "inverted": inverted})
-            in_flight.append((shard, measured))
-        for shard, future in in_flight:
-            failed |= _failure(shard, future)
+            in_flight.append((shard, [inverted, measured]))
+        for shard, futures in in_flight:
+            failed |= _failure(shard, futures)
     if failed:
         first = min(failed)
         raise ShardsFailed(
@@ -82,8 +83,11 @@ class ShardsFailed(RuntimeError):
     """Some shards could not be done; the others are in the store."""
 
 
-def _failure(shard: int, future: PrefectFuture[Any]) -> dict[int, str]:
-    """Wait for a shard; what it failed of, by its number."""
-    future.wait()
-    state = future.state
-    return {} if state.is_completed() else {shard: str(state.message or state.name)}
+def _failure(shard: int, futures: list[PrefectFuture[Any]]) -> dict[int, str]:
+    """Wait for a shard's tasks; what the first that failed of them failed of, by the shard's number."""
+    for future in futures:
+        future.wait()
+        if not future.state.is_completed():
+            error = future.result(raise_on_failure=False)
+            return {shard: str(error) if isinstance(error, Exception) else str(future.state.message)}
+    return {}

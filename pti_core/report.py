@@ -60,9 +60,12 @@ def contact_sheet(run: Run, engine: Engine, limit: int = MAX_ROWS) -> Image.Imag
     directions = visible_directions(engine.generator, engine.statistics, engine.lpips)
     metrics = run.store.read("metrics", run=run.name, columns=["image_id", "stage", "lpips"])
     lpips = dict(zip(zip(metrics["image_id"], metrics["stage"], strict=True), metrics["lpips"], strict=True))
+    # Ids first: the noise maps of a whole run may not fit into memory.
+    ids = run.store.read("pivots", run=run.name, columns=["image_id", "shard"]).head(limit)
+    where = [("shard", "in", sorted({int(s) for s in ids["shard"]})), ("image_id", "in", list(ids["image_id"]))]
     rows = [
         _row(run, engine, pivot, directions, lpips)
-        for pivot in records(run.store.read("pivots", run=run.name).head(limit))
+        for pivot in records(run.store.read("pivots", run=run.name, filters=where).head(limit))
     ]
     headings = ["target", "pivot", "tuned"]
     for direction in directions:
@@ -74,13 +77,13 @@ def _row(
     run: Run, engine: Engine, pivot: dict[str, Any], directions: list[Direction], lpips: dict[tuple[str, str], float]
 ) -> _Row:
     stored = read_stored(run, engine, pivot)
-    target = run.read_input(pivot["uri"], pivot["image_id"], engine.generator.img_resolution).pixels
+    target = _target(run, pivot, engine.generator.img_resolution)
 
     def draw(generator: Generator, ws: Tensor) -> Image.Image:
         return _picture(generator.synthesis(ws, noise=stored.noise))
 
     base, tuned, ws = engine.generator, stored.generator, stored.ws
-    cells = [Image.fromarray(target), draw(base, ws), draw(tuned, ws)]
+    cells = [target, draw(base, ws), draw(tuned, ws)]
     image_id = pivot["image_id"]
     captions = [image_id, *(f"LPIPS {lpips[image_id, stage]:.3f}" for stage in ("pivot", "stored"))]
     for direction in directions:
@@ -91,6 +94,17 @@ def _row(
         cells += [draw(base, edited), draw(tuned, edited)]
         captions += [f"{strength:+.0f} sigma", ""]
     return _Row(image_id, cells, captions)
+
+
+def _target(run: Run, pivot: dict[str, Any], resolution: int) -> Image.Image:
+    """The input once more; grey where it is gone or has changed since."""
+    try:
+        found = run.read_input(pivot["uri"], pivot["image_id"], resolution)
+    except (OSError, images.ImageError):
+        found = None
+    if found is None or found.sha256 != pivot["sha256"]:
+        return Image.new("RGB", (resolution, resolution), GREY)
+    return Image.fromarray(found.pixels)
 
 
 def _picture(image: Tensor) -> Image.Image:
