@@ -10,7 +10,7 @@ import hashlib
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
@@ -19,7 +19,11 @@ import fsspec
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
-DEMO: Final = "demo"
+from pti_core.addresses import DEMO, canonical, local_path, redact, refusal, secret_in, split_chain, without_query
+
+__all__ = ["DEMO", "DEMO_FOLDER", "EXTENSIONS", "DatasetError", "Entry", "inputs_digest", "natural_key"]
+__all__ += ["read_bytes", "redact", "scan"]
+
 DEMO_FOLDER: Final = Path(__file__).parent / "assets" / "demo_faces"
 _WEB = frozenset({".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".gif", ".avif"})
 _OTHER = frozenset({".bmp", ".dib", ".tif", ".tiff", ".ppm", ".pgm", ".pnm", ".jp2", ".j2k"})
@@ -41,7 +45,7 @@ class Entry:
     """One input. `image_id` is its POSIX path below the dataset's root and is unique in the dataset."""
 
     image_id: str
-    uri: str  # for `read_bytes`
+    uri: str  # for `read_bytes`; without secrets, since tables hold it
     bytes: int
     etag: str  # the file system's checksum, or "size-mtime": changes when the file does
     group: str  # images that share one tuned generator in mode `multi`
@@ -52,21 +56,25 @@ def scan(
     limit: int | None = None,
     group_by_folder: bool = False,
     storage_options: dict[str, Any] | None = None,
+    without: str | None = None,
 ) -> list[Entry]:
     """List the images of a dataset in natural order (`2.png` before `10.png`), the first `limit` of them.
 
     `dataset`: `demo`; a folder, read with all its subfolders; a glob; one file; a .zip or .tar; each as a path or any
     fsspec URL. A file counts by its extension (`EXTENSIONS`); hidden files and folders and `__MACOSX` do not.
     `group` is the first folder below the root with `group_by_folder` (where there is one), the image_id otherwise.
-    `storage_options` go to the file system; credentials are better left to the environment.
+    `storage_options` go to the file system; credentials are better left to the environment. `without` is a folder
+    whose files are left out: the output, where it lies in the dataset.
 
-    Raises DatasetError where nothing usable is found, with the reason.
+    Raises DatasetError where nothing usable is found, with the reason, and for an address that holds a secret.
     """
     if limit is not None and limit < 1:
         raise DatasetError(f"limit {limit}: at least 1 expected; leave it out for all images")
     if not dataset.strip():
         raise DatasetError("dataset '': a folder, file, glob, URL or 'demo' expected")
-    files = _demo_files() if dataset == DEMO else _find(dataset, storage_options or {})
+    if refused := refusal("dataset", dataset):
+        raise DatasetError(refused)
+    files = _demo_files() if dataset == DEMO else _find(dataset, storage_options or {}, without)
     images: dict[str, tuple[str, dict[str, Any]]] = {}
     for name, file in files:
         if _extension(name) not in EXTENSIONS or _hidden(name):
@@ -83,6 +91,11 @@ def scan(
             f"{name}{uri}".encode()
         except UnicodeEncodeError:
             raise DatasetError(f"file {os.fsencode(name)!r}: its name is not UTF-8; rename it") from None
+        if ("?" in uri or "@" in uri) and (secret := secret_in(uri)):
+            raise DatasetError(
+                f"file {name!r} of dataset {redact(dataset)!r}: its address holds {secret}, which a run would store; "
+                "copy the files to a place that needs none"
+            )
         group = name.split("/")[0] if group_by_folder else name
         entries.append(Entry(name, uri, int(info.get("size") or 0), _etag(info), group))
     return entries
@@ -95,10 +108,11 @@ def read_bytes(uri: str, storage_options: dict[str, Any] | None = None) -> bytes
     """
     if uri.startswith(_DEMO_URL):
         return (DEMO_FOLDER / uri.removeprefix(_DEMO_URL)).read_bytes()
-    if "::" in uri and not storage_options:
-        head, chain = uri.split("::", 1)
-        protocol, path = head.split("://", 1)
-        return bytes(_archive(f"{protocol}://::{chain}", os.getpid()).cat_file(path))
+    if (local := local_path(uri)) is not None:
+        return Path(local).read_bytes()
+    if (chain := split_chain(uri)) and not storage_options:
+        protocol, path = chain[0].split("://", 1)
+        return bytes(_archive(f"{protocol}://::{chain[1]}", os.getpid()).cat_file(path))
     fs, path = url_to_fs(uri, **(storage_options or {}))
     return bytes(fs.cat_file(path))
 
@@ -120,12 +134,6 @@ def natural_key(name: str) -> tuple[Any, ...]:
     return parts, name  # type: ignore[return-value]
 
 
-def redact(url: str) -> str:
-    """A URL fit for messages and logs: without user names, passwords and signed queries."""
-    url = re.sub(r"(\w://)[^/@\s]*@", r"\1", url)
-    return re.sub(r"(https?://[^?\s]*)\?\S*", r"\1", url)
-
-
 _File = tuple[str, tuple[str, dict[str, Any]]]  # name below the root; URI and what the file system says about it
 
 
@@ -144,17 +152,20 @@ def _sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 
 
-def _find(dataset: str, storage_options: dict[str, Any]) -> list[_File]:
+def _find(dataset: str, storage_options: dict[str, Any], without: str | None) -> list[_File]:
     """All files of a dataset, images or not."""
-    name = redact(dataset)
-    archive = next((kind for ext, kind in _ARCHIVES.items() if dataset.lower().endswith(ext)), None)
-    if archive and "::" not in dataset:
+    name, dataset = redact(dataset), canonical(dataset)
+    address = without_query(dataset).lower()
+    archive = next((kind for ext, kind in _ARCHIVES.items() if address.endswith(ext)), None)
+    if archive and not split_chain(dataset):
+        if "::" in dataset:
+            raise DatasetError(f"dataset {name!r}: an archive cannot be read with '::' in its path; rename it")
         dataset = f"{archive}://::{dataset}"
     try:
-        url = str(Path(dataset).expanduser()) if dataset.startswith("~") else dataset
-        fs, path = url_to_fs(url, **storage_options)
+        path = local_path(dataset)
+        fs, path = (LocalFileSystem(), path) if path is not None else url_to_fs(dataset, **storage_options)
         fs.invalidate_cache()
-        return list(_list(fs, path.rstrip("/"), dataset))
+        return list(_list(fs, path if "?" in path else path.rstrip("/"), dataset, without))
     except DatasetError:
         raise
     except ImportError as error:
@@ -172,29 +183,55 @@ def _find(dataset: str, storage_options: dict[str, Any]) -> list[_File]:
         ) from error
 
 
-def _list(fs: Any, path: str, dataset: str) -> Iterator[_File]:
+def _list(fs: Any, path: str, dataset: str, without: str | None) -> Iterator[_File]:
+    local, address = isinstance(fs, LocalFileSystem), without_query(path)
     root, found = path, {}
     if fs.isfile(path):
-        root, found = path.rpartition("/")[0], {path: fs.info(path)}
-        if _extension(path) not in EXTENSIONS:
+        root, found = address.rpartition("/")[0], {path: fs.info(path)}
+        if _extension(address) not in EXTENSIONS:
             raise DatasetError(f"dataset {redact(dataset)!r}: this file is not an image by its name; {_looked_for()}")
-    elif fs.isdir(path) or (path == "" and "::" in dataset):
-        local = isinstance(fs, LocalFileSystem)
-        found = dict(_local_files(Path(path), frozenset())) if local else fs.find(path, detail=True)
-    elif re.search(r"[*?\[]", path):
+    elif fs.isdir(path) or (path == "" and split_chain(dataset)):
+        found = dict(_local_files(Path(path or "/"), frozenset())) if local else fs.find(path, detail=True)
+    elif re.search(r"[*?\[]", address):
         root = path[: re.search(r"[^/]*[*?\[]", path).start()].rstrip("/")  # type: ignore[union-attr]
         found = {k: v for k, v in fs.glob(path, detail=True).items() if v["type"] != "directory"}
         if not found:
             raise DatasetError(f"dataset {redact(dataset)!r}: nothing matches; quote it and check the pattern")
     else:
         raise FileNotFoundError(path)
-    head, _, chain = dataset.partition("::")
+    left_out = _left_out(fs, root, without)
+    head, chain = split_chain(dataset) or ("", "")
     for file, info in found.items():
-        if not file.endswith("/"):  # objects that stand for folders
-            name = str(PurePosixPath(file[len(root) :].lstrip("/")))
-            if isinstance(fs, LocalFileSystem):
-                info = _local_info(file)
-            yield name, (f"{head.split('://')[0]}://{file}::{chain}" if chain else fs.unstrip_protocol(file), info)
+        if file.endswith("/") or left_out(file):  # objects that stand for folders; the output
+            continue
+        name = str(PurePosixPath(without_query(file)[len(root) :].lstrip("/")))
+        if local:
+            info = _local_info(file)
+        yield name, (f"{head.split('://')[0]}://{file}::{chain}" if chain else fs.unstrip_protocol(file), info)
+
+
+def _left_out(fs: Any, root: str, without: str | None) -> Callable[[str], bool]:
+    """Which files below a dataset's root lie in the folder `without`.
+
+    Where the dataset lies in that folder, or is that folder, only the pictures that runs wrote at its top are left out.
+    """
+    if without is None:
+        return lambda file: False
+    folder = _real(*url_to_fs(canonical(without)) if local_path(without) is None else (LocalFileSystem(), without))
+    top = _real(fs, root)
+    if top == folder:
+        return lambda file: bool(re.match("runs/[^/]+/report/", file[len(root) :].lstrip("/")))
+    if top.startswith(f"{folder}/"):
+        return lambda file: False
+    real = functools.cache(lambda parent: _real(fs, parent))
+    return lambda file: f"{real(file.rpartition('/')[0])}/".startswith(f"{folder}/")
+
+
+def _real(fs: Any, path: str) -> str:
+    """A folder's one address, behind all links."""
+    if isinstance(fs, LocalFileSystem):
+        path = os.path.realpath(canonical(path) or "/")
+    return str(fs.unstrip_protocol(path)).rstrip("/")
 
 
 def _local_info(path: str) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from typing import Any, Final
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
-from pti_core.datasets import redact
+from pti_core.addresses import redact, refusal
 
 UPLOAD_WAITS: Final = (0.5, 2.0, 8.0)
 """Seconds before a failed upload is tried again, beyond the retries of the file system itself."""
@@ -41,9 +41,11 @@ class Files:
     """Files below `root`, any fsspec URL or path, named relative to it. Can be pickled; holds no open file."""
 
     def __init__(self, root: str, storage_options: Mapping[str, Any] | None = None) -> None:
-        """`storage_options` go to the file system. StoreError for an unknown protocol or a missing package."""
+        """`storage_options` go to the file system. StoreError for an address with a secret, or one unknown here."""
         if not root.strip():
             raise StoreError("output '': a folder or an fsspec URL expected")
+        if refused := refusal("output", root):
+            raise StoreError(refused)
         self.root = root if root.endswith("://") else root.rstrip("/") or "/"
         self.name = redact(root)  # for messages
         self.local = "://" not in root

@@ -9,6 +9,7 @@ import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -18,11 +19,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pti_core import deltas, images
+from pti_core.addresses import canonical, redact, refusal
 from pti_core.config import RunConfig
 from pti_core.datasets import read_bytes, scan
 from pti_core.engine import Engine
 from pti_core.generators.base import Generator
-from pti_core.generators.checkpoints import LoadedGenerator, load_generator
+from pti_core.generators.cache import FETCHABLE_NAMES
+from pti_core.generators.checkpoints import ALIASES, BUILT_IN, LoadedGenerator, load_generator
 from pti_core.store import Store, run_id
 from pti_core.tables import assign_shards, records
 
@@ -92,6 +95,7 @@ def freeze(
     RunError, each with one sentence.
     """
     store = Store(output)
+    dataset, generator = _address("dataset", dataset), _address("generator", generator)
     store.check_writable()
     loaded = _loaded(generator)
     _check_generator(loaded, config)
@@ -104,7 +108,7 @@ def freeze(
         for shard in range(store.read_manifest(name)["shard"].to_numpy().max() + 1):
             store.clear_shard(name, shard)
     if not known:
-        entries = scan(dataset, limit=limit, group_by_folder=config.mode == "multi")
+        entries = scan(dataset, limit=limit, group_by_folder=config.mode == "multi", without=output)
         store.write_manifest(name, assign_shards(entries, shard_size))
         # The configuration is written after the manifest: a run that has one is frozen.
         store.write_config(
@@ -112,7 +116,7 @@ def freeze(
             {
                 "run": name,
                 "digest": digest,
-                "dataset": dataset,
+                "dataset": redact(dataset),
                 "limit": limit,
                 "generator": {
                     "source": generator,
@@ -126,6 +130,15 @@ def freeze(
             },
         )
     return load_run(output, name)
+
+
+def _address(what: str, address: str) -> str:
+    """The address of an input as it is recorded: the same from every working directory, and without secrets."""
+    if refused := refusal(what, address):
+        raise RunError(refused)
+    if what == "generator" and (address in {*BUILT_IN, *ALIASES, *FETCHABLE_NAMES} or not Path(address).exists()):
+        return address  # a name, a URL or a mistake
+    return canonical(address)
 
 
 def load_run(output: str, name: str) -> Run:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from pti_core.addresses import redact
 from pti_core.store import Store
 
 
@@ -37,7 +38,7 @@ def run_status(store: Store, run: str) -> RunStatus:
     return RunStatus(
         run=run,
         preset=config["config"]["preset"],
-        dataset=config["dataset"],
+        dataset=redact(config["dataset"]),  # runs of older versions hold it as it was given
         images=manifest.num_rows,
         shards=shards,
         shards_done=len(markers),

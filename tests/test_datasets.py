@@ -9,6 +9,7 @@ from pathlib import Path
 import fsspec
 import pytest
 
+from pti_core.addresses import canonical
 from pti_core.datasets import DEMO_FOLDER, DatasetError, inputs_digest, natural_key, read_bytes, redact, scan
 
 
@@ -149,6 +150,85 @@ def test_redact() -> None:
     assert redact("https://u:p@h/a.png?X-Amz-Signature=1 b") == "https://h/a.png b"
     assert redact("/data/a@b.png") == "/data/a@b.png"
     assert "secret" not in refused("foo://me:secret@host/x")
+
+
+def test_every_way_to_name_a_folder_names_one_place(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder.parent)
+    ways = [
+        "data",
+        "data/",
+        "./data",
+        "data/.",
+        "data/a/..",
+        ".//data",
+        f"{folder}/",
+        f"file://{folder}",
+        "file://data",
+    ]
+    assert {canonical(way) for way in ways} == {str(folder)}
+    assert {tuple(scan(way)) for way in ways} == {tuple(scan(str(folder)))}
+    assert canonical("data/*.png") == f"{folder}/*.png"
+    assert canonical("zip://a/::x.zip") == f"zip://a::{folder.parent}/x.zip"
+    assert canonical("s3://bucket/x/") == "s3://bucket/x"
+    for fixed in ("demo", "memory://", "https://h/x?a=/", "", " "):
+        assert canonical(fixed) == fixed
+    monkeypatch.setenv("HOME", str(folder))
+    assert canonical("~/a/") == f"{folder}/a"
+
+
+def test_the_folder_above_a_link_is_that_of_its_target(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(folder / "a/c")
+    assert canonical(f"{tmp_path}/link/..") == str(folder / "a")
+    assert canonical(f"{tmp_path}/link") == f"{tmp_path}/link"
+
+
+def test_names_with_two_colons_are_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "d::e").mkdir()
+    for name in ("a::b.png", "d::e/s3::1.png"):
+        (tmp_path / name).write_bytes(name.encode())
+    for dataset in ("a::b.png", str(tmp_path / "a::b.png"), "*::b.png"):
+        (entry,) = scan(dataset)
+        assert entry.image_id == "a::b.png"
+        assert read_bytes(entry.uri) == b"a::b.png"
+    entries = scan(str(tmp_path))
+    assert [e.image_id for e in entries] == ["a::b.png", "d::e/s3::1.png"]
+    assert [read_bytes(e.uri).decode() for e in entries] == [e.image_id for e in entries]
+    with zipfile.ZipFile(tmp_path / "d::e/set.zip", "w") as archive:
+        archive.writestr("1.png", b"1")
+    assert "'::' in its path; rename it" in refused("d::e/set.zip")
+
+
+def test_the_output_in_a_data_set_is_no_input(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = scan(str(folder))
+    sheet = folder / "out/runs/abc/report/contact_sheet.png"
+    sheet.parent.mkdir(parents=True)
+    sheet.write_bytes(b"sheet")
+    assert len(scan(str(folder))) == len(before) + 1
+    (tmp_path / "link").symlink_to(folder / "out")
+    monkeypatch.chdir(folder)
+    for without in ("out", f"{folder}/out/", f"file://{folder}/out", f"{tmp_path}/link"):
+        assert scan(str(folder), without=without) == before
+        assert scan(f"{folder}/**", without=without) == before
+    assert scan(str(folder), without=f"{folder}/ou") == scan(str(folder))
+    assert scan(str(folder), without="memory://out") == scan(str(folder))
+    # an output above the data set, and pictures of a run that are asked for by their place
+    assert scan(str(folder / "b"), without=str(folder)) == scan(str(folder / "b"))
+    assert [e.image_id for e in scan(str(sheet), without=str(folder / "out"))] == ["contact_sheet.png"]
+
+
+def test_a_data_set_that_is_its_own_output(folder: Path) -> None:
+    before = scan(str(folder))
+    (folder / "runs/abc/report").mkdir(parents=True)
+    (folder / "runs/abc/report/contact_sheet.png").write_bytes(b"sheet")
+    assert scan(str(folder), without=str(folder)) == before
+
+
+def test_the_output_in_a_bucket_is_no_input() -> None:
+    fs = fsspec.filesystem("memory")
+    fs.pipe({"/ds-out/1.png": b"1", "/ds-out/out/runs/a/report/s.png": b"s", "/ds-out/outer/2.png": b"2"})
+    for without in ("memory://ds-out/out", "memory://ds-out/out/"):
+        assert [e.image_id for e in scan("memory://ds-out", without=without)] == ["1.png", "outer/2.png"]
 
 
 @pytest.mark.skipif(not DEMO_FOLDER.is_dir(), reason="the demo's images are not made yet")

@@ -1,0 +1,102 @@
+"""Addresses of data sets, generators and outputs: one form for one place, and none that holds a secret.
+
+A run stores its addresses, since workers read by them; so a password or a signed query in one would end up in its
+tables, logs and pictures. Such addresses are refused before anything is written.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Final
+
+DEMO: Final = "demo"
+
+_CHAINED = r"(?:zip|tar|libarchive|simplecache|filecache|blockcache|cached)"  # what may stand before "::"
+_CHAIN = re.compile(rf"({_CHAINED}(?:://.*?)?)::(.*)", re.DOTALL)
+_LOCAL = re.compile(r"(?:file|local):(?://)?", re.IGNORECASE)
+# Here the part before "@" is a container or a repository.
+_NAME_BEFORE_AT = r"(?:abfss?|az|wasbs?|oci|github|git)://"
+_USERINFO = re.compile(
+    rf"(?<![\w+.-])(?!{_NAME_BEFORE_AT})([a-z][\w+.-]*://)"
+    r"(?:[^/\s?#]*@|(?!arn:)[^/@:\s\[]+:(?!:|\d*(?:[/?#\s]|$))\S*@)",  # the second: with a slash in the password
+    re.IGNORECASE,
+)
+_PASSWORD = re.compile(r"[^/@:\s\[]+:[^\s]*@")
+_SECRET_NAME = (
+    r"[\w.%-]*(?:(?<!de)(?<!as)sig(?:n|$|(?=[=&_-]))|token|secret|passw|pwd|cred|auth(?!or(?!i))|jwt|hmac|session"
+    r"|(?<!mon)key(?!word)|access-?_?id|policy|(?<=[?&;])(?:hm|sas|pass|code)(?==)|hdnea|hdnts)[\w.%-]*"
+)
+_SIGNED = re.compile(
+    rf"[?&;#~](?:{_SECRET_NAME}=|[^=&;]*=(?:eyJ|(?=[^&;]*[a-z])(?=[^&;]*\d)[\w+/%=-]{{40,}}))", re.IGNORECASE
+)
+_SIGNED_VALUE = re.compile(rf"([?&;]{_SECRET_NAME}=)[^&\s'\"]+", re.IGNORECASE)
+_SAFE_WAY = (
+    "a run would store it; leave it out and give credentials by the environment (AWS_PROFILE, or AWS_ACCESS_KEY_ID and "
+    "AWS_SECRET_ACCESS_KEY) or by fsspec's configuration (FSSPEC_... variables, ~/.config/fsspec)"
+)
+
+
+def split_chain(address: str) -> tuple[str, str] | None:
+    """`zip://a::b.zip` as `zip://a` and `b.zip`; None for what is no chain: a file's name may hold `::` as well."""
+    match = _CHAIN.fullmatch(address)
+    return (match[1], match[2]) if match else None
+
+
+def local_path(address: str) -> str | None:
+    """The path, as it is written, of an address on this machine's disk; None for any other."""
+    if split_chain(address) or address == DEMO:
+        return None
+    if match := _LOCAL.match(address):
+        return address[match.end() :]
+    return None if "://" in address else address
+
+
+def canonical(address: str) -> str:
+    """The one form of all addresses of a place: local paths absolute, no slash at the end.
+
+    Links are not resolved, apart from those before a `..`, which stands for the folder above their target.
+    """
+    if not address.strip() or address == DEMO:
+        return address
+    if chain := split_chain(address):
+        head, rest = chain[0].rstrip("/:"), canonical(chain[1])
+        kind, _, inside = head.partition("://")
+        return f"{kind}://{inside}::{rest}"
+    if (path := local_path(address)) is not None:
+        full = Path(os.path.expanduser(path)).absolute()  # noqa: PTH111 (leaves the ~ of an unknown user as it is)
+        return str(full.resolve() if ".." in full.parts else full)
+    return address if re.match(r"https?://[^?#]*[?#]", address) or address.endswith("://") else address.rstrip("/")
+
+
+def without_query(address: str) -> str:
+    """A web address up to its query; a `?` elsewhere belongs to the name."""
+    return re.sub(r"^(https?://[^?#]*)[?#].*", r"\1", address, flags=re.IGNORECASE | re.DOTALL)
+
+
+def secret_in(address: str) -> str | None:
+    """What kind of secret an address holds, in words; None for one that may be stored and shown."""
+    if chain := split_chain(address):
+        return secret_in(chain[0]) or secret_in(chain[1])
+    if local_path(address) is not None:
+        return None
+    scheme, _, rest = address.partition("://")
+    if (match := _USERINFO.match(address)) and (
+        scheme.lower() in ("http", "https") or _PASSWORD.match(match[0].partition("://")[2])
+    ):
+        return "a user name or password"
+    return "a signature or token in its query" if _SIGNED.search(rest) else None
+
+
+def refusal(what: str, address: str) -> str | None:
+    """The sentence that refuses an address with a secret, without the secret; None for one without."""
+    secret = secret_in(address)
+    return f"{what} {redact(address)!r}: the address holds {secret}, and {_SAFE_WAY}" if secret else None
+
+
+def redact(text: str) -> str:
+    """Addresses fit for messages, logs and tables: without users and passwords, queries of the web, signed queries."""
+    text = _USERINFO.sub(r"\1", text)
+    text = re.sub(r"(https?://[^?#\s]*)[?#]\S*", r"\1", text)
+    return _SIGNED_VALUE.sub(r"\1***", text)
