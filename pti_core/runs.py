@@ -7,7 +7,7 @@ import hashlib
 import importlib.metadata
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -21,7 +21,7 @@ from torch import Tensor
 from pti_core import deltas, images
 from pti_core.addresses import canonical, redact, refusal
 from pti_core.config import RunConfig
-from pti_core.datasets import read_bytes, scan
+from pti_core.datasets import DatasetError, read_bytes, scan
 from pti_core.engine import Engine
 from pti_core.generators.base import Generator
 from pti_core.generators.cache import FETCHABLE_NAMES
@@ -56,6 +56,7 @@ class Run:
     dataset: str
     generator: str
     generator_sha256: str
+    remarks: tuple[str, ...] = ()  # of `freeze`: what a person may want to know, in sentences
 
     @cached_property
     def manifest(self) -> pd.DataFrame:
@@ -92,7 +93,8 @@ def freeze(
 
     The name is the first 12 hex digits of the digest of config, data set, limit and generator, so that the same job
     resumes and a changed job makes a new run beside the old one. Raises StoreError, CheckpointError, DatasetError or
-    RunError, each with one sentence.
+    RunError, each with one sentence. A run that is found again keeps its list of inputs; `remarks` says where the data
+    set has others now.
     """
     store = Store(output)
     dataset, generator = _address("dataset", dataset), _address("generator", generator)
@@ -129,7 +131,8 @@ def freeze(
                 "versions": versions(),
             },
         )
-    return load_run(output, name)
+    run = load_run(output, name)
+    return replace(run, remarks=_changes(run, dataset, limit)) if known and existing == "resume" else run
 
 
 def _address(what: str, address: str) -> str:
@@ -139,6 +142,29 @@ def _address(what: str, address: str) -> str:
     if what == "generator" and (address in {*BUILT_IN, *ALIASES, *FETCHABLE_NAMES} or not Path(address).exists()):
         return address  # a name, a URL or a mistake
     return canonical(address)
+
+
+def _changes(run: Run, dataset: str, limit: int | None) -> tuple[str, ...]:
+    """How a data set differs from the frozen inputs of a run; nothing where it does not."""
+    pending, frozen = run.pending(), run.manifest
+    try:
+        found = scan(dataset, without=run.store.root)
+    except DatasetError:
+        if pending:
+            raise
+        return ("the data set cannot be listed now",)
+    ids = set(frozen["image_id"])
+    finished = frozen[~frozen["shard"].isin(pending)]
+    read = {row["image_id"]: (row["bytes"], row["etag"]) for row in records(finished)}
+    new = sum(entry.image_id not in ids for entry in found[:limit])
+    changed = sum(read.get(entry.image_id, (entry.bytes, entry.etag)) != (entry.bytes, entry.etag) for entry in found)
+    gone = len(ids - {entry.image_id for entry in found})
+    counts = " and ".join(f"{count} {kind}" for kind, count in (("new", new), ("changed", changed)) if count)
+    files = "file is" if new + changed == 1 else "files are"
+    remarks = [f"{counts} {files} not in this run; `--overwrite` does it again with them"] if counts else []
+    if gone:
+        remarks.append(f"{gone} of this run's {len(ids)} files {'is' if gone == 1 else 'are'} gone from the data set")
+    return tuple(remarks)
 
 
 def load_run(output: str, name: str) -> Run:
