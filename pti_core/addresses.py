@@ -78,7 +78,8 @@ def without_query(address: str) -> str:
 def secret_in(address: str) -> str | None:
     """What kind of secret an address holds, in words; None for one that may be stored and shown."""
     if chain := split_chain(address):
-        return secret_in(chain[0]) or secret_in(chain[1])
+        member = chain[0].startswith(("zip", "tar", "libarchive"))  # its name below the archive's root
+        return secret_in(chain[1]) or (None if member else secret_in(chain[0]))
     if local_path(address) is not None:
         return None
     scheme, _, rest = address.partition("://")

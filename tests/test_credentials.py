@@ -63,6 +63,7 @@ WITHOUT = [
     "https://host/a.png?v=d41d8cd98f00b204e9800998ecf8427e",
     "https://host/monkey.png?keyword=face&author=x&design=3",
     "zip://a::/x/b.zip",
+    "zip://team:a@2x.png::/x/b.zip",
 ]
 
 
