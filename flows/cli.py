@@ -91,6 +91,8 @@ def run(
             frozen = freeze(
                 dataset, output, generator, configure(preset.value, overrides), limit, shard_size, existing=existing
             )
+            for remark in frozen.remarks:
+                view.note(remark)
             if frozen.pending():
                 view.say("starting Prefect")
                 from flows.pti import pti

@@ -55,6 +55,10 @@ class ProgressView:
         self.bar.stop()
         self.console.print(text, style="yellow", highlight=False)
 
+    def note(self, text: str) -> None:
+        """Something that a person should know; it stays above the bar."""
+        self.bar.console.print(f"note: {text}", style="yellow", highlight=False, markup=False, soft_wrap=True)
+
     def say(self, text: str) -> None:
         """What is going on besides shards."""
         if self.console.is_terminal:
