@@ -15,23 +15,21 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
-import fsspec
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
 from pti_core.addresses import DEMO, canonical, local_path, redact, refusal, secret_in, split_chain, without_query
+from pti_core.reading import DEMO_FOLDER, DEMO_URL, read_bytes
 
 __all__ = ["DEMO", "DEMO_FOLDER", "EXTENSIONS", "DatasetError", "Entry", "inputs_digest", "natural_key"]
 __all__ += ["read_bytes", "redact", "scan"]
 
-DEMO_FOLDER: Final = Path(__file__).parent / "assets" / "demo_faces"
 _WEB = frozenset({".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".gif", ".avif"})
 _OTHER = frozenset({".bmp", ".dib", ".tif", ".tiff", ".ppm", ".pgm", ".pnm", ".jp2", ".j2k"})
 EXTENSIONS: Final = _WEB | _OTHER
 """Files that count as images, in any case; what is inside is judged by `images.decode`."""
 
 _ARCHIVES = {".zip": "zip", ".tar": "tar", ".tgz": "tar", ".tar.gz": "tar"}
-_DEMO_URL = "demo://"
 _CHECKSUMS = ("ETag", "etag", "md5Hash", "md5", "checksum", "crc32c", "CRC")  # S3, GCS, Azure, zip
 _MODIFIED = ("mtime", "LastModified", "last_modified", "updated", "modified", "date_time")
 
@@ -101,22 +99,6 @@ def scan(
     return entries
 
 
-def read_bytes(uri: str, storage_options: dict[str, Any] | None = None) -> bytes:
-    """The content of an `Entry.uri`. Raises OSError (FileNotFoundError, PermissionError, ...) where it cannot be read.
-
-    Archives stay open between calls.
-    """
-    if uri.startswith(_DEMO_URL):
-        return (DEMO_FOLDER / uri.removeprefix(_DEMO_URL)).read_bytes()
-    if (local := local_path(uri)) is not None:
-        return Path(local).read_bytes()
-    if (chain := split_chain(uri)) and not storage_options:
-        protocol, path = chain[0].split("://", 1)
-        return bytes(_archive(f"{protocol}://::{chain[1]}", os.getpid()).cat_file(path))
-    fs, path = url_to_fs(uri, **(storage_options or {}))
-    return bytes(fs.cat_file(path))
-
-
 def inputs_digest(entries: Sequence[Entry]) -> str:
     """SHA-256 (hex) of what is read: ids, sizes, etags and groups, not the place. A changed file changes it."""
     digest = hashlib.sha256()
@@ -143,7 +125,7 @@ def _demo_files() -> list[_File]:
         raise DatasetError("dataset 'demo': its images are missing from this installation; install pti_core again")
     return [
         # the time of installation is no property of the image
-        (path.name, (f"{_DEMO_URL}{path.name}", {"size": path.stat().st_size, "etag": _sha256(path)}))
+        (path.name, (f"{DEMO_URL}{path.name}", {"size": path.stat().st_size, "etag": _sha256(path)}))
         for path in DEMO_FOLDER.iterdir()
     ]
 
@@ -252,12 +234,6 @@ def _local_files(folder: Path, above: frozenset[Path]) -> Iterator[tuple[str, di
                 yield entry.path, {}
             elif Path(entry.path).resolve() not in above:
                 yield from _local_files(Path(entry.path), above)
-
-
-@functools.lru_cache(maxsize=4)
-def _archive(url: str, process: int) -> Any:
-    """An open archive; one a process, since a file handle shared over a fork would share its position."""
-    return fsspec.core.url_to_fs(url)[0]
 
 
 def _extension(name: str) -> str:
