@@ -63,9 +63,15 @@ class Run:
         """The frozen inputs: image_id, uri, shard, group, bytes, etag."""
         return self.store.read_manifest(self.name).to_pandas()
 
-    def pending(self) -> list[int]:
+    def unfinished(self) -> list[int]:
         """Numbers of the shards that are not done, in order."""
         return sorted(set(self.manifest["shard"].tolist()) - self.store.done(self.name).keys())
+
+    def pending(self) -> list[int]:
+        """The shards to do: those that are not done, and those with rejects that another try may help."""
+        markers = self.store.done(self.name)
+        final = {shard for shard, marker in markers.items() if not marker["counts"].get("temporary")}
+        return sorted(set(self.manifest["shard"].tolist()) - final)
 
     def read_input(self, uri: str, image_id: str, resolution: int) -> Input:
         """An input as the engine sees it. Raises ImageError for a bad image, OSError where it cannot be read."""
@@ -106,12 +112,13 @@ def freeze(
     known = name in store.runs()
     if known and store.read_config(name)["digest"] != digest:
         raise RunError(f"run {name!r} in {store.root} was made with another configuration; choose another name for it")
-    if known and existing == "overwrite":
-        for shard in range(store.read_manifest(name)["shard"].to_numpy().max() + 1):
-            store.clear_shard(name, shard)
-    if not known:
+    if not known or existing == "overwrite":
+        # The inputs are listed first: where that fails, nothing is lost.
         entries = scan(dataset, limit=limit, group_by_folder=config.mode == "multi", without=output)
-        store.write_manifest(name, assign_shards(entries, shard_size))
+        manifest = assign_shards(entries, shard_size)
+        if known or name not in store.runs():  # where another process froze it meanwhile, it is at work
+            store.clear_run(name)
+        store.write_manifest(name, manifest)
         # The configuration is written after the manifest: a run that has one is frozen.
         store.write_config(
             name,
@@ -146,7 +153,7 @@ def _address(what: str, address: str) -> str:
 
 def _changes(run: Run, dataset: str, limit: int | None) -> tuple[str, ...]:
     """How a data set differs from the frozen inputs of a run; nothing where it does not."""
-    pending, frozen = run.pending(), run.manifest
+    pending, frozen = run.unfinished(), run.manifest
     try:
         found = scan(dataset, without=run.store.root)
     except DatasetError:

@@ -15,7 +15,6 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from typing import Any, Final
 
 import pandas as pd
@@ -25,14 +24,13 @@ import pyarrow.parquet as pq
 
 from pti_core import tables
 from pti_core.files import FileInfo, Files, StoreError
+from pti_core.markers import check_marker, make_marker, parse_marker, sum_text
 
-__all__ = ["FileInfo", "Store", "StoreError", "make_marker", "run_id"]
+__all__ = ["DamagedPart", "FileInfo", "Store", "StoreError", "make_marker", "run_id"]
 
 RUN_ID_DIGITS: Final = 12
 
 _PARTITIONS = pads.partitioning(pa.schema([("run", pa.string()), ("shard", pa.int32())]), flavor="hive")
-_MARKER_KEYS = {"counts", "seconds", "digest", "files"}
-_FILE_KEYS = {"path", "bytes", "sha256"}
 
 
 def run_id(digest: str) -> str:
@@ -50,9 +48,8 @@ def run_id(digest: str) -> str:
     raise StoreError(f"digest {digest!r}: at least {RUN_ID_DIGITS} hex digits expected, not all of them decimal")
 
 
-def make_marker(counts: Mapping[str, int], seconds: float, digest: str, files: Sequence[FileInfo]) -> dict[str, Any]:
-    """What `Store.mark_done` takes. `counts` has at least `manifest`, `pivots` and `rejects`."""
-    return {"counts": dict(counts), "seconds": seconds, "digest": digest, "files": [asdict(f) for f in files]}
+class DamagedPart(StoreError):
+    """A part that is there, but not as it was written."""
 
 
 class Store:
@@ -93,9 +90,12 @@ class Store:
             return dict(json.loads(data))
 
     def write_manifest(self, run: str, manifest: pa.Table) -> FileInfo:
-        """Freeze the run's inputs. The same again is fine; StoreError where another one is there already."""
+        """Freeze the run's inputs. The same again is fine; StoreError where a run with a config has another one.
+
+        A manifest without a config was left by a process that ended between the two; it is replaced.
+        """
         path, data = f"runs/{_checked(run)}/manifest.parquet", tables.to_parquet("manifest", manifest)
-        if path in self.files.find(f"runs/{run}", maxdepth=1):
+        if {path, f"runs/{run}/config.json"} <= self.files.find(f"runs/{run}", maxdepth=1).keys():
             old = self.read_manifest(run)
             if old.equals(manifest):
                 return FileInfo(path, len(data), hashlib.sha256(data).hexdigest())
@@ -118,14 +118,23 @@ class Store:
         """Write `report/<name>` of the run."""
         return self.files.put(f"runs/{_checked(run)}/report/{name}", data)
 
+    def clear_run(self, run: str) -> None:
+        """Remove all that a run has left, its config first: cut off half way, it is a run that was never frozen."""
+        self.files.remove(f"runs/{_checked(run)}/config.json")
+        for folder in (f"runs/{run}", *(f"{table}/run={run}" for table in tables.PARTS)):
+            self.files.remove(folder)
+
     # --- a shard -----------------------------------------------------------------------------------------------
 
     def write_part(self, table: str, run: str, shard: int, part: int, content: pa.Table) -> FileInfo:
         """Write one part of a table of a shard, over any older one. TableError where its columns do not fit."""
         if table not in tables.PARTS:
             raise StoreError(f"table {table!r}: one of {', '.join(tables.PARTS)} expected")
-        number = f"{part:04d}" if table == "deltas" else f"{part}"
-        return self.files.put(f"{_folder(table, run, shard)}/part-{number}.parquet", tables.to_parquet(table, content))
+        return self.files.put(self.part_path(table, run, shard, part), tables.to_parquet(table, content))
+
+    def part_path(self, table: str, run: str, shard: int, part: int) -> str:
+        """Where a part lies, or would."""
+        return f"{_folder(table, run, shard)}/part-{f'{part:04d}' if table == 'deltas' else part}.parquet"
 
     def parts(self, table: str, run: str, shard: int) -> dict[int, str]:
         """Paths of the parts of a shard's table that are there, by number."""
@@ -138,6 +147,18 @@ class Store:
         """One part by its path. StoreError where it is not there."""
         return pq.read_table(pa.BufferReader(self.files.get(path, f"part {path!r} is missing"))).to_pandas()
 
+    def read_table(self, path: str) -> tuple[FileInfo, pa.Table]:
+        """One part as it was written, with its size and checksum. DamagedPart where it is no whole Parquet file.
+
+        StoreError where it is not there, or the file system does not answer.
+        """
+        data = self.files.get(path, f"part {path!r} is missing")
+        try:
+            table = pq.read_table(pa.BufferReader(data))
+        except (pa.ArrowException, OSError) as error:
+            raise DamagedPart(f"part {path!r} in {self.files.name!r} is damaged ({error})") from error
+        return FileInfo(path, len(data), hashlib.sha256(data).hexdigest()), table
+
     def file_info(self, path: str) -> FileInfo:
         """Size and checksum of a file that is there already; reads it."""
         data = self.files.get(path, f"file {path!r} is missing")
@@ -146,19 +167,22 @@ class Store:
     def mark_done(self, run: str, shard: int, marker: Mapping[str, Any]) -> FileInfo:
         """Write the shard's marker (`make_marker`), after all its parts.
 
-        StoreError where pivots and rejects do not add up to the manifest's rows, or a table has no part (an empty one
-        keeps the table readable).
+        StoreError where pivots and rejects do not add up to the manifest's rows, or a table lacks a part (one with no
+        rows keeps the table readable).
         """
-        if missing := _MARKER_KEYS - marker.keys():
-            raise StoreError(f"shard {shard}: the marker lacks {', '.join(sorted(missing))}; use make_marker")
-        counts = marker["counts"]
-        if counts["pivots"] + counts["rejects"] != counts["manifest"]:
-            raise StoreError(f"shard {shard}: {_sum_text(counts)}; it is not marked as done")
-        for table in tables.PARTS:
-            if not any(f["path"].startswith(f"{_folder(table, run, shard)}/") for f in marker["files"]):
-                raise StoreError(f"shard {shard} has no part of table {table!r}; write one, with no rows if need be")
+        check_marker(shard, marker)
         content = {"run": run, "shard": shard, **marker}
-        return self.files.put(f"runs/{_checked(run)}/done/{shard:05d}.json", _json(content))
+        return self.files.put(_marker_path(run, shard), _json(content))
+
+    def marker(self, run: str, shard: int) -> dict[str, Any] | None:
+        """A shard's marker as it was written, whether or not its files still match; None where there is none."""
+        path = _marker_path(run, shard)
+        return parse_marker(self.files.get(path, "no marker")) if self.exists(path) else None
+
+    def unmark(self, run: str, shard: int) -> None:
+        """Before a shard's files change: it counts as not done. Nothing is deleted, since not every user may."""
+        if self.exists(path := _marker_path(run, shard)):
+            self.files.put(path, b"{}\n")
 
     def done(self, run: str) -> dict[int, dict[str, Any]]:
         """The markers of all shards that are done. Every folder is listed once.
@@ -174,7 +198,7 @@ class Store:
         sizes = {f: size for table in tables.PARTS for f, size in self.files.find(f"{table}/run={run}").items()}
         markers = {}
         for name, data in self.files.get_all(listed).items():
-            shard, marker = int(name.rpartition("/")[2].removesuffix(".json")), _parse_marker(data)
+            shard, marker = int(name.rpartition("/")[2].removesuffix(".json")), parse_marker(data)
             if marker is None or (marker["run"], marker["shard"]) != (run, shard):
                 continue
             if digest is not None and marker["digest"] != digest:
@@ -195,12 +219,6 @@ class Store:
             if (len(data), hashlib.sha256(data).hexdigest()) != (file["bytes"], file["sha256"]):
                 problems.append(f"file {file['path']!r}: {len(data)} bytes, not as written; do its shard again")
         return problems
-
-    def clear_shard(self, run: str, shard: int) -> None:
-        """Remove all that a shard has left, its marker first, so that doing it again starts clean."""
-        self.files.remove(f"runs/{_checked(run)}/done/{shard:05d}.json")
-        for table in tables.PARTS:
-            self.files.remove(_folder(table, run, shard))
 
     # --- reading -----------------------------------------------------------------------------------------------
 
@@ -239,7 +257,7 @@ class Store:
         if sorted(found["pivots"] + found["rejects"]) != sorted(expected):
             wrong = sorted(set(expected) ^ {*found["pivots"], *found["rejects"]})[:3]
             which = f"missing or unknown: {wrong}" if wrong else "an image has two rows"
-            raise StoreError(f"run {run!r} is not complete: {_sum_text(counts)}; {which}; run it again to finish it")
+            raise StoreError(f"run {run!r} is not complete: {sum_text(counts)}; {which}; run it again to finish it")
         return counts
 
 
@@ -263,21 +281,9 @@ def _folder(table: str, run: str, shard: int) -> str:
     return f"{table}/run={_checked(run)}/shard={shard:05d}"
 
 
+def _marker_path(run: str, shard: int) -> str:
+    return f"runs/{_checked(run)}/done/{shard:05d}.json"
+
+
 def _json(content: Mapping[str, Any]) -> bytes:
     return (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode()
-
-
-def _parse_marker(data: bytes | None) -> dict[str, Any] | None:
-    """A marker with all its keys; None for anything else."""
-    try:
-        marker = json.loads(data or b"")
-        whole = {"run", "shard", *_MARKER_KEYS} <= marker.keys() and all(
-            f.keys() >= _FILE_KEYS for f in marker["files"]
-        )
-    except (ValueError, AttributeError, TypeError):
-        return None
-    return dict(marker) if whole else None
-
-
-def _sum_text(counts: Mapping[str, int]) -> str:
-    return f"{counts['pivots']} pivots and {counts['rejects']} rejects for {counts['manifest']} images in the manifest"

@@ -31,4 +31,4 @@ def invert_shard(root: str, run: str, shard: int) -> dict[str, Any]:
 @task(name="measure-shard", task_run_name="measure-{inverted[shard]}", retry_condition_fn=worth_another_try, **RETRY)
 def measure_shard(root: str, run: str, inverted: dict[str, Any]) -> dict[str, Any]:
     """Compare old and new generator around a shard's pivots, write the locality table, mark the shard done."""
-    return shards.measure_shard(load_run(root, run), inverted["shard"], inverted["files"])
+    return shards.measure_shard(load_run(root, run), inverted["shard"], inverted["files"], inverted["seconds"])

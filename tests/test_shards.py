@@ -1,5 +1,6 @@
 """Runs on plain functions, without Prefect: freeze, invert, measure, publish; then what users do to them."""
 
+import io
 import json
 
 import numpy as np
@@ -7,13 +8,16 @@ import pandas as pd
 import pytest
 from conftest import QUICK_SETTINGS
 from PIL import Image
+from rich.console import Console
 
+from flows.console import show_summary
 from pti_core import report
 from pti_core.datasets import DatasetError
 from pti_core.files import StoreError
 from pti_core.generators.checkpoints import CheckpointError
 from pti_core.presets import configure
 from pti_core.runs import RunError, engine_for, freeze, load_run, read_stored
+from pti_core.sampling import seed_for
 from pti_core.shards import invert_shard, measure_shard, plan_parts
 from pti_core.tables import COLUMNS, PARTS
 
@@ -27,7 +31,8 @@ def begin(dataset, output, checkpoint, shard_size=64, limit=None, existing="resu
 
 def finish(run):
     for shard in run.pending():
-        measure_shard(run, shard, invert_shard(run, shard)["files"])
+        inverted = invert_shard(run, shard)
+        measure_shard(run, shard, inverted["files"], inverted["seconds"])
     return run
 
 
@@ -47,6 +52,11 @@ def test_all_tables_have_their_columns_and_add_up(dataset, tmp_path, tiny_checkp
     assert set(frames["deltas"]["base_sha256"]) == {run.generator_sha256}
     assert frames["metrics"].attrs["lpips_net"] == "alex"
     assert all(len(w) == 24 for w in frames["pivots"]["w"])
+    seeds = dict(zip(frames["pivots"]["image_id"], frames["pivots"]["seed"], strict=True))
+    assert seeds == {f"{i}.png": seed_for(f"{i}.png", "pivot", run.config.seed) for i in range(6)}
+    stored = frames["metrics"]["stage"] == "stored"
+    assert frames["metrics"][["steps", "seconds"]].isna().all(axis=1).equals(stored)
+    assert frames["metrics"].loc[~stored, ["steps", "seconds"]].notna().all(axis=None)
 
 
 def test_tables_are_enough_to_draw_the_image_again(dataset, tmp_path, tiny_checkpoint):
@@ -56,7 +66,7 @@ def test_tables_are_enough_to_draw_the_image_again(dataset, tmp_path, tiny_check
     stored = read_stored(run, engine, pivot)
     image = stored.generator.synthesis(stored.ws, noise=stored.noise)
     pixels = run.read_input(pivot["uri"], pivot["image_id"], 32).pixels
-    drawn = ((image[0].clamp(-1, 1) + 1) * 127.5).round().numpy().transpose(1, 2, 0)
+    drawn = ((image[0].clamp(-1, 1) + 1) * 127.5).round().cpu().numpy().transpose(1, 2, 0)
     mse = np.mean(((drawn - pixels) / 127.5) ** 2)
     metrics = run.store.read("metrics", run=run.name)
     row = metrics[(metrics.image_id == pivot["image_id"]) & (metrics.stage == "stored")].iloc[0]
@@ -220,6 +230,12 @@ def test_summary_is_json_and_holds_the_medians(dataset, tmp_path, tiny_checkpoin
         assert summary["medians"][stage]["lpips"] == pytest.approx(expected)
     assert list(summary["locality"]) == ["alpha 15", "alpha 30", "alpha 60", "w_z"]
     assert summary["delta_bytes"] > 1000
+    assert (summary["medians"]["stored"]["steps"], summary["medians"]["stored"]["seconds"]) == (None, None)
+    console = Console(file=io.StringIO(), width=200)
+    show_summary(console, summary, str(tmp_path / "out"))
+    (line,) = (line for line in console.file.getvalue().splitlines() if "stored" in line)
+    assert [cell.strip() for cell in line.split("│")][-3:] == ["", "", ""]
+    assert "nan" not in report.markdown(summary).lower()
 
 
 def test_a_folder_without_images_a_missing_folder_and_no_generator_are_named(dataset, tmp_path, tiny_checkpoint):
@@ -233,7 +249,7 @@ def test_a_folder_without_images_a_missing_folder_and_no_generator_are_named(dat
     with pytest.raises(CheckpointError, match=r"0\.png.*PNG"):
         begin(tmp_path / "data", tmp_path / "out", str(picture))
     with pytest.raises(CheckpointError, match="pocket-ffhq-128"):
-        begin(tmp_path / "data", tmp_path / "out", "pocket")
+        begin(tmp_path / "data", tmp_path / "out", "no-such-generator")
     with pytest.raises(StoreError, match=r"0\.png"):
         begin(tmp_path / "data", picture / "out", tiny_checkpoint)
 

@@ -152,6 +152,9 @@ def test_config_and_manifest_are_frozen(store: Store) -> None:
     store.write_manifest(RUN, manifest())
     with pytest.raises(StoreError, match="5 images there, 4 now"):
         store.write_manifest(RUN, manifest(4))
+    (Path(store.root) / f"runs/{RUN}/config.json").unlink()  # as if its writer had been killed between the two
+    store.write_manifest(RUN, manifest(4))
+    assert store.read_manifest(RUN).num_rows == 4
     with pytest.raises(StoreError, match="run 'none' has no config in"):
         store.read_config("none")
     with pytest.raises(StoreError, match="run 'none' has no manifest in"):
@@ -181,14 +184,16 @@ def test_a_shard_done_twice_is_there_once(store: Store) -> None:
     assert list(store.done(RUN)) == [0, 1, 2]
 
 
-def test_clear_shard(store: Store) -> None:
-    do_shard(store, RUN, 0)
-    do_shard(store, RUN, 1)
-    store.write_part("deltas", RUN, 0, 3, tables.table("deltas", []))
-    store.clear_shard(RUN, 0)
-    store.clear_shard(RUN, 0)
-    assert not [f for f in store.files.find("") if "shard=00000" in f or "00000.json" in f]
-    assert list(store.done(RUN)) == [1]
+def test_clear_run(store: Store) -> None:
+    start(store, "second")
+    for run in (RUN, "second"):
+        do_shard(store, run, 0)
+        store.write_report(run, "index.html", b"")
+    store.clear_run(RUN)
+    store.clear_run(RUN)
+    assert store.runs() == ["second"]
+    assert not [f for f in store.files.find("") if RUN in f]
+    assert list(store.done("second")) == [0]
 
 
 def test_payload_without_marker_is_not_done(store: Store) -> None:
@@ -219,6 +224,15 @@ def test_markers_that_do_not_match_do_not_count(store: Store, tmp_path: Path) ->
     assert store.done(RUN) == {}
 
 
+def test_unmark(store: Store) -> None:
+    store.unmark(RUN, 0)
+    assert store.marker(RUN, 0) is None
+    do_shard(store, RUN, 0)
+    assert store.marker(RUN, 0) == store.done(RUN)[0]
+    store.unmark(RUN, 0)
+    assert (store.done(RUN), store.marker(RUN, 0)) == ({}, None)
+
+
 def test_verify(store: Store, tmp_path: Path) -> None:
     do_shard(store, RUN, 0)
     (marker,) = store.done(RUN).values()
@@ -240,6 +254,11 @@ def test_marks_that_do_not_add_up_are_refused(store: Store) -> None:
     counts = {"manifest": 2, "pivots": 2, "rejects": 0}
     with pytest.raises(StoreError, match="no part of table 'rejects'"):
         store.mark_done(RUN, 0, make_marker(counts, 1, DIGEST, files[:-1]))
+    second = store.write_part("deltas", RUN, 0, 1, tables.table("deltas", []))
+    with pytest.raises(StoreError, match="lacks part 1 of table 'pivots'"):
+        store.mark_done(RUN, 0, make_marker(counts, 1, DIGEST, [*files, second]))
+    with pytest.raises(StoreError, match=r"shard=00001.* is no part of it"):
+        store.mark_done(RUN, 0, make_marker(counts, 1, DIGEST, [*files, *write_parts(store, RUN, 1, ["0.png"])]))
     with pytest.raises(StoreError, match="lacks digest, seconds"):
         store.mark_done(RUN, 0, {"counts": counts, "files": []})
     assert store.done(RUN) == {}
@@ -284,8 +303,10 @@ def test_object_store_in_memory() -> None:
     for shard in range(3):
         do_shard(store, RUN, shard, bad=shard % 2)
     assert store.check_complete(RUN) == {"manifest": 5, "pivots": 4, "rejects": 1}
-    store.clear_shard(RUN, 1)
+    store.unmark(RUN, 1)
     assert list(store.done(RUN)) == [0, 2]
+    store.clear_run(RUN)
+    assert (store.runs(), store.done(RUN)) == ([], {})
 
 
 class Unreliable(MemoryFileSystem):
@@ -378,10 +399,12 @@ def test_s3(s3: dict[str, Any]) -> None:
     frame = pd.read_parquet("s3://bucket/out/metrics", storage_options=s3)
     assert set(frame["run"]) == {RUN}
     assert len(frame) == len(again.read("metrics", RUN, filters=[("shard", ">=", 0)])) == 4
-    again.clear_shard(RUN, 1)
+    again.unmark(RUN, 1)
     assert list(store.done(RUN)) == [0, 2]
     assert store.runs() == [RUN]
     assert not [f for f in again.files.fs.find("bucket", detail=False) if ".write-check" in f]
+    again.clear_run(RUN)
+    assert not store.files.fs.find("bucket/out", detail=False)
 
 
 @pytest.mark.slow

@@ -1,0 +1,85 @@
+"""The inputs of a part as targets; what cannot be read or decoded as rows of the rejects table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import torch
+
+from pti_core import images
+from pti_core.datasets import read_bytes
+from pti_core.engine import Target
+from pti_core.runs import Run
+
+_PROBES: Final = 3  # inputs of other parts that are tried where none of a part can be read
+
+Row = Mapping[str, Any]
+
+
+class InputsUnreadable(OSError):
+    """No input can be read: the data set is away, its images are not at fault."""
+
+
+@dataclass
+class Inputs:
+    """What was read."""
+
+    targets: list[Target] = field(default_factory=list)
+    sha256: dict[str, str] = field(default_factory=dict)  # of the targets' files, by image_id
+    rejects: list[dict[str, Any]] = field(default_factory=list)
+
+
+def read_inputs(run: Run, rows: Sequence[Row], resolution: int, tries: Mapping[str, int]) -> Inputs:
+    """Read and decode the inputs of manifest rows. `tries`: how often an image was tried before, by image_id."""
+    found = Inputs()
+    for row in rows:
+        before = tries.get(row["image_id"], 0)
+        try:
+            one = run.read_input(row["uri"], row["image_id"], resolution)
+        except images.ImageError as error:
+            found.rejects.append(reject(row, "decode", type(error).__name__, str(error), True, before))
+        except OSError as error:
+            found.rejects.append(reject(row, "read", type(error).__name__, str(error), False, before))
+        else:
+            found.sha256[row["image_id"]] = one.sha256
+            image = torch.from_numpy(images.to_float(one.pixels[None]))[0]
+            found.targets.append(Target(row["image_id"], row["group"], image))
+    return found
+
+
+def check_not_all_unreadable(run: Run, rows: Sequence[Row], found: Inputs) -> None:
+    """Raise InputsUnreadable where none of a part's inputs could be read, nor any of a few others of the run.
+
+    A missing mount or bucket must not turn a data set into rejects; a dead link that has a part to itself is one.
+    """
+    if found.targets or any(row["stage"] != "read" for row in found.rejects):
+        return
+    ids = {row["image_id"] for row in rows}
+    others = run.manifest["uri"][~run.manifest["image_id"].isin(ids)]
+    probes = list(others.iloc[:: max(1, len(others) // _PROBES)])[:_PROBES]
+    for uri in probes:
+        try:
+            read_bytes(uri)
+        except OSError:
+            continue
+        return
+    tried = f"none of {len(rows) + len(probes)} images can be read" if len(ids) > 1 or probes else "it cannot be read"
+    raise InputsUnreadable(
+        f"data set {run.dataset!r}: {tried}, the first with {found.rejects[0]['error']}: "
+        f"{found.rejects[0]['message']}; check that it is there, then run the same command again"
+    )
+
+
+def reject(row: Row, stage: str, error: str, message: str, permanent: bool, before: int = 0) -> dict[str, Any]:
+    """A row of the rejects table; `before`: how often the image was tried before."""
+    return {
+        "image_id": row["image_id"],
+        "uri": row["uri"],
+        "stage": stage,
+        "error": error,
+        "message": message,
+        "permanent": permanent,
+        "attempts": before + 1,
+    }

@@ -1,0 +1,57 @@
+"""What a shard's marker says: how many rows, how long it took, and every file with its size and checksum."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any, Final
+
+from pti_core import tables
+from pti_core.files import FileInfo, StoreError
+
+_KEYS: Final = {"counts", "seconds", "digest", "files"}
+_FILE_KEYS: Final = {"path", "bytes", "sha256"}
+_PART: Final = re.compile(r"(?P<table>\w+)/run=[^/]+/shard=(?P<shard>\d+)/part-(?P<part>\d+)\.parquet")
+
+
+def make_marker(counts: Mapping[str, int], seconds: float, digest: str, files: Sequence[FileInfo]) -> dict[str, Any]:
+    """What `Store.mark_done` takes. `counts` has at least `manifest`, `pivots` and `rejects`."""
+    return {"counts": dict(counts), "seconds": seconds, "digest": digest, "files": [asdict(f) for f in files]}
+
+
+def parse_marker(data: bytes | None) -> dict[str, Any] | None:
+    """A marker with all its keys; None for anything else."""
+    try:
+        marker = json.loads(data or b"")
+        whole = {"run", "shard", *_KEYS} <= marker.keys() and all(f.keys() >= _FILE_KEYS for f in marker["files"])
+    except (ValueError, AttributeError, TypeError):
+        return None
+    return dict(marker) if whole else None
+
+
+def check_marker(shard: int, marker: Mapping[str, Any]) -> None:
+    """StoreError where rows do not add up to the manifest's, or a table lacks a part that another one has."""
+    if missing := _KEYS - marker.keys():
+        raise StoreError(f"shard {shard}: the marker lacks {', '.join(sorted(missing))}; use make_marker")
+    counts = marker["counts"]
+    if counts["pivots"] + counts["rejects"] != counts["manifest"]:
+        raise StoreError(f"shard {shard}: {sum_text(counts)}; it is not marked as done")
+    found: dict[str, set[int]] = {table: set() for table in tables.PARTS}
+    for file in marker["files"]:
+        match = _PART.fullmatch(file["path"])
+        if match is None or match["table"] not in found or int(match["shard"]) != shard:
+            raise StoreError(f"shard {shard}: {file['path']!r} is no part of it; it is not marked as done")
+        found[match["table"]].add(int(match["part"]))
+    expected = set(range(1 + max(set().union(*found.values()), default=0)))
+    for table, parts in found.items():
+        if not parts:
+            raise StoreError(f"shard {shard} has no part of table {table!r}; write one, with no rows if need be")
+        if absent := sorted(expected - parts):
+            raise StoreError(f"shard {shard} lacks part {absent[0]} of table {table!r}; it is not marked as done")
+
+
+def sum_text(counts: Mapping[str, int]) -> str:
+    """How the rows of a run or shard add up, in words."""
+    return f"{counts['pivots']} pivots and {counts['rejects']} rejects for {counts['manifest']} images in the manifest"

@@ -1,0 +1,141 @@
+"""The files of one part of a shard, and which parts are there and whole.
+
+The metrics of a part are written last and are its seal: their metadata hold the checksums of the part's other tables.
+A part counts only if every table is there and as sealed, and as an older marker of the shard says; anything else (a
+worker was killed, a file was lost or damaged) is done again. The locality table is sealed to the deltas and pivots
+that it was measured from.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import pyarrow as pa
+
+from pti_core import tables
+from pti_core.runs import Run
+from pti_core.store import DamagedPart, FileInfo
+
+INVERTED: Final = ("deltas", "pivots", "rejects", "metrics")
+"""The tables of an inverted part, in the order in which they are written."""
+
+_MEASURED: Final = ("deltas", "pivots")  # what the locality of a part is measured from
+_KEPT: Final = ("image_id", "permanent", "attempts")  # of what is read to see whether a part is whole
+_SEAL: Final = b"pti_part"
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part that is there and whole."""
+
+    files: dict[str, FileInfo]  # by table, those of `INVERTED`
+    seconds: float  # wall time, of all tries
+    temporary: dict[str, int]  # rejects that another try may help: image_id, times tried
+
+    def info(self) -> list[FileInfo]:
+        """Its files in the order in which they were written."""
+        return list(self.files.values())
+
+
+def part_table(run: Run, table: str, rows: Sequence[Row]) -> pa.Table:
+    """Rows of one part as a table, which names the net of its LPIPS."""
+    metadata = {"lpips_net": run.config.net} if "lpips" in tables.COLUMNS[table] else None
+    return tables.table(table, rows, metadata)
+
+
+def write_part(
+    run: Run, shard: int, number: int, contents: Mapping[str, pa.Table], seconds: float, before: Part | None = None
+) -> Part:
+    """Write the tables of an inverted part, the metrics last: all of them, or those that differ from `before`."""
+    files = {} if before is None else dict(before.files)
+    for table in INVERTED[:-1]:
+        if table in contents:
+            files[table] = run.store.write_part(table, run.name, shard, number, contents[table])
+    sealed = _sealed(contents["metrics"], seconds, {table: files[table] for table in INVERTED[:-1]})
+    files["metrics"] = run.store.write_part("metrics", run.name, shard, number, sealed)
+    return Part({table: files[table] for table in INVERTED}, seconds, _temporary(contents["rejects"]))
+
+
+def whole_parts(run: Run, shard: int, ids: Sequence[Sequence[str]]) -> dict[int, Part]:
+    """The parts of a shard that are there and whole, by number; `ids` are the images of every part.
+
+    Reads all files that are there: only asked for shards that are not done.
+    """
+    there = {table: run.store.parts(table, run.name, shard) for table in INVERTED}
+    marked = _marked(run, shard)
+    found = {}
+    for number, expected in enumerate(ids):
+        if all(number in paths for paths in there.values()):
+            part = _whole({table: paths[number] for table, paths in there.items()}, run, marked, expected)
+            if part is not None:
+                found[number] = part
+    return found
+
+
+def _whole(paths: Mapping[str, str], run: Run, marked: Mapping[str, str], expected: Sequence[str]) -> Part | None:
+    files, contents = {}, {}
+    for table in ("metrics", "deltas", "pivots", "rejects"):
+        try:
+            files[table], content = run.store.read_table(paths[table])
+        except DamagedPart:
+            return None
+        if marked.get(paths[table], files[table].sha256) != files[table].sha256:
+            return None
+        contents[table] = content.select([c for c in content.column_names if c in _KEPT])
+    seal = _seal(contents["metrics"])
+    if seal is None or seal["sha256"] != {table: files[table].sha256 for table in INVERTED[:-1]}:
+        return None
+    ids = [image_id for table in ("pivots", "rejects") for image_id in contents[table]["image_id"].to_pylist()]
+    if sorted(ids) != sorted(expected):
+        return None
+    return Part({table: files[table] for table in INVERTED}, seal["seconds"], _temporary(contents["rejects"]))
+
+
+def _temporary(rejects: pa.Table) -> dict[str, int]:
+    return {row["image_id"]: int(row["attempts"]) for row in rejects.to_pylist() if not row["permanent"]}
+
+
+def write_locality(
+    run: Run, shard: int, number: int, rows: Sequence[Row], seconds: float, of: Mapping[str, FileInfo]
+) -> FileInfo:
+    """Write the locality table of a part, sealed to the files that it was measured from."""
+    sealed = _sealed(part_table(run, "locality", rows), seconds, {table: of[table] for table in _MEASURED})
+    return run.store.write_part("locality", run.name, shard, number, sealed)
+
+
+def whole_locality(run: Run, shard: int, of: Mapping[int, Mapping[str, FileInfo]]) -> dict[int, tuple[FileInfo, float]]:
+    """The locality parts that are whole and belong to the parts `of`, by number, with their seconds."""
+    marked = _marked(run, shard)
+    found = {}
+    for number, path in run.store.parts("locality", run.name, shard).items():
+        try:
+            info, content = run.store.read_table(path)
+        except DamagedPart:
+            continue
+        seal = _seal(content)
+        if seal is None or number not in of or marked.get(path, info.sha256) != info.sha256:
+            continue
+        if seal["sha256"] == {table: of[number][table].sha256 for table in _MEASURED}:
+            found[number] = (info, seal["seconds"])
+    return found
+
+
+def _marked(run: Run, shard: int) -> dict[str, str]:
+    """Checksums by the shard's marker, if there is one."""
+    marker = run.store.marker(run.name, shard)
+    return {file["path"]: file["sha256"] for file in marker["files"]} if marker else {}
+
+
+def _sealed(content: pa.Table, seconds: float, of: Mapping[str, FileInfo]) -> pa.Table:
+    seal = {"seconds": seconds, "sha256": {table: file.sha256 for table, file in of.items()}}
+    return content.replace_schema_metadata({**(content.schema.metadata or {}), _SEAL: json.dumps(seal).encode()})
+
+
+def _seal(content: pa.Table) -> dict[str, Any] | None:
+    metadata = content.schema.metadata or {}
+    return dict(json.loads(metadata[_SEAL])) if _SEAL in metadata else None

@@ -1,0 +1,359 @@
+"""What a run survives: lost and damaged files, inputs that cannot be read for a while, overwriting, being killed."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+import zipfile
+from collections import Counter
+from pathlib import Path
+from typing import Any, ClassVar
+
+import fsspec
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import QUICK_SETTINGS
+from fsspec.implementations.memory import MemoryFileSystem
+from PIL import Image
+
+from pti_core import report, tables
+from pti_core.datasets import DatasetError, read_bytes, scan
+from pti_core.inputs import InputsUnreadable
+from pti_core.presets import configure
+from pti_core.runs import Run, freeze
+from pti_core.shards import invert_shard, measure_shard
+from pti_core.status import run_status
+
+COLUMNS = ["image_id", "stage", "lpips"]
+
+
+@pytest.fixture
+def begin(tmp_path, tiny_checkpoint):
+    def freeze_into(dataset, limit=None, shard_size=64, existing="resume", **settings) -> Run:
+        config = configure("demo", QUICK_SETTINGS | {"batch": 2} | settings)
+        return freeze(str(dataset), str(tmp_path / "out"), tiny_checkpoint, config, limit, shard_size, existing)
+
+    return freeze_into
+
+
+@pytest.fixture(autouse=True)
+def _no_waiting(monkeypatch):
+    monkeypatch.setattr("pti_core.reading.READ_WAITS", (0.0, 0.0))
+
+
+def finish(run: Run) -> Run:
+    for shard in run.pending():
+        inverted = json.loads(json.dumps(invert_shard(run, shard)))  # as it goes from task to task
+        measure_shard(run, shard, inverted["files"], inverted["seconds"])
+    return run
+
+
+def frame(run: Run, table: str = "metrics", columns: list[str] | None = None) -> pd.DataFrame:
+    columns = columns or COLUMNS
+    return run.store.read(table, run=run.name, columns=columns).sort_values(columns).reset_index(drop=True)
+
+
+def check_whole(run: Run, images: int, rejects: int = 0) -> None:
+    assert run.unfinished() == []
+    assert run.store.check_complete(run.name) == {"manifest": images, "pivots": images - rejects, "rejects": rejects}
+    assert all(run.store.verify(marker) == [] for marker in run.store.done(run.name).values())
+    owners = set(run.store.read("deltas", columns=["owner"])["owner"])
+    assert owners == set(run.store.read("locality", columns=["image_id"])["image_id"]) == set(frame(run)["image_id"])
+
+
+def part(run: Run, table: str, number: int) -> Path:
+    return Path(run.store.root) / run.store.part_path(table, run.name, 0, number)
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-20])
+
+
+def change(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 3] ^= 1
+    path.write_bytes(data)
+
+
+def times(run: Run) -> dict[str, int]:
+    found = [path for path in Path(run.store.root).rglob("*.parquet") if "run=" in str(path)]
+    return {f"{path.parts[-4]}/{path.name}": path.stat().st_mtime_ns for path in found}
+
+
+# --- lost and damaged files ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("marked", [True, False])
+def test_what_was_lost_or_damaged_is_done_again_and_nothing_else_is(dataset, begin, marked):
+    run = finish(begin(dataset(4)))
+    undisturbed, whole = frame(run), times(run)
+    marker = Path(run.store.root) / f"runs/{run.name}/done/00000.json"
+    for number, (table, damage) in enumerate(
+        [
+            ("deltas", truncate),
+            ("deltas", Path.unlink),
+            ("pivots", Path.unlink),
+            ("rejects", Path.unlink),
+            ("metrics", truncate),
+            ("locality", truncate),
+        ]
+    ):
+        damaged = number % 2
+        damage(part(run, table, damaged))
+        if not marked:
+            marker.unlink()
+        assert run.pending() == [0], table
+        before = times(run)
+        finish(run)
+        check_whole(run, 4)
+        after = times(run)
+        assert after.keys() == whole.keys()
+        changed = {name for name in after if after[name] != before.get(name)}
+        again = ["locality"] if table == "locality" else tables.PARTS
+        assert changed == {f"{t}/{part(run, t, damaged).name}" for t in again}, table
+        pd.testing.assert_frame_equal(frame(run), undisturbed, atol=1e-3)
+
+
+def test_damage_that_keeps_the_size_is_found_where_the_shard_is_done_again(dataset, begin):
+    run = finish(begin(dataset(4)))
+    undisturbed = frame(run)
+    change(part(run, "deltas", 0))
+    part(run, "pivots", 1).unlink()
+    finish(run)
+    check_whole(run, 4)
+    pd.testing.assert_frame_equal(frame(run), undisturbed, atol=1e-3)
+
+
+def test_tables_of_different_tries_are_not_taken_together(dataset, begin):
+    """A worker was killed while it did a part again: its deltas are of one try, its pivots of another."""
+    folder = dataset(2)
+    run, other = begin(folder), begin(folder, seed=1)
+    for one in (run, other):
+        invert_shard(one, 0)
+    undisturbed = frame(run)
+    shutil.copy(part(other, "deltas", 0), part(run, "deltas", 0))
+    finish(run)
+    assert run.store.check_complete(run.name) == {"manifest": 2, "pivots": 2, "rejects": 0}
+    assert part(run, "deltas", 0).read_bytes() != part(other, "deltas", 0).read_bytes()
+    pd.testing.assert_frame_equal(frame(run), undisturbed, atol=1e-3)
+
+
+def test_a_part_lost_after_it_was_inverted_is_named_and_done_by_the_next_run(dataset, begin):
+    run = begin(dataset(2))
+    inverted = invert_shard(run, 0)
+    part(run, "pivots", 0).unlink()
+    with pytest.raises(RuntimeError, match=r"pivots/.*part-0\.parquet' is missing"):
+        measure_shard(run, 0, inverted["files"], inverted["seconds"])
+    check_whole(finish(run), 2)
+
+
+def test_seconds_are_those_of_all_the_work_also_of_a_shard_that_was_cut_off(dataset, begin):
+    run = begin(dataset(4))
+    start = time.perf_counter()
+
+    class Killed(BaseException):
+        pass
+
+    def kill(progress):
+        if progress.done > 2:  # in the second part
+            raise Killed
+
+    with pytest.raises(Killed):
+        invert_shard(run, 0, kill)
+    first = time.perf_counter() - start
+    inverted = invert_shard(run, 0)
+    second = time.perf_counter() - start - first
+    assert inverted["seconds"] > second  # the first part's are in it
+    measure_shard(run, 0, inverted["files"], inverted["seconds"])
+    marker = run.store.done(run.name)[0]
+    assert inverted["seconds"] < marker["seconds"] < time.perf_counter() - start
+    part(run, "locality", 0).unlink()
+    finish(run)
+    assert run.store.done(run.name)[0]["seconds"] > inverted["seconds"]
+
+
+def test_time_left_is_that_of_inverting_too(dataset, begin):
+    run = begin(dataset(4), shard_size=2)
+    start = time.perf_counter()
+    inverted = invert_shard(run, 0)
+    took = time.perf_counter() - start
+    measure_shard(run, 0, inverted["files"], inverted["seconds"])
+    left = run_status(run.store, run.name).seconds_left
+    assert took / 2 < left < 3 * took
+
+
+# --- inputs that cannot be read ------------------------------------------------------------------------------------
+
+
+class Flaky(MemoryFileSystem):
+    """A file system whose reads fail as often as `failures` says, by the file's name."""
+
+    protocol = "flaky"
+    failures: ClassVar[Counter[str]] = Counter()
+
+    @classmethod
+    def _strip_protocol(cls, path: str) -> str:
+        return MemoryFileSystem._strip_protocol(path.removeprefix("flaky://"))
+
+    def cat_file(self, path: str, start: Any = None, end: Any = None, **kwargs: Any) -> bytes:
+        name = path.rpartition("/")[2]
+        if Flaky.failures[name]:
+            Flaky.failures[name] -= 1
+            raise TimeoutError(f"{name}: read timed out after https://host/{name}?X-Amz-Signature=abc")
+        return super().cat_file(path, start, end, **kwargs)
+
+
+@pytest.fixture
+def flaky(dataset):
+    """The first four pictures on a file system whose reads fail for a while."""
+    fsspec.register_implementation("flaky", Flaky, clobber=True)
+    fs, folder = fsspec.filesystem("flaky"), dataset(4)
+    for path in folder.iterdir():
+        fs.pipe_file(f"/pictures/{int(path.stem) // 2}/{path.name}", path.read_bytes())
+    Flaky.failures.clear()
+    yield "flaky://pictures"
+    Flaky.failures.clear()
+
+
+def test_reads_that_fail_for_a_moment_are_tried_again(flaky, begin):
+    Flaky.failures["1.png"] = 2
+    check_whole(finish(begin(flaky)), 4)
+    assert Flaky.failures["1.png"] == 0
+
+
+def test_what_could_not_be_read_is_tried_again_by_the_next_run(flaky, begin):
+    run = begin(flaky)
+    Flaky.failures["1.png"] = 6
+    finish(run)
+    check_whole(run, 4, rejects=1)
+    assert run_status(run.store, run.name).state == "done"
+    columns = ["image_id", "stage", "error", "permanent", "attempts"]
+    assert frame(run, "rejects", columns).to_numpy().tolist() == [["0/1.png", "read", "ReadError", False, 1]]
+    (message,) = run.store.read("rejects")["message"]
+    assert "timed out" in message and "\n" not in message and "Signature" not in message
+    before, metrics = times(run), frame(run)
+    assert run.pending() == [0]
+    finish(run)  # in vain
+    check_whole(run, 4, rejects=1)
+    assert frame(run, "rejects", columns)["attempts"].tolist() == [2]
+    written = {"rejects/part-0.parquet", "metrics/part-0.parquet"}
+    assert {name for name, at in times(run).items() if at != before[name]} == written
+    run = finish(begin(flaky))
+    check_whole(run, 4)
+    assert run.pending() == []
+    assert len(frame(run)) == 4 * 3
+    pd.testing.assert_frame_equal(frame(run)[lambda f: f.image_id != "0/1.png"].reset_index(drop=True), metrics)
+    assert run.store.read("metrics").attrs == {"lpips_net": "alex"}
+
+
+def test_a_group_is_done_again_as_a_whole(flaky, begin):
+    run = begin(flaky, mode="multi")
+    Flaky.failures["1.png"] = 3
+    finish(run)
+    check = run.store.check_complete(run.name)
+    assert check == {"manifest": 4, "pivots": 3, "rejects": 1}
+    before = times(run)
+    Flaky.failures["0.png"] = 3  # now another one of the group: the group stays as it is
+    finish(run)
+    assert run.store.check_complete(run.name) == check
+    assert times(run) == before
+    finish(run)
+    assert run.store.check_complete(run.name) == {"manifest": 4, "pivots": 4, "rejects": 0}
+    assert run.store.read("deltas")["owner"].value_counts().nunique() == 1
+    assert run.pending() == []
+
+
+def test_a_data_set_that_is_away_does_not_become_rejects(dataset, begin):
+    folder = dataset(4)
+    run = begin(folder)
+    folder.rename(folder.with_name("away"))
+    with pytest.raises(InputsUnreadable, match=r"data set '.*data': none of 4 images can be read.*run the same"):
+        invert_shard(run, 0)
+    assert not list(Path(run.store.root).rglob("part-*"))
+    folder.with_name("away").rename(folder)
+    check_whole(finish(run), 4)
+
+
+def test_a_link_without_a_target_is_one_reject_even_in_a_part_of_its_own(dataset, begin):
+    folder = dataset(2)
+    (folder / "9.png").symlink_to(folder / "nothing.png")
+    run = finish(begin(folder))
+    check_whole(run, 3, rejects=1)
+    shutil.copy(folder / "0.png", folder / "nothing.png")
+    check_whole(finish(run), 3)
+
+
+def zipped(path: Path, folder: Path, damage: str) -> Path:
+    """The folder's files stored in a zip, one of them damaged."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for file in sorted(folder.iterdir()):
+            archive.write(file, file.name)
+    with zipfile.ZipFile(path) as archive:
+        offset = archive.getinfo(damage).header_offset
+    data = bytearray(path.read_bytes())
+    data[offset + 200 : offset + 260] = bytes(60)
+    path.write_bytes(data)
+    return path
+
+
+def test_a_damaged_member_of_a_zip_costs_itself_only(dataset, tmp_path, begin):
+    run = finish(begin(zipped(tmp_path / "set.zip", dataset(3), "1.png")))
+    check_whole(run, 3, rejects=1)
+    (row,) = tables.records(run.store.read("rejects"))
+    assert (row["image_id"], row["stage"]) == ("1.png", "read")
+    assert row["message"].startswith("'zip://1.png::") and "\n" not in row["message"]
+
+
+def test_an_encrypted_zip_is_an_error_of_reading(tmp_path):
+    with zipfile.ZipFile(tmp_path / "set.zip", "w") as archive:
+        archive.writestr("1.png", b"1")
+    data = bytearray((tmp_path / "set.zip").read_bytes())
+    data[6] |= 1  # the flag, in both headers
+    data[data.index(b"PK\x01\x02") + 8] |= 1
+    (tmp_path / "set.zip").write_bytes(data)
+    (entry,) = scan(str(tmp_path / "set.zip"))
+    with pytest.raises(OSError, match=r"zip://1\.png::.* cannot be read \(RuntimeError: .*encrypted"):
+        read_bytes(entry.uri)
+
+
+# --- overwriting and freezing --------------------------------------------------------------------------------------
+
+
+def test_overwrite_lists_the_inputs_anew_and_leaves_nothing_old(dataset, begin, pictures):
+    folder = dataset(3)
+    run = finish(begin(folder, shard_size=1))
+    report.publish(run)
+    sheet = Path(run.store.root) / f"runs/{run.name}/report/contact_sheet.png"
+    old = np.asarray(Image.open(sheet))
+    Image.fromarray(pictures[5]).save(folder / "0.png")
+    (folder / "1.png").unlink()
+    again = finish(begin(folder, existing="overwrite"))
+    assert again.name == run.name
+    check_whole(again, 2)
+    report.publish(again)
+    assert np.asarray(Image.open(sheet)).shape[0] < old.shape[0]
+    assert sorted(set(again.manifest["shard"])) == [0]
+    assert len(again.store.read("rejects", columns=["image_id"])) == 0
+
+
+def test_overwrite_without_inputs_loses_nothing(dataset, begin):
+    folder = dataset(2)
+    run = finish(begin(folder))
+    report.publish(run)
+    files = {p: p.read_bytes() for p in Path(run.store.root).rglob("*") if p.is_file()}
+    folder.rename(folder.with_name("away"))
+    with pytest.raises(DatasetError, match="does not exist"):
+        begin(folder, existing="overwrite")
+    assert {p: p.read_bytes() for p in Path(run.store.root).rglob("*") if p.is_file()} == files
+
+
+def test_a_run_cut_off_while_it_was_frozen_or_overwritten_is_frozen_anew(dataset, begin, pictures):
+    folder = dataset(3)
+    run = finish(begin(folder))
+    (Path(run.store.root) / f"runs/{run.name}/config.json").unlink()
+    Image.fromarray(pictures[5]).save(folder / "7.png")
+    again = begin(folder, shard_size=2)
+    assert (again.name, again.pending(), len(again.manifest)) == (run.name, [0, 1], 4)
+    check_whole(finish(again), 4)
