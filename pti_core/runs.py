@@ -8,6 +8,7 @@ import importlib.metadata
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -124,6 +125,7 @@ def freeze(
             name,
             {
                 "run": name,
+                "created": datetime.now(UTC).isoformat(timespec="seconds"),
                 "digest": digest,
                 "dataset": redact(dataset),
                 "limit": limit,
