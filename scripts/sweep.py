@@ -22,14 +22,15 @@ import torch
 
 from pti_core.config import RunConfig
 from pti_core.datasets import read_bytes, scan
-from pti_core.engine import Engine, Failure, Target, _Found
+from pti_core.engine import Delta, Engine, Failure, Inversion, Target, _Found
 from pti_core.generators.checkpoints import load_generator
 from pti_core.images import decode, fit, to_float
+from pti_core.measure import measure_locality
 from pti_core.parallel import in_parallel
 from pti_core.presets import configure
 from pti_core.progress import WorkCounter
 
-HEADINGS = "| setting | pivot LPIPS | MSE | tuned LPIPS | MSE | PSNR gain dB | s pivot | s tuning |\n"
+HEADINGS = "| setting | pivot LPIPS | MSE | tuned LPIPS | MSE | PSNR gain dB | drift at w_r | s pivot | s tuning |\n"
 
 
 def load(images: str, resolution: int, config: RunConfig) -> list[Target]:
@@ -52,20 +53,33 @@ def pivots_of(engine: Engine, targets: Sequence[Target]) -> list[_Found]:
     return [one for one in found if not isinstance(one, Failure)]
 
 
+def drifts(engine: Engine, inversion: Inversion, delta: Delta) -> list[float]:
+    """LPIPS between old and new generator at points w_r around one pivot."""
+    ws = inversion.w[None].to(engine.device).expand(-1, engine.generator.num_ws, -1)
+    tuned = engine.stored_generator(delta.tensors)
+    rows = measure_locality(
+        engine.generator, tuned, ws, inversion.image_id, engine.config.measure, engine.lpips, batch=engine.at_once
+    )
+    return [row.lpips for row in rows if row.where == "interpolated"]
+
+
 def row(label: str, engine: Engine, found: Sequence[_Found]) -> str:
     """Tune at these pivots; the line of the table."""
     start = time.perf_counter()
     work = partial(engine._tune, WorkCounter(engine.config, len(found), None))
     jobs: list[tuple[str, list[_Found]]] = [(one.target.image_id, [one]) for one in found]
-    inversions = [results[0] for results in in_parallel(work, jobs, engine.device)]
+    done = list(in_parallel(work, jobs, engine.device))
     seconds = time.perf_counter() - start
+    inversions = [results[0] for results in done]
+    drift = statistics.median(value for results in done for value in drifts(engine, *results))
 
     def median(stage: str, measure: str) -> float:
         return statistics.median(i.measures[stage][measure] for i in inversions)  # type: ignore[union-attr, index]
 
     gain = median("tuned", "psnr") - median("pivot", "psnr")
     cells = [f"{median(stage, measure):.4f}" for stage in ("pivot", "tuned") for measure in ("lpips", "mse")]
-    cells += [f"{gain:.2f}", f"{statistics.median(one.seconds for one in found):.1f}", f"{seconds / len(found):.1f}"]
+    pivot_seconds = statistics.median(one.seconds for one in found)
+    cells += [f"{gain:.2f}", f"{drift:.4f}", f"{pivot_seconds:.1f}", f"{seconds / len(found):.1f}"]
     return f"| {label} | {' | '.join(cells)} |"
 
 
@@ -95,7 +109,7 @@ def main() -> None:
         varied.__dict__["statistics"] = base.statistics
         return varied
 
-    add(HEADINGS + "| --- |" + " ---: |" * 7)
+    add(HEADINGS + "| --- |" + " ---: |" * 8)
     find: Callable[[Engine], list[_Found]] = partial(pivots_of, targets=targets)
     pivots = find(base)
     add(row(args.preset, base, pivots))
