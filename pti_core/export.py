@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ import torch
 
 from pti_core.generators.checkpoints import load_generator
 from pti_core.generators.checkpoints.convert import SUFFIXES, check_free, write_generator
+from pti_core.generators.checkpoints.whole import whole
 from pti_core.runs import Run, RunError, Stored, engine_for, load_run, read_stored
 from pti_core.store import Store
 
@@ -78,12 +78,8 @@ def export_image(
     arrays |= {f"noise_{i:02d}": noise[0, 0].cpu().numpy() for i, noise in enumerate(stored.noise)}
     arrays |= {name: np.array(notes[name]) for name in ("image_id", "run", "base_sha256")}
     arrays["space"] = np.array(pivot["space"])
-    part = pivot_path.with_name(f".{pivot_path.name}.{os.getpid()}.part.npz")
-    try:
-        np.savez(part, **arrays)
-        part.replace(pivot_path)
-    finally:
-        part.unlink(missing_ok=True)
+    with whole(pivot_path) as part, part.open("wb") as npz:
+        np.savez(npz, **arrays)
     return Exported(opened.name, path, pivot_path, remarks)
 
 

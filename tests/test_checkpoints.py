@@ -12,9 +12,11 @@ import torch
 from nvidia_files import Persistent, dumps, generator_record, random_generator
 from PIL import Image
 from test_checkpoints_hostile import refused
+from test_rosinality import square_generator
 from torch import nn
 
 from pti_core.generators.checkpoints import load_generator
+from pti_core.generators.checkpoints.convert import write_generator
 from pti_core.generators.checkpoints.own import FORMAT
 
 pytestmark = pytest.mark.timeout(60)
@@ -69,14 +71,24 @@ def test_truncated_files(tiny_generator, tmp_path, share):
     refused(write(tmp_path, whole[: int(len(whole) * share)], "cut.safetensors"), "again")
 
 
-def test_every_flipped_byte_of_the_structure_is_refused_or_harmless(tmp_path):
-    data = bytearray(pickled(random_generator(8)))
+@pytest.mark.parametrize("format", ["pickle", "safetensors", "rosinality", "legacy", "state-dict"])
+def test_every_flipped_byte_of_the_structure_is_refused_or_harmless(format, tmp_path):
+    path, generator = tmp_path / "file", square_generator(8)
+    if format == "pickle":
+        path.write_bytes(pickled(generator))
+    else:
+        write_generator(generator, path, "rosinality" if format == "legacy" else format)
+    if format == "legacy":
+        torch.save(torch.load(path, weights_only=True), path, _use_new_zipfile_serialization=False)
+    data = path.read_bytes()
     rng = torch.Generator().manual_seed(0)
-    for _ in range(60):
-        at = int(torch.randint(len(data), (1,), generator=rng))
+    places = torch.randint(len(data), (40,), generator=rng).tolist()
+    for end in (range(2000), range(len(data) - 2000, len(data))):  # where these formats have their structure
+        places += [end[i] for i in torch.randint(len(end), (30,), generator=rng).tolist()]
+    for at in places:
         damaged = bytearray(data)
         damaged[at] ^= 1 << int(torch.randint(8, (1,), generator=rng))
-        path = write(tmp_path, bytes(damaged))
+        path.write_bytes(damaged)
         try:
             load_generator(str(path))  # a flipped bit of a weight or of the ignored source
         except ValueError:

@@ -1,6 +1,8 @@
 """Every format read back: the same names, the same weights, the same images."""
 
 import copy
+import os
+import stat
 import sys
 import types
 from collections import OrderedDict
@@ -9,10 +11,11 @@ import numpy as np
 import pytest
 import torch
 from nvidia_files import Persistent, dumps, generator_record, labels, module_record, random_generator
+from test_rosinality import square_generator
 from torch import nn
 
 from pti_core.generators.checkpoints import BUILT_IN, CheckpointError, load_generator, save_generator
-from pti_core.generators.checkpoints.convert import describe, format_for, write_generator
+from pti_core.generators.checkpoints.convert import SUFFIXES, describe, format_for, write_generator
 from pti_core.generators.stylegan2 import StyleGAN2
 
 
@@ -135,7 +138,7 @@ def test_class_names_of_embedded_classes_are_only_text(tmp_path):
 @pytest.mark.parametrize("c_dim", [0, 4])
 @pytest.mark.parametrize("architecture", ["skip", "orig", "resnet"])
 def test_own_format_of_stylegan2(architecture, c_dim, tmp_path):
-    generator = random_generator(16, c_dim, architecture=architecture, conv_clamp=3.5)
+    generator = random_generator(16, c_dim, architecture=architecture, conv_clamp=3.5, channels=[16, 4, 7])
     path = tmp_path / "own.safetensors"
     save_generator(generator, path, {"licence": "none"})
     loaded = load_generator(str(path))
@@ -190,6 +193,26 @@ def test_state_dicts_have_nvidias_names(tmp_path):
     again = StyleGAN2(**generator.config).eval().requires_grad_(False)
     again.load_state_dict(state)
     same(again, generator)
+
+
+def test_files_appear_whole_with_the_mode_of_any_new_file(tmp_path, tiny_generator):
+    other = random_generator(8)
+    for umask, mode in ((0o022, 0o644), (0o077, 0o600), (0o002, 0o664)):
+        before = os.umask(umask)
+        try:
+            save_generator(tiny_generator, tmp_path / f"{umask}.safetensors")
+            for format, suffix in SUFFIXES.items():
+                write_generator(square_generator(8), tmp_path / f"{umask}{suffix}", format, overwrite=True)
+        finally:
+            os.umask(before)
+        assert {stat.S_IMODE(p.stat().st_mode) for p in tmp_path.glob(f"{umask}.*")} == {mode}
+    path = tmp_path / "one.safetensors"
+    save_generator(tiny_generator, path)
+    other.synthesis.b4.const.data = other.synthesis.b4.const.data.to(torch.complex128)  # safetensors has no such type
+    with pytest.raises(KeyError):
+        save_generator(other, path)
+    same(load_generator(str(path)).generator, tiny_generator)
+    assert not [p for p in tmp_path.iterdir() if p.name.startswith(".")]
 
 
 def test_nothing_is_overwritten_or_left_half_written(tmp_path, monkeypatch):

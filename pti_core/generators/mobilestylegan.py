@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pti_core.generators.base import NoiseMode
+from pti_core.generators.base import NoiseMode, Style
 from pti_core.generators.mapping import FullyConnectedLayer, MappingNetwork
 from pti_core.generators.network import GeneratorNetwork
 from pti_core.generators.noise import noise_maps
@@ -187,3 +187,12 @@ class MobileStyleGAN(GeneratorNetwork):
             "img_channels": self.img_channels,
             "num_layers": self.num_layers,
         }
+
+    def styles(self) -> list[Style]:
+        """Of the first convolution, of three affines a block, and of the head."""
+        net = self.synthesis
+        found = [Style(net.conv.resolution, net.conv.affine.weight)]
+        for block in net.blocks:
+            affines = (block.up, block.conv0.affine, block.conv1.affine)
+            found += [Style(block.conv0.resolution, affine.weight) for affine in affines]
+        return [*found, Style(self.img_resolution, net.head.affine.weight)]

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Self
 
 from torch import Tensor, nn
 
+from pti_core.generators.half import Precision, check_precision
 from pti_core.generators.mapping import MappingNetwork
 
 
 class GeneratorNetwork(nn.Module):
     """A mapping and a synthesis whose `layers` each have a `resolution` and a `noise_const`."""
 
+    kind: str
     mapping: MappingNetwork
     synthesis: Any
 
@@ -31,3 +33,10 @@ class GeneratorNetwork(nn.Module):
     def tunable(self) -> dict[str, nn.Parameter]:
         """All parameters of the synthesis."""
         return {f"synthesis.{name}": p for name, p in self.synthesis.named_parameters()}
+
+    def with_precision(self, precision: Precision) -> Self:
+        """Itself: float32 is all there is, unless a family overrides this. Raises ValueError for anything else."""
+        check_precision(precision)
+        if precision != "fp32":
+            raise ValueError(f"precision {precision!r}: a {self.kind} draws in 'fp32' only")
+        return self

@@ -13,8 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pti_core.generators.half import HALF_CLAMP, HalfPass, balanced
 from pti_core.generators.mapping import FullyConnectedLayer
 
+TAPS = (1, 3, 3, 1)  # of the usual filter
 LRELU_SLOPE, LRELU_GAIN = 0.2, math.sqrt(2)
 DEMODULATION_EPS = 1e-8
 
@@ -43,8 +45,9 @@ def upsample2d(x: Tensor, kernel: Tensor) -> Tensor:
     return full[:, :, begin : begin + 2 * x.shape[2], begin : begin + 2 * x.shape[3]]
 
 
-def clamped(x: Tensor, limit: float | None, gain: float = 1.0) -> Tensor:
-    """Clip to the layer's limit (`conv_clamp`, which keeps half precision finite), where it has one."""
+def clamped(x: Tensor, limit: float | None, half: HalfPass | None, gain: float = 1.0) -> Tensor:
+    """Clip to the layer's limit (`conv_clamp`), where it has one; in half precision every layer has, to stay finite."""
+    limit = HALF_CLAMP if limit is None and half is not None else limit
     return x if limit is None else x.clamp(-limit * gain, limit * gain)
 
 
@@ -64,7 +67,7 @@ class SynthesisLayer(nn.Module):
         up: int = 1,
         use_noise: bool = True,
         activation: str = "lrelu",
-        resample_filter: Sequence[float] = (1, 3, 3, 1),
+        resample_filter: Sequence[float] = TAPS,
         conv_clamp: float | None = None,
     ) -> None:
         super().__init__()
@@ -80,29 +83,40 @@ class SynthesisLayer(nn.Module):
         self.bias = nn.Parameter(torch.zeros(out_channels))
         self.register_buffer("resample_filter", fir_kernel(resample_filter))
 
-    def forward(self, x: Tensor, w: Tensor, noise: Tensor | None, gain: float = 1.0) -> Tensor:
-        """Map x `[N, in, H, W]` under w `[N, w_dim]`, noise `[N or 1, 1, R, R]`, to `[N, out, R, R]`."""
+    def forward(
+        self, x: Tensor, w: Tensor, noise: Tensor | None, gain: float = 1.0, half: HalfPass | None = None
+    ) -> Tensor:
+        """Map x `[N, in, H, W]` under w `[N, w_dim]`, noise `[N or 1, 1, R, R]`, to `[N, out, R, R]`.
+
+        Float32 in, float32 out, but with `half` x and the result are in its dtype; w and noise never are.
+        """
+        weight: Tensor = self.weight
+        bias: Tensor = self.bias
         styles = self.affine(w)
-        energy = self.weight.square().sum(dim=(2, 3))  # [out, in]
+        energy = weight.square().sum(dim=(2, 3))  # [out, in]
         demodulation = (styles.square() @ energy.T + DEMODULATION_EPS).rsqrt()
+        noise = None if noise is None else noise * self.noise_strength
+        if half is not None:
+            styles, weight, demodulation = map(half.enter, balanced(styles, weight, demodulation))
+            noise, bias = None if noise is None else half.enter(noise), half.enter(bias)
         x = x * styles[:, :, None, None]
         if self.up == 2:
             # Stride-2 transposed convolution, then the filter; together they keep the image where it was.
-            x = F.conv_transpose2d(x, self.weight.transpose(0, 1), stride=2)
+            x = F.conv_transpose2d(x, weight.transpose(0, 1), stride=2)
             total = x.shape[2] + self.resample_filter.shape[0] - 1 - self.resolution
             before = self.resample_filter.shape[0] - 1 - total // 2
             x = fir(x, self.resample_filter, (before, self.resample_filter.shape[0] - 1 - (total - total // 2)), gain=4)
         else:
-            x = F.conv2d(x, self.weight, padding=self.padding)
+            x = F.conv2d(x, weight, padding=self.padding)
         x = x * demodulation[:, :, None, None]
         if noise is not None:
-            x = x + noise * self.noise_strength
-        x = x + self.bias[None, :, None, None]
+            x = x + noise
+        x = x + bias[None, :, None, None]
         if self.activation == "lrelu":
             x = F.leaky_relu(x, LRELU_SLOPE) * (LRELU_GAIN * gain)
         else:
             x = x * gain
-        return clamped(x, self.conv_clamp, gain)
+        return clamped(x, self.conv_clamp, half, gain)
 
 
 class ToRGBLayer(nn.Module):
@@ -118,10 +132,16 @@ class ToRGBLayer(nn.Module):
         self.bias = nn.Parameter(torch.zeros(out_channels))
         self.weight_gain = 1 / math.sqrt(in_channels * kernel_size**2)
 
-    def forward(self, x: Tensor, w: Tensor) -> Tensor:
-        """Map x `[N, in, R, R]` to `[N, img_channels, R, R]`."""
-        x = x * (self.affine(w) * self.weight_gain)[:, :, None, None]
-        return clamped(F.conv2d(x, self.weight, bias=self.bias, padding=self.padding), self.conv_clamp)
+    def forward(self, x: Tensor, w: Tensor, half: HalfPass | None = None) -> Tensor:
+        """Map x `[N, in, R, R]` (in the dtype of `half`) to `[N, img_channels, R, R]`, float32."""
+        weight: Tensor = self.weight
+        bias: Tensor = self.bias
+        styles = self.affine(w) * self.weight_gain
+        if half is not None:
+            styles, weight, bias = map(half.enter, (styles, weight, bias))
+        x = F.conv2d(x * styles[:, :, None, None], weight, bias=bias, padding=self.padding)
+        x = clamped(x, self.conv_clamp, half)
+        return x if half is None else half.leave(x)
 
 
 class SkipConv(nn.Module):
@@ -135,7 +155,8 @@ class SkipConv(nn.Module):
         self.register_buffer("resample_filter", fir_kernel(resample_filter))
         self.weight_gain = 1 / math.sqrt(in_channels)
 
-    def forward(self, x: Tensor, gain: float = 1.0) -> Tensor:
-        """Map x `[N, in, H, W]` to `[N, out, 2H, 2W]`."""
+    def forward(self, x: Tensor, gain: float = 1.0, half: HalfPass | None = None) -> Tensor:
+        """Map x `[N, in, H, W]` to `[N, out, 2H, 2W]`, in the dtype of `half` or float32."""
+        weight = self.weight * (self.weight_gain * gain)
         # The 1x1 convolution first: it and the filter act on different axes, and at low resolution it is cheaper.
-        return upsample2d(F.conv2d(x, self.weight * (self.weight_gain * gain)), self.resample_filter)
+        return upsample2d(F.conv2d(x, weight if half is None else half.enter(weight)), self.resample_filter)

@@ -6,12 +6,23 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+from torch import nn
+
+from pti_core.generators.base import Generator
+from pti_core.generators.checkpoints.errors import CheckpointError, reason
+from pti_core.generators.mobilestylegan import MobileStyleGAN
+from pti_core.generators.stylegan2 import StyleGAN2
+
+FAMILIES: dict[str, type[nn.Module]] = {family.kind: family for family in (StyleGAN2, MobileStyleGAN)}
+"""The generators that a file can hold, by `kind`."""
 MAX_RESOLUTION, MAX_WIDTH, MAX_LAYERS, MAX_TAPS = 4096, 16384, 64, 16
 MAX_CHANNEL_BASE = 2**24
 MAPPING = ("num_layers", "embed_features", "layer_features", "lr_multiplier")
 SYNTHESIS = (
     "channel_base",
     "channel_max",
+    "channels",
     "num_fp16_res",
     "architecture",
     "kernel_size",
@@ -20,6 +31,31 @@ SYNTHESIS = (
     "resample_filter",
     "conv_clamp",
 )
+
+
+def build(kind: str, config: Any, advice: str) -> Generator:
+    """An empty generator, on the meta device, of the architecture that a file asks for.
+
+    Raises CheckpointError, which ends in `advice`, where there can be none.
+    """
+    try:
+        check_config(kind, config)
+        with torch.device("meta"):
+            return FAMILIES[kind](**config)  # type: ignore[return-value]
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"an architecture that is not supported ({reason(error)}); {advice}") from None
+
+
+def channel_kwargs(widths: Mapping[int, int]) -> dict[str, Any]:
+    """The arguments of `StyleGAN2` for these channels by resolution, from 4 up: NVIDIA's formula where it gives them.
+
+    Its usual `channel_base` are tried first, so that one generator has one description whatever file it comes from.
+    """
+    last, most = max(widths), max(widths.values())
+    for base in (32768, 16384, widths[last] * last):
+        if all(min(base // r, most) == width for r, width in widths.items()):
+            return {"channel_base": base, "channel_max": most}
+    return {"channels": [widths[r] for r in sorted(widths)]}
 
 
 def check_config(kind: str, config: Any) -> None:
@@ -57,8 +93,14 @@ def _check_stylegan2(config: Mapping[str, Any]) -> None:
     base = _integer(synthesis, "channel_base", 1, MAX_CHANNEL_BASE, optional=True) or 32768
     _integer(synthesis, "channel_max", 1, MAX_WIDTH, optional=True)
     _integer(synthesis, "num_fp16_res", 0, MAX_LAYERS, optional=True)
-    if base < resolution:
+    channels, levels = synthesis.get("channels"), int(math.log2(resolution)) - 1
+    if channels is None and base < resolution:
         raise ValueError(f"channel_base {base}: less than one channel at {resolution} pixels")
+    if channels is not None and not (isinstance(channels, list) and len(channels) == levels):
+        raise ValueError(f"channels {_show(channels)}: a list of {levels} numbers expected at {resolution} pixels")
+    for count in channels or ():
+        if not _is_integer(count) or not 1 <= count <= MAX_WIDTH:
+            raise ValueError(f"channels {_show(count)}: a whole number from 1 to {MAX_WIDTH} expected")
     _number(synthesis, "conv_clamp", 1e-6, math.inf)
     if synthesis.get("kernel_size", 3) not in (1, 3):
         raise ValueError(f"kernel_size {_show(synthesis['kernel_size'])}: 1 or 3 expected")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,8 @@ from pti_core.generators.checkpoints import LoadedGenerator
 from pti_core.generators.checkpoints.errors import CheckpointError
 from pti_core.generators.checkpoints.own import save_generator
 from pti_core.generators.checkpoints.rosinality import to_rosinality
+from pti_core.generators.checkpoints.state_dict import unseen
+from pti_core.generators.checkpoints.whole import whole
 from pti_core.sampling import w_statistics
 
 W_SAMPLES = 10_000
@@ -26,14 +27,19 @@ def _write_own(generator: Generator, path: Path, notes: Mapping[str, str]) -> li
 
 def _write_rosinality(generator: Generator, path: Path, notes: Mapping[str, str]) -> list[str]:
     content, remarks = to_rosinality(generator)
-    torch.save(content, path)
+    _save(content, path)
     return remarks
 
 
 def _write_state_dict(generator: Generator, path: Path, notes: Mapping[str, str]) -> list[str]:
     state: Mapping[str, torch.Tensor] = generator.state_dict()  # type: ignore[attr-defined]
-    torch.save({name: value.detach().cpu() for name, value in state.items()}, path)
-    return []
+    _save({name: value.detach().cpu() for name, value in state.items()}, path)
+    return unseen(generator)
+
+
+def _save(content: dict[str, Any], path: Path) -> None:
+    with whole(path) as part:
+        torch.save(content, part)
 
 
 WRITERS: dict[str, Callable[[Generator, Path, Mapping[str, str]], list[str]]] = {
@@ -84,16 +90,7 @@ def write_generator(
     if format not in WRITERS:
         raise CheckpointError(f"format {format!r}: one of {', '.join(WRITERS)} expected")
     check_free(path, overwrite)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        remarks = WRITERS[format](generator, part, notes or {})
-        mask = os.umask(0)
-        os.umask(mask)
-        part.chmod(0o666 & ~mask)  # safetensors' own file is for its owner alone
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
-    return remarks
+    return WRITERS[format](generator, path, notes or {})
 
 
 def describe(loaded: LoadedGenerator, w_samples: int = W_SAMPLES) -> dict[str, Any]:

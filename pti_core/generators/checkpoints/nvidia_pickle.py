@@ -3,29 +3,24 @@
 Such a file pickles whole modules together with their Python source, and NVIDIA's loader executes that source. Here
 only an exact list of (module, name) is known, each to an inert stand-in: modules become records of their tensors and
 constructor arguments, the source is ignored, and tensor storages, which are nested torch files, stay in the file
-until they are wanted and are read with `weights_only=True`. From the records the project's own class is built.
+until they are wanted. From the records the project's own class is built.
 """
 
 from __future__ import annotations
 
-import io
-import math
 import struct
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any
 
-import torch
-from torch import Tensor
-
-from pti_core.generators.checkpoints.architecture import MAPPING, SYNTHESIS, check_config
+from pti_core.generators.base import Generator
+from pti_core.generators.checkpoints.architecture import MAPPING, SYNTHESIS, build
 from pti_core.generators.checkpoints.errors import CheckpointError
+from pti_core.generators.checkpoints.lazy import LazyTensor, Storage, make_parameter, make_table, make_tensor
 from pti_core.generators.checkpoints.plain_pickle import Blob, PickleError, PlainUnpickler
-from pti_core.generators.checkpoints.torch_file import LEGACY, check_legacy
-from pti_core.generators.checkpoints.weights import fill
-from pti_core.generators.stylegan2 import StyleGAN2
+from pti_core.generators.checkpoints.torch_file import read_legacy
+from pti_core.generators.checkpoints.weights import Read, fill
 
 MAX_PARTS, MAX_NAME = 20_000, 200  # modules or tensors of a network (a 1024 generator has 250), letters of a name
 IGNORED = ("use_fp16", "fp16_channels_last", "fused_modconv_default", "w_avg_beta")  # how it runs or was trained
@@ -34,47 +29,21 @@ TF_CONVERT = "convert it with NVIDIA's stylegan2-ada-pytorch (legacy.py) first"
 
 
 @dataclass(frozen=True)
-class Storage:
-    """The bytes of a nested torch file with the values of a tensor."""
+class NestedStorage:
+    """A nested torch file with the values of a tensor."""
 
-    data: bytes | Blob
+    blob: Blob
 
-    def read(self, file: BinaryIO) -> Tensor:
-        """Its values, one-dimensional. PickleError for anything but one plain storage."""
-        data = self.data.read(file) if isinstance(self.data, Blob) else self.data
-        if not data.startswith(LEGACY):
-            raise PickleError("a nested file that is no tensor storage")
-        check_legacy(io.BytesIO(data), len(data))
+    def locate(self, file: IO[bytes]) -> Storage:
+        """Where its values are. PickleError for anything but one plain storage."""
+        file.seek(self.blob.offset)
         try:
-            with warnings.catch_warnings():  # a damaged file makes torch warn before it makes it raise
-                warnings.simplefilter("ignore")
-                loaded = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-        except Exception as error:  # the nested pickle can make torch raise nearly anything
-            raise PickleError(f"a tensor storage that is not plain data ({type(error).__name__})") from None
-        if not isinstance(loaded, torch.storage.TypedStorage):
+            found = read_legacy(file, self.blob.offset + self.blob.size)
+        except ValueError as error:
+            raise PickleError(f"a tensor storage that is not plain data ({error})") from None
+        if not isinstance(found, Storage):
             raise PickleError("a nested file that is no tensor storage")
-        # Its own length and item access warn of TypedStorage's retirement; what lies under it does not.
-        count = loaded._untyped_storage.nbytes() // loaded.dtype.itemsize
-        return torch.empty(0, dtype=loaded.dtype).set_(loaded._untyped_storage, 0, (count,), (1,))
-
-
-@dataclass(frozen=True)
-class LazyTensor:
-    """A tensor that is still in the file."""
-
-    storage: Storage
-    offset: int
-    shape: tuple[int, ...]
-    stride: tuple[int, ...]
-
-    def read(self, file: BinaryIO) -> Tensor:
-        """The tensor, in memory of its own. PickleError where it reaches beyond its storage."""
-        values = self.storage.read(file)
-        last = self.offset + sum((n - 1) * s for n, s in zip(self.shape, self.stride, strict=True))
-        if math.prod(self.shape) and last >= len(values):
-            raise PickleError(f"a tensor of shape {list(self.shape)} in a storage of {len(values)} values")
-        found = values.as_strided(self.shape, self.stride, self.offset)
-        return found if found.numel() == len(values) and found.is_contiguous() else found.clone()
+        return found
 
 
 @dataclass(frozen=True)
@@ -121,53 +90,36 @@ def _module(meta: Any) -> Module:
     return Module(name[:80] if isinstance(name, str) else "nameless module", meta["state"])
 
 
-def _storage(data: Any) -> Storage:
-    if not isinstance(data, bytes | Blob):
+def _storage(data: Any) -> NestedStorage:
+    if not isinstance(data, Blob):
         raise PickleError("a tensor storage without bytes")
-    return Storage(data)
+    return NestedStorage(data)
 
 
-def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> LazyTensor:
-    if not isinstance(storage, Storage) or not isinstance(size, tuple) or not isinstance(stride, tuple):
-        raise PickleError("a tensor without a storage or a shape")
-    numbers = (offset, *size, *stride)
-    if len(size) != len(stride) or len(size) > 8 or not all(type(n) is int and 0 <= n < 2**40 for n in numbers):
-        raise PickleError("a tensor of an impossible size")
-    return LazyTensor(storage, offset, size, stride)
-
-
-def _parameter(data: Any, *_: Any) -> LazyTensor:
-    if not isinstance(data, LazyTensor):
-        raise PickleError("a parameter without a tensor")
-    return data
-
-
-def _scalar(dtype: Any, data: Any = b"") -> float | int | None:
+def _scalar(dtype: Any, value: Any = None) -> float | int | None:
+    """A number of numpy's; None for what is none."""
     formats = {"f8": "<d", "f4": "<f", "i8": "<q", "i4": "<i", "b1": "<?"}
     code = dtype[0] if isinstance(dtype, tuple) and dtype and isinstance(dtype[0], str) else None
-    if not isinstance(data, bytes) or code not in formats or len(data) != struct.calcsize(formats[code]):
+    data = value.data if isinstance(value, Blob) else None
+    if data is None or code not in formats or len(data) != struct.calcsize(formats[code]):
         return None
-    value: float | int = struct.unpack(formats[code], data)[0]
-    return value
-
-
-def _table(*_: Any) -> dict[str, Any]:
-    return {}  # its items follow, one by one, as with any dict
+    number: float | int = struct.unpack(formats[code], data)[0]
+    return number
 
 
 ALLOWED: dict[tuple[str, str], Callable[..., Any]] = {
     ("torch_utils.persistence", "_reconstruct_persistent_obj"): _module,
-    ("torch._utils", "_rebuild_tensor_v2"): _tensor,
-    ("torch._utils", "_rebuild_parameter"): _parameter,
+    ("torch._utils", "_rebuild_tensor_v2"): make_tensor,
+    ("torch._utils", "_rebuild_parameter"): make_parameter,
     ("torch.storage", "_load_from_bytes"): _storage,
-    ("collections", "OrderedDict"): _table,
-    ("dnnlib.util", "EasyDict"): _table,
+    ("collections", "OrderedDict"): make_table,
+    ("dnnlib.util", "EasyDict"): make_table,
     ("builtins", "set"): lambda *_: [],  # of `_non_persistent_buffers_set`, in pickles of protocol 3
     ("numpy", "dtype"): lambda *arguments: arguments,
     ("numpy.core.multiarray", "scalar"): _scalar,
     ("numpy._core.multiarray", "scalar"): _scalar,
 }
-"""All that a file may name, and what stands for it: functions of this file, which make plain data."""
+"""All that a file may name, and what stands for it: functions that make plain data."""
 
 
 def _refuse(module: str, name: str) -> CheckpointError:
@@ -178,28 +130,16 @@ def _refuse(module: str, name: str) -> CheckpointError:
     )
 
 
-def load_nvidia(path: Path, source: str) -> tuple[StyleGAN2, dict[str, str]]:
-    """The generator (`G_ema`, else `G`) of an NVIDIA pickle: float32, eval mode, without gradients; and no notes.
+def load_nvidia(path: Path) -> Read:
+    """The generator (`G_ema`, else `G`) of such a pickle: float32, eval mode, without gradients; and no notes.
 
-    Raises CheckpointError, naming `source`, for anything else.
+    Raises CheckpointError, or another ValueError where the pickle is damaged, for anything else.
     """
-    try:
-        with path.open("rb") as file:
-            content = PlainUnpickler(file, path.stat().st_size, ALLOWED, _refuse).load()
-            module = _find_generator(content)
-            generator = _build(module)
-            tensors = module.tensors()
-            shapes = {name: tensor.shape for name, tensor in tensors.items()}
-            fill(generator, shapes, lambda name: tensors[name].read(file), source)
-            return generator, {}
-    except CheckpointError as error:
-        text = str(error)
-        raise CheckpointError(text if text.startswith(f"{source}: ") else f"{source}: {text}") from None
-    except (PickleError, ValueError, OverflowError, RuntimeError, MemoryError) as error:
-        reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-        raise CheckpointError(
-            f"{source}: damaged, truncated or no StyleGAN2 pickle ({reason}); fetch it again"
-        ) from None
+    with path.open("rb") as file:
+        module = _find_generator(PlainUnpickler(file, path.stat().st_size, ALLOWED, _refuse).load())
+        generator, tensors = _build(module), module.tensors()
+        fill(generator, {name: tensor.shape for name, tensor in tensors.items()}, lambda name: tensors[name].read(file))
+    return Read("pickle", generator)
 
 
 def _find_generator(content: Any) -> Module:
@@ -220,7 +160,7 @@ def _find_generator(content: Any) -> Module:
     return found
 
 
-def _build(module: Module) -> StyleGAN2:
+def _build(module: Module) -> Generator:
     """An empty generator of the file's architecture."""
     networks: dict[str, dict[str, Any]] = {}
     for part, own in (("mapping", ("z_dim", "c_dim", "num_ws")), ("synthesis", ("img_resolution", "img_channels"))):
@@ -231,19 +171,10 @@ def _build(module: Module) -> StyleGAN2:
         }
     if networks["mapping"].pop("activation", "lrelu") != "lrelu":
         raise CheckpointError(f"a mapping network with another activation than lrelu, which is not supported; {ONLY}")
-    config: dict[str, Any] = {
-        name: module.state.get(name) for name in ("z_dim", "c_dim", "w_dim", "img_resolution", "img_channels")
-    }
-    unknown = [k for k in networks["mapping"] if k not in MAPPING] + [
-        k for k in networks["synthesis"] if k not in SYNTHESIS
-    ]
+    unknown = [k for k in networks["mapping"] if k not in MAPPING]
+    unknown += [k for k in networks["synthesis"] if k not in SYNTHESIS]
     if unknown:
         raise CheckpointError(f"an architecture that is not supported (the argument {str(unknown[0])[:60]}); {ONLY}")
-    try:
-        config |= {"mapping_kwargs": networks["mapping"], "synthesis_kwargs": networks["synthesis"]}
-        check_config("stylegan2", config)
-        with torch.device("meta"):
-            return StyleGAN2(**config)
-    except (TypeError, ValueError, RuntimeError) as error:
-        reason = str(error).splitlines()[0][:200]
-        raise CheckpointError(f"an architecture that is not supported ({reason}); {ONLY}") from None
+    sizes = {name: module.state.get(name) for name in ("z_dim", "c_dim", "w_dim", "img_resolution", "img_channels")}
+    kwargs = {"mapping_kwargs": networks["mapping"], "synthesis_kwargs": networks["synthesis"]}
+    return build("stylegan2", sizes | kwargs, ONLY)

@@ -26,18 +26,11 @@ class PickleError(ValueError):
 
 @dataclass(frozen=True)
 class Blob:
-    """Bytes of the file, not read yet."""
+    """Bytes of the file: where they are, and themselves if they are few."""
 
     offset: int
     size: int
-
-    def read(self, file: IO[bytes]) -> bytes:
-        """The bytes. PickleError where the file is shorter by now."""
-        file.seek(self.offset)
-        data = file.read(self.size)
-        if len(data) != self.size:
-            raise PickleError("the file ends too early")
-        return data
+    data: bytes | None = None
 
 
 @dataclass(frozen=True)
@@ -61,9 +54,14 @@ class PlainUnpickler:
         size: int,
         allowed: Mapping[tuple[str, str], Callable[..., Any]],
         refuse: Callable[[str, str], Exception],
+        outside: Callable[[Any], Any] | None = None,
     ) -> None:
-        """`size`: of the file in bytes. `refuse` makes the error for a name that is not allowed."""
-        self.file, self.size, self.allowed, self.refuse = file, size, allowed, refuse
+        """`size`: where the file ends, bytes. `refuse` makes the error for a name that is not allowed.
+
+        `outside` gives what a reference to something outside the pickle stands for (torch's storages); without it
+        such references are refused.
+        """
+        self.file, self.size, self.allowed, self.refuse, self.outside = file, size, allowed, refuse, outside
         self.stack: list[Any] = []
         self.memo: dict[int, Any] = {}
         self.text = 0
@@ -114,12 +112,14 @@ class PlainUnpickler:
             raise PickleError("far more text than a generator has")
         self.stack.append(data.decode("utf-8", "surrogatepass"))
 
-    def blob(self, form: str) -> None:
-        """Bytes with their length before them; they stay where they are."""
+    def blob(self, form: str, keep: bool = False) -> None:
+        """Bytes with their length before them; they stay where they are, unless they are to be kept."""
         size = self.number(form)
         self.check(size)
-        self.stack.append(Blob(self.file.tell(), size))
-        self.file.seek(size, 1)
+        offset = self.file.tell()
+        data = self.take(size) if keep else None
+        self.stack.append(Blob(offset, size, data))
+        self.file.seek(offset + size)
 
     def integer(self, form: str) -> None:
         """An integer of any size (within reason), little-endian."""
@@ -193,6 +193,12 @@ class PlainUnpickler:
         except TypeError as error:
             raise PickleError(f"{made.name} with arguments that do not fit") from error
 
+    def refer(self) -> None:
+        """Put what a name outside the pickle stands for."""
+        if self.outside is None:
+            raise PickleError("a reference to something outside the file")
+        self.stack.append(self.outside(self.pop()))
+
     def swap(self, use: Callable[[Any, Any], None]) -> None:
         """Pop two, use them in the order in which they were pushed."""
         second, first = self.pop(), self.pop()
@@ -228,7 +234,7 @@ OPCODES: dict[bytes, Callable[[PlainUnpickler], Any]] = {
     b"\x8c": lambda u: u.string("<B"),
     b"X": lambda u: u.string("<I"),
     b"\x8d": lambda u: u.string("<Q"),
-    b"C": lambda u: u.stack.append(u.take(u.number("<B"))),
+    b"C": lambda u: u.blob("<B", keep=True),
     b"B": lambda u: u.blob("<I"),
     b"\x8e": lambda u: u.blob("<Q"),
     b")": lambda u: u.stack.append(()),
@@ -258,6 +264,6 @@ OPCODES: dict[bytes, Callable[[PlainUnpickler], Any]] = {
     b"R": lambda u: u.call(),
     b"\x81": lambda u: u.call(),  # NEWOBJ: the same for what the list allows
     b"b": lambda u: u.pop(),  # BUILD: no state of an object is ever set
-    b"Q": lambda u: u.stack.append((u.pop(),)),  # BINPERSID: what a torch file calls its storages
+    b"Q": lambda u: u.refer(),  # BINPERSID
 }
 """What a pickle may do. Left out: extensions, instances, and all that no such file has."""

@@ -1,4 +1,4 @@
-"""rosinality's stylegan2-pytorch `.pt`: read with `weights_only=True`, and written.
+"""The generator of rosinality's stylegan2-pytorch in a torch file (`.pt`), read and written.
 
 The two families draw the same function from the same numbers: both store weights about N(0, 1) and apply the gain of
 equalised learning rate when they run, the mapping's weights and biases divided by its 0.01 included; both run the
@@ -12,22 +12,22 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from torch import Tensor
 
 from pti_core.generators.base import Generator
-from pti_core.generators.checkpoints.architecture import MAX_RESOLUTION, check_config
+from pti_core.generators.checkpoints.architecture import MAX_RESOLUTION, build, channel_kwargs
 from pti_core.generators.checkpoints.errors import CheckpointError
-from pti_core.generators.checkpoints.torch_file import load_torch
-from pti_core.generators.checkpoints.weights import fill
+from pti_core.generators.checkpoints.lazy import LazyTensor
+from pti_core.generators.checkpoints.weights import Read, fill
 from pti_core.generators.stylegan2 import StyleGAN2
-from pti_core.generators.stylegan2_layers import fir_kernel
+from pti_core.generators.stylegan2_layers import TAPS, fir_kernel
 from pti_core.sampling import w_statistics
 
-TAPS, UP_GAIN = (1, 3, 3, 1), 4
+KEYS = ("g_ema", "g")  # of such a file, the better one first
+UP_GAIN = 4
 W_AVG_SAMPLES = 4096  # where a file of a training has no `latent_avg`
 
 
@@ -74,121 +74,93 @@ def their_shape(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
     return (1, *shape) if name == "input.input" or name.endswith(".conv.weight") else shape
 
 
-def load_rosinality(path: Path, source: str) -> tuple[StyleGAN2, dict[str, str]]:
-    """The generator (`g_ema`, else `g`) of such a file, float32, eval mode, without gradients; and no notes.
+def is_rosinality(content: Mapping[Any, Any]) -> bool:
+    """Does a torch file hold such a generator?"""
+    return any(isinstance(content.get(key), dict) for key in KEYS)
 
-    Raises CheckpointError, naming `source`, for anything else.
+
+def read_rosinality(content: Mapping[Any, Any], file: IO[bytes]) -> Read:
+    """The generator (`g_ema`, else `g`): float32, eval mode, without gradients; and no notes.
+
+    Raises CheckpointError for anything else.
     """
-    content = load_torch(path, source)
-    state = next((content[k] for k in ("g_ema", "g") if isinstance(content.get(k), dict)), None)
-    if state is None:
-        keys = ", ".join(str(k)[:40] for k in list(content)[:5]) or "nothing"
-        hint = (
-            "a plain state dict says nothing of its architecture" if "synthesis.b4.const" in content else "it is none"
-        )
-        raise CheckpointError(
-            f"{source}: a torch file without a rosinality generator (`g_ema`): it holds {keys}; {hint}, "
-            "give the training's .pt or .pkl"
-        )
-    tensors = {str(name): value for name, value in state.items() if isinstance(value, Tensor)}
-    config = _config(tensors, source)
-    with torch.device("meta"):
-        generator = StyleGAN2(**config)
-    resolution = generator.img_resolution
-    ours = names(resolution, config["mapping_kwargs"]["num_layers"])
-    _add_noises(tensors, resolution)
-    _check(tensors, generator, ours, source)
-    theirs = {mine: name for name, mine in ours.items()}
+    state = next(content[key] for key in KEYS if isinstance(content.get(key), dict))
+    tensors = {str(name): value for name, value in state.items() if isinstance(value, LazyTensor)}
+    shapes = {name: value.shape for name, value in tensors.items()}
+    generator = build(StyleGAN2.kind, _config(shapes), "the file is damaged")
+    assert isinstance(generator, StyleGAN2)
     expected = generator.state_dict()
+    theirs = {mine: name for name, mine in names(generator.img_resolution, generator.mapping.num_layers).items()}
+    drawn = _drawn_noises(shapes, generator.img_resolution)
+    _check(shapes | {name: tuple(value.shape) for name, value in drawn.items()}, generator)
+    usual = fir_kernel(TAPS) * UP_GAIN
+    if not all(torch.allclose(tensors[name].read(file).float(), usual) for name in kernels(generator.img_resolution)):
+        raise CheckpointError("filters other than [1, 3, 3, 1]; such a generator cannot be read")
     latent_avg = content.get("latent_avg")
+    if latent_avg is not None and not (
+        isinstance(latent_avg, LazyTensor) and math.prod(latent_avg.shape) == generator.w_dim
+    ):
+        raise CheckpointError(f"`latent_avg` is not {generator.w_dim} numbers; the file is damaged")
 
     def read(name: str) -> Tensor:
         if name in theirs:
-            return tensors[theirs[name]].reshape(expected[name].shape).clone()
+            value = drawn.get(theirs[name])
+            return (tensors[theirs[name]].read(file) if value is None else value).reshape(expected[name].shape)
         if name == "mapping.w_avg":
-            return torch.zeros(generator.w_dim) if latent_avg is None else latent_avg.reshape(-1).clone()
+            return torch.zeros(generator.w_dim) if latent_avg is None else latent_avg.read(file).reshape(-1)
         return fir_kernel(TAPS)
 
-    shapes = {name: tuple(value.shape) for name, value in expected.items()}
-    if latent_avg is not None and not (isinstance(latent_avg, Tensor) and latent_avg.numel() == generator.w_dim):
-        raise CheckpointError(f"{source}: `latent_avg` is not {generator.w_dim} numbers; the file is damaged")
-    fill(generator, shapes, read, source)
+    fill(generator, {name: tuple(value.shape) for name, value in expected.items()}, read)
     if latent_avg is None:
         generator.mapping.w_avg.copy_(w_statistics(generator, W_AVG_SAMPLES).w_avg)
-    return generator, {}
+    return Read("rosinality", generator)
 
 
-def _config(tensors: Mapping[str, Tensor], source: str) -> dict[str, Any]:
+def _config(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
     """The architecture, from shapes."""
-    num_layers = sum(bool(re.fullmatch(r"style\.\d+\.weight", name)) for name in tensors)
-    steps = sum(bool(re.fullmatch(r"to_rgbs\.\d+\.bias", name)) for name in tensors)
+    steps = sum(bool(re.fullmatch(r"to_rgbs\.\d+\.bias", name)) for name in shapes)
     for name, dims in (("style.1.weight", 2), ("input.input", 4), ("to_rgb1.bias", 4)):
-        if name not in tensors or tensors[name].ndim != dims:
-            raise CheckpointError(f"{source}: lacks {name}; it is no generator of stylegan2-pytorch, or damaged")
+        if len(shapes.get(name, ())) != dims:
+            raise CheckpointError(f"it lacks {name}; it is no generator of stylegan2-pytorch, or damaged")
     if not 1 <= steps <= int(math.log2(MAX_RESOLUTION)) - 2:
-        raise CheckpointError(f"{source}: {steps} layers `to_rgbs`; a generator has 1 to 10, the file is damaged")
-    resolution = 4 << steps
-    widths = {4: tensors["input.input"].shape[1]}
+        raise CheckpointError(f"{steps} layers `to_rgbs`; a generator has 1 to 10, the file is damaged")
+    widths = {4: shapes["input.input"][1]}
     for i in range(steps):
-        bias = tensors.get(f"convs.{2 * i}.activate.bias")
-        widths[8 << i] = len(bias) if bias is not None and bias.ndim == 1 else 0
-    config = {
-        "z_dim": tensors["style.1.weight"].shape[1],
+        bias = shapes.get(f"convs.{2 * i}.activate.bias", ())
+        widths[8 << i] = bias[0] if len(bias) == 1 else 0
+    return {
+        "z_dim": shapes["style.1.weight"][1],
         "c_dim": 0,
-        "w_dim": tensors["style.1.weight"].shape[0],
-        "img_resolution": resolution,
-        "img_channels": tensors["to_rgb1.bias"].shape[1],
-        "mapping_kwargs": {"num_layers": num_layers},
-        "synthesis_kwargs": _channels(widths, source),
+        "w_dim": shapes["style.1.weight"][0],
+        "img_resolution": 4 << steps,
+        "img_channels": shapes["to_rgb1.bias"][1],
+        "mapping_kwargs": {"num_layers": sum(bool(re.fullmatch(r"style\.\d+\.weight", name)) for name in shapes)},
+        "synthesis_kwargs": channel_kwargs(widths),
     }
-    try:
-        check_config("stylegan2", config)
-    except ValueError as error:
-        raise CheckpointError(
-            f"{source}: an architecture that is not possible ({error}); the file is damaged"
-        ) from None
-    return config
 
 
-def _channels(widths: Mapping[int, int], source: str) -> dict[str, int]:
-    """`channel_base` and `channel_max` that give these widths, by resolution; NVIDIA's usual ones where they do."""
-    last = max(widths)
-    most = max(widths.values())
-    for base in (32768, 16384, widths[last] * last):
-        if all(min(base // r, most) == width for r, width in widths.items()):
-            return {"channel_base": base, "channel_max": most}
-    raise CheckpointError(
-        f"{source}: channels {list(widths.values())} from 4 pixels up, which do not halve with every resolution as "
-        "channel_multiplier 1 and 2 do; such a generator cannot be read"
-    )
-
-
-def _add_noises(tensors: dict[str, Tensor], resolution: int) -> None:
+def _drawn_noises(shapes: Mapping[str, tuple[int, ...]], resolution: int) -> dict[str, Tensor]:
     """The layout's first versions kept no noise maps and drew new ones each time: then any fixed ones will do."""
-    if not any(name.startswith("noises.") for name in tensors):
-        rng = torch.Generator().manual_seed(0)
-        for i in range(2 * int(math.log2(resolution)) - 3):
-            size = 4 << ((i + 1) // 2)
-            tensors[f"noises.noise_{i}"] = torch.randn(1, 1, size, size, generator=rng)
+    if any(name.startswith("noises.") for name in shapes):
+        return {}
+    rng = torch.Generator().manual_seed(0)
+    sizes = [4 << ((i + 1) // 2) for i in range(2 * int(math.log2(resolution)) - 3)]
+    return {f"noises.noise_{i}": torch.randn(1, 1, size, size, generator=rng) for i, size in enumerate(sizes)}
 
 
-def _check(tensors: Mapping[str, Tensor], generator: StyleGAN2, ours: Mapping[str, str], source: str) -> None:
-    """Every name and shape of the file, in its own words, and that its filters are the usual ones."""
-    expected = {name: their_shape(name, tuple(generator.state_dict()[mine].shape)) for name, mine in ours.items()}
-    filters = kernels(generator.img_resolution)
-    expected |= dict.fromkeys(filters, (len(TAPS), len(TAPS)))
+def _check(shapes: Mapping[str, tuple[int, ...]], generator: StyleGAN2) -> None:
+    """Every name and shape of the file, in its own words."""
+    state = generator.state_dict()
+    ours = names(generator.img_resolution, generator.mapping.num_layers)
+    expected = {name: their_shape(name, tuple(state[mine].shape)) for name, mine in ours.items()}
+    expected |= dict.fromkeys(kernels(generator.img_resolution), (len(TAPS), len(TAPS)))
     for problem, wrong in (
-        ("lacks", [n for n in expected if n not in tensors]),
-        ("has the unknown", [n for n in tensors if n not in expected]),
-        ("has the wrong shape for", [n for n in expected if n in tensors and tuple(tensors[n].shape) != expected[n]]),
+        ("lacks", [n for n in expected if n not in shapes]),
+        ("has the unknown", [n for n in shapes if n not in expected]),
+        ("has the wrong shape for", [n for n in expected if n in shapes and shapes[n] != expected[n]]),
     ):
         if wrong:
-            raise CheckpointError(
-                f"{source}: {problem} {wrong[0][:80]}; it is no unchanged stylegan2-pytorch generator"
-            )
-    usual = fir_kernel(TAPS) * UP_GAIN
-    if not all(torch.allclose(tensors[name].float(), usual) for name in filters):
-        raise CheckpointError(f"{source}: filters other than [1, 3, 3, 1]; such a generator cannot be read")
+            raise CheckpointError(f"it {problem} {wrong[0][:80]}; it is no unchanged stylegan2-pytorch generator")
 
 
 def obstacles(generator: Generator) -> list[str]:
@@ -227,10 +199,9 @@ def to_rosinality(generator: Generator) -> tuple[dict[str, Any], list[str]]:
     ours = names(generator.img_resolution, generator.mapping.num_layers)
     content = {n: state[mine].reshape(their_shape(n, tuple(state[mine].shape))) for n, mine in ours.items()}
     content |= {name: fir_kernel(TAPS) * UP_GAIN for name in kernels(generator.img_resolution)}
-    remarks = []
     clamp = generator.synthesis_kwargs.get("conv_clamp")
-    if clamp is not None:
-        remarks.append(f"conv_clamp {clamp:g} is left out: activations beyond it, which are rare, are drawn otherwise")
+    rare = "activations beyond it, which are rare, are drawn otherwise"
+    remarks = [] if clamp is None else [f"conv_clamp {clamp:g} is left out: {rare}"]
     widths = {block.resolution: len(block.conv1.bias) for block in generator.synthesis.blocks}
     if not any(all(w == min(16384 * m // r, 512) for r, w in widths.items()) for m in (1, 2)):
         remarks.append("the channel counts are not those of channel_multiplier 1 or 2: its reader has to be told them")

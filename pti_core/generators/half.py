@@ -1,0 +1,108 @@
+"""Half precision for the top resolutions of a synthesis network: what crosses their border, and how gradients do.
+
+The weights stay float32; each pass casts what it uses. Gradients of a mean over a million pixels are smaller than
+fp16 can hold, so within the half-precision part they are multiplied by a power of two, which every pass finds from
+the gradient that reaches its image, and divided by it again on the way out: whoever calls sees true gradients.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+Precision = Literal["fp32", "half", "fp16", "bf16"]
+DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
+HALF_RESOLUTIONS = 4  # of a generator whose file names none: what NVIDIA's training uses
+HALF_CLAMP = 512.0  # of a layer without `conv_clamp`; times sqrt(512 * 9), the worst sum of a layer, fp16 holds it
+FINITE = {dtype: (torch.finfo(dtype).min, torch.finfo(dtype).max) for dtype in DTYPES.values()}
+GRADIENT_SUM = 2.0**7  # of |gradient| over an image: times 256, an activation at its limit everywhere, fp16 holds it
+
+
+def check_precision(precision: str) -> None:
+    """Raise ValueError for anything but a `Precision`."""
+    if precision not in get_args(Precision):
+        raise ValueError(f"precision {precision!r}: one of {', '.join(get_args(Precision))} expected")
+
+
+def half_dtype(precision: Precision, device: torch.device) -> torch.dtype | None:
+    """What the top runs in; None for float32. `half` is fp16, but on a CPU bf16: fp16 convolutions crawl there."""
+    if precision == "fp32":
+        return None
+    return DTYPES["bf16" if device.type == "cpu" else "fp16"] if precision == "half" else DTYPES[precision]
+
+
+class HalfPass:
+    """One drawing pass in half precision: its casts, which share the scale of its gradients."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self.dtype = dtype
+        self.scale: Tensor | float = 1.0  # set by every backward pass before anything else of it runs
+
+    def enter(self, x: Tensor) -> Tensor:
+        """A float32 tensor in half precision; its gradient comes back in float32 and true."""
+        return _Enter.apply(x, self)
+
+    def leave(self, x: Tensor) -> Tensor:
+        """A half-precision tensor in float32."""
+        return _Leave.apply(x, self)
+
+    def watch(self, images: Tensor) -> Tensor:
+        """The pass's images `[N, C, H, W]`, unchanged; their gradient decides the scale."""
+        return _Watch.apply(images, self)
+
+
+def balanced(styles: Tensor, weight: Tensor, demodulation: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The same modulated convolution with no sum that overflows: styles at most 1, weights at most 1/sqrt(fan in).
+
+    styles `[N, in]`, weight `[out, in, k, k]`, demodulation `[N, out]`, which takes back what was divided away. The
+    factors cancel, so they are constants for the gradient.
+    """
+    largest_style = styles.detach().abs().amax(dim=1, keepdim=True).clamp_min(1e-8)
+    largest_weight = weight.detach().abs().amax(dim=(1, 2, 3)).clamp_min(1e-8) * math.sqrt(weight[0].numel())
+    return (
+        styles / largest_style,
+        weight / largest_weight[:, None, None, None],
+        demodulation * largest_style * largest_weight,
+    )
+
+
+class _Enter(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, half: HalfPass) -> Tensor:
+        ctx.half = half
+        return x.to(half.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        # A sum that overflows all the same is very large, not infinite; NaN stays NaN.
+        gradient = gradients[0].clamp(*FINITE[ctx.half.dtype]).to(torch.float32)
+        return gradient / ctx.half.scale, None
+
+
+class _Leave(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, half: HalfPass) -> Tensor:
+        ctx.half = half
+        return x.to(torch.float32)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return (gradients[0] * ctx.half.scale).to(ctx.half.dtype), None
+
+
+class _Watch(Function):
+    @staticmethod
+    def forward(ctx: Any, images: Tensor, half: HalfPass) -> Tensor:
+        ctx.half = half
+        return images.view_as(images)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        largest = gradients[0].abs().sum(dim=(1, 2, 3)).amax()
+        # A power of two, so that scaling rounds nothing; no synchronisation with the device.
+        ctx.half.scale = torch.where(largest > 0, GRADIENT_SUM / largest, 1.0).log2().floor().clamp(-100, 100).exp2()
+        return gradients[0], None
