@@ -9,12 +9,13 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 DEMO: Final = "demo"
 
-_CHAINED = r"(?:zip|tar|libarchive|simplecache|filecache|blockcache|cached)"  # what may stand before "::"
+_CHAINED = r"(?:zip|tar|parquet|libarchive|simplecache|filecache|blockcache|cached)"  # what may stand before "::"
 _CHAIN = re.compile(rf"({_CHAINED}(?:://.*?)?)::(.*)", re.DOTALL)
+_PLACE = re.compile(r"(.*)!(?:(gz|bz2|xz):)?(\d+)\+(\d+)", re.DOTALL)  # after a name, % and :: in it escaped
 _LOCAL = re.compile(r"(?:file|local):(?://)?", re.IGNORECASE)
 # Here the part before "@" is a container or a repository.
 _NAME_BEFORE_AT = r"(?:abfss?|az|wasbs?|oci|github|git)://"
@@ -42,6 +43,31 @@ def split_chain(address: str) -> tuple[str, str] | None:
     """`zip://a::b.zip` as `zip://a` and `b.zip`; None for what is no chain: a file's name may hold `::` as well."""
     match = _CHAIN.fullmatch(address)
     return (match[1], match[2]) if match else None
+
+
+class Place(NamedTuple):
+    """Where an archive's member is, as its address tells: `tar://NAME!OFFSET+SIZE::URL`."""
+
+    name: str
+    packed: str | None  # the compression of a tar, in whose unpacked form `start` counts
+    start: int  # of the member's header, bytes
+    size: int  # bytes of its data in the archive
+
+
+def place_in(inside: str) -> Place | None:
+    """The place in the first part of an address, without its protocol; None where it is a name alone."""
+    match = _PLACE.fullmatch(inside)
+    if match is None:
+        return None
+    return Place(match[1].replace("%3A", ":").replace("%25", "%"), match[2], int(match[3]), int(match[4]))
+
+
+def lasting(address: str) -> str:
+    """An address without the member's place, which changes when an archive is made again: by this an input is known."""
+    chain = split_chain(address)
+    kind, _, inside = chain[0].partition("://") if chain else ("", "", "")
+    place = place_in(inside) if kind in ("tar", "zip") else None
+    return f"{kind}://{place.name}::{chain[1]}" if chain and place else address
 
 
 def local_path(address: str) -> str | None:
@@ -78,7 +104,7 @@ def without_query(address: str) -> str:
 def secret_in(address: str) -> str | None:
     """What kind of secret an address holds, in words; None for one that may be stored and shown."""
     if chain := split_chain(address):
-        member = chain[0].startswith(("zip", "tar", "libarchive"))  # its name below the archive's root
+        member = chain[0].startswith(("zip", "tar", "parquet", "libarchive"))  # its name below the archive's root
         return secret_in(chain[1]) or (None if member else secret_in(chain[0]))
     if local_path(address) is not None:
         return None

@@ -1,66 +1,65 @@
-"""What a dataset is: a folder, a glob, an archive or one file behind any fsspec URL, or the packaged `demo`.
+"""What a dataset is: files, archives or Parquet behind any fsspec URL, or the packaged `demo`. See docs/inputs.md.
 
 Scanning lists names, sizes and etags; no image is opened here.
 """
 
 from __future__ import annotations
 
-import functools
 import hashlib
-import os
 import re
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
-from typing import Any, Final
+import unicodedata
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final, TypeVar
 
-from fsspec.core import url_to_fs
-from fsspec.implementations.local import LocalFileSystem
+import pyarrow as pa
+import pyarrow.compute as pc
 
-from pti_core.addresses import DEMO, canonical, local_path, redact, refusal, secret_in, split_chain, without_query
-from pti_core.reading import DEMO_FOLDER, DEMO_URL, read_bytes
+from pti_core.addresses import DEMO, canonical, local_path, redact, refusal, secret_in, split_chain
+from pti_core.connections import tried_again, without_secrets
+from pti_core.reading import DEMO_FOLDER, DEMO_URL, READ_WAITS, read_bytes
+from pti_core.sources import files, parquet, tars, zips
+from pti_core.sources.base import EXTENSIONS, Container, DatasetError, Listed, images_in, joined, table, text
+from pti_core.sources.groups import Grouping
 
-__all__ = ["DEMO", "DEMO_FOLDER", "EXTENSIONS", "DatasetError", "Entry", "inputs_digest", "natural_key"]
+__all__ = ["DEMO", "DEMO_FOLDER", "EXTENSIONS", "LISTING", "DatasetError", "inputs_digest", "natural_key"]
 __all__ += ["read_bytes", "redact", "scan"]
 
-_WEB = frozenset({".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".gif", ".avif"})
-_OTHER = frozenset({".bmp", ".dib", ".tif", ".tiff", ".ppm", ".pgm", ".pnm", ".jp2", ".j2k"})
-EXTENSIONS: Final = _WEB | _OTHER
-"""Files that count as images, in any case; what is inside is judged by `images.decode`."""
+Result = TypeVar("Result")
 
-_ARCHIVES = {".zip": "zip", ".tar": "tar", ".tgz": "tar", ".tar.gz": "tar"}
-_CHECKSUMS = ("ETag", "etag", "md5Hash", "md5", "checksum", "crc32c", "CRC")  # S3, GCS, Azure, zip
-_MODIFIED = ("mtime", "LastModified", "last_modified", "updated", "modified", "date_time")
+LISTING: Final = pa.schema(
+    [
+        pa.field("image_id", pa.string(), False),  # its POSIX path below the dataset's root, unique in the dataset
+        pa.field("uri", pa.string(), False),  # for `read_bytes`; without secrets, since tables hold it
+        pa.field("group", pa.string(), False),  # images that share one tuned generator in mode `multi`
+        pa.field("bytes", pa.int64(), False),
+        pa.field("etag", pa.string(), False),  # a checksum, or "size-mtime": changes when the file does
+    ]
+)
+"""What `scan` returns."""
 
-
-class DatasetError(ValueError):
-    """A dataset that cannot be used; the message names it and says what to do."""
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One input. `image_id` is its POSIX path below the dataset's root and is unique in the dataset."""
-
-    image_id: str
-    uri: str  # for `read_bytes`; without secrets, since tables hold it
-    bytes: int
-    etag: str  # the file system's checksum, or "size-mtime": changes when the file does
-    group: str  # images that share one tuned generator in mode `multi`
+_AT_ONCE = 16  # archives on a network that are listed at the same time
+_SLICE = 1 << 20  # rows; a column of plain strings ends at 2 GB
 
 
 def scan(
     dataset: str,
     limit: int | None = None,
-    group_by_folder: bool = False,
+    group_by: str | None = None,
     storage_options: dict[str, Any] | None = None,
     without: str | None = None,
-) -> list[Entry]:
-    """List the images of a dataset in natural order (`2.png` before `10.png`), the first `limit` of them.
+) -> pa.Table:
+    """List the images of a dataset as `LISTING`, the first `limit` of them.
 
-    `dataset`: `demo`; a folder, read with all its subfolders; a glob; one file; a .zip or .tar; each as a path or any
-    fsspec URL. A file counts by its extension (`EXTENSIONS`); hidden files and folders and `__MACOSX` do not.
-    `group` is the first folder below the root with `group_by_folder` (where there is one), the image_id otherwise.
+    `dataset`: `demo`; a folder, read with all its subfolders; a glob; `{000..009}` or `{a,b}` in a name; one file; tar
+    and zip archives; Parquet files; each as a path or any fsspec URL. A file counts by its extension (`EXTENSIONS`);
+    hidden files and folders and `__MACOSX` do not. Archives and Parquet files in a folder count where it has no image.
+    Rows are in natural order (`2.png` before `10.png`), those of Parquet files in that of the files.
+
+    `group_by`: `folder` (the first below the root), `column:NAME` (of Parquet, a label of an archive or dataset.json)
+    or `regex:PATTERN` (what it captures of the image_id); where an image has no such group, it is the image_id.
     `storage_options` go to the file system; credentials are better left to the environment. `without` is a folder
     whose files are left out: the output, where it lies in the dataset.
 
@@ -72,82 +71,192 @@ def scan(
         raise DatasetError("dataset '': a folder, file, glob, URL or 'demo' expected")
     if refused := refusal("dataset", dataset):
         raise DatasetError(refused)
-    files = _demo_files() if dataset == DEMO else _find(dataset, storage_options or {}, without)
-    images: dict[str, tuple[str, dict[str, Any]]] = {}
-    for name, file in files:
-        if _extension(name) not in EXTENSIONS or _hidden(name):
-            continue
-        if name in images:
-            raise DatasetError(f"dataset {redact(dataset)!r}: two files have the image_id {name!r}; rename one of them")
-        images[name] = file
-    if not images:
-        raise DatasetError(_nothing_found(dataset, [name for name, _ in files]))
-    entries = []
-    for name in sorted(images, key=natural_key)[:limit]:
-        uri, info = images[name]
-        try:
-            f"{name}{uri}".encode()
-        except UnicodeEncodeError:
-            raise DatasetError(f"file {os.fsencode(name)!r}: its name is not UTF-8; rename it") from None
-        if ("?" in uri or "@" in uri) and (secret := secret_in(uri)):
-            raise DatasetError(
-                f"file {name!r} of dataset {redact(dataset)!r}: its address holds {secret}, which a run would store; "
-                "copy the files to a place that needs none"
-            )
-        group = name.split("/")[0] if group_by_folder else name
-        entries.append(Entry(name, uri, int(info.get("size") or 0), _etag(info), group))
-    return entries
+    grouping = Grouping.parse(group_by)
+    in_order = False
+    if dataset == DEMO:
+        found = _demo()
+    else:
+        options = storage_options or {}
+        found = _explained(dataset, options, lambda: _find(dataset, options, without, grouping.column))
+        in_order = "parquet" in found.files
+    if not len(found.images):
+        raise DatasetError(_nothing_found(dataset, found))
+    if grouping.column and not pc.any(pc.is_valid(found.images["label"])).as_py():
+        there = ", ".join(sorted(found.fields)[:20]) or "none"
+        raise DatasetError(f"group_by {group_by!r}: no image of dataset {redact(dataset)!r} has it; there are: {there}")
+    return _listing(dataset, found.images, grouping, in_order, limit)
 
 
-def inputs_digest(entries: Sequence[Entry]) -> str:
+def inputs_digest(listing: pa.Table) -> str:
     """SHA-256 (hex) of what is read: ids, sizes, etags and groups, not the place. A changed file changes it."""
     digest = hashlib.sha256()
-    for e in entries:
-        digest.update(f"{e.image_id}\0{e.bytes}\0{e.etag}\0{e.group}\n".encode())
+    for batch in listing.select(["image_id", "bytes", "etag", "group"]).to_batches(max_chunksize=1 << 16):
+        for row in zip(*(column.to_pylist() for column in batch.columns), strict=True):
+            digest.update("{}\0{}\0{}\0{}\n".format(*row).encode())
     return digest.hexdigest()
 
 
-def natural_key(name: str) -> tuple[Any, ...]:
+def natural_key(name: str) -> tuple[str, str]:
     """Sort key of a path: folder by folder, numbers by value, letters without case, ties by the exact name."""
-    parts = [
-        [(0, int(piece), "") if piece.isdecimal() else (1, 0, piece.casefold()) for piece in re.split(r"(\d+)", part)]
-        for part in name.split("/")
-    ]
-    return parts, name  # type: ignore[return-value]
+    return _NUMBER.sub(_number_key, name.casefold().replace("/", "\x01")), name
 
 
-_File = tuple[str, tuple[str, dict[str, Any]]]  # name below the root; URI and what the file system says about it
+_NUMBER = re.compile(r"\d+")
 
 
-def _demo_files() -> list[_File]:
+def _number_key(match: re.Match[str]) -> str:
+    digits = match[0] if match[0].isascii() else "".join(str(unicodedata.decimal(c)) for c in match[0])
+    digits = digits.lstrip("0")
+    return f"\x02{chr(0x30 + min(len(digits), 0xD000))}{digits}"  # the more digits, the larger
+
+
+def _find(dataset: str, options: Mapping[str, Any], without: str | None, column: str | None) -> Listed:
+    """All images of a dataset."""
+    address, inside, kind = canonical(dataset), "", None
+    if (chain := split_chain(address)) and (head := chain[0].partition("://"))[0] in ("tar", "zip", "parquet"):
+        (kind, _, inside), address = head, chain[1]
+    found = _persistent(address, lambda: files.listing(address, options, without, kind))
+    if kind is not None:
+        chosen = found.files.get(kind, [])
+    elif len(found.images):
+        return _labelled(found, address, options, column)
+    else:
+        kind, chosen = _one_kind(dataset, found.files)
+    if not chosen:
+        return found
+    for file in chosen:
+        if "::" in file.url and split_chain(file.url) is None:
+            raise DatasetError(f"dataset {file.url!r}: an archive cannot be read with '::' in its path; rename it")
+        if secret := secret_in(file.url):
+            raise DatasetError(_with_secret(file.name, secret, dataset))
+    chosen = sorted((replace(file, inside=inside) for file in chosen), key=lambda file: natural_key(file.name))
+    found.files = {kind: chosen}
+    if kind == "parquet":
+        opened = parquet.named(_of_all(lambda file: parquet.listing(file, column), chosen))
+    else:
+        lister = tars.listing if kind == "tar" else zips.listing
+        parts = _of_all(lambda file: lister(file, column), chosen)
+        opened = Listed.of(parts if found.one_file else map(_prefixed, chosen, parts))
+    return Listed.of([found, opened])
+
+
+def _of_all(list_one: Callable[[Container], Result], chosen: list[Container]) -> list[Result]:
+    """Containers on a network are listed side by side."""
+
+    def listed(file: Container) -> Result:
+        return _persistent(file.url, lambda: list_one(file))
+
+    if len(chosen) == 1 or local_path(chosen[0].url) is not None:
+        return [listed(file) for file in chosen]
+    with ThreadPoolExecutor(_AT_ONCE, "pti-scan") as pool:
+        return list(pool.map(listed, chosen))
+
+
+def _persistent(address: str, call: Callable[[], Result]) -> Result:
+    """`call()`, tried again where a network may have failed; what the inputs themselves are wrong in stays wrong."""
+
+    def outcome() -> Result | ValueError:
+        try:
+            return call()
+        except ValueError as error:
+            return error
+
+    found = tried_again(outcome, () if local_path(address) is not None else READ_WAITS)
+    if isinstance(found, ValueError):
+        raise found
+    return found
+
+
+def _prefixed(file: Container, part: Listed) -> Listed:
+    """The same number may be in many archives."""
+    return replace(part, images=part.images.set_column(0, "name", joined(f"{file.stem}/", part.images["name"])))
+
+
+def _one_kind(dataset: str, there: Mapping[str, list[Container]]) -> tuple[str, list[Container]]:
+    """Which containers of a folder without images are meant."""
+    kinds = set(there) - ({"parquet"} if "tar" in there else set())  # img2dataset writes both; its images are in tars
+    if len(kinds) > 1:
+        raise DatasetError(
+            f"dataset {redact(dataset)!r} holds {' and '.join(sorted(kinds))} files; name those with images by a "
+            "pattern such as '*.zip'"
+        )
+    kind = next(iter(kinds), "")
+    return kind, there.get(kind, [])
+
+
+def _labelled(found: Listed, root: str, options: Mapping[str, Any], column: str | None) -> Listed:
+    """Images with the labels of a `dataset.json` in their folder, where they are asked for."""
+    if column != "label":
+        return found
+    try:
+        content = read_bytes(f"{root}/{zips.LABELS}", dict(options) or None)
+    except OSError:
+        return found
+    labels = zips.labels_in(content, root)
+    names = found.images["name"].to_pylist()
+    found.images = found.images.set_column(4, "label", text([labels.get(name) for name in names]))
+    return found
+
+
+def _listing(dataset: str, images: pa.Table, grouping: Grouping, in_order: bool, limit: int | None) -> pa.Table:
+    """Names become unique image_ids, in one order, with groups."""
+    ids = pc.utf8_normalize(images["name"], form="NFC")  # one name may be written in two ways, and looks the same
+    if pc.count_distinct(ids).as_py() < len(ids):
+        raise DatasetError(_twice(dataset, ids, images["uri"]))
+    _check_secrets(dataset, images)
+    columns = {"image_id": ids, "uri": images["uri"], "group": grouping.groups(ids, images["label"])}
+    rows = pa.table(columns | {"bytes": images["bytes"], "etag": images["etag"]})
+    if not in_order:
+        keys = [text([natural_key(name)[0] for name in chunk.to_pylist()]) for chunk in ids.chunks]
+        by = pa.table({"key": pa.chunked_array(keys, pa.large_string()), "name": ids})
+        rows = rows.take(pc.sort_indices(by, [("key", "ascending"), ("name", "ascending")])[:limit])
+    rows = rows[:limit]
+    parts = [rows.slice(start, _SLICE).cast(LISTING) for start in range(0, len(rows), _SLICE)]
+    return pa.concat_tables(parts)
+
+
+def _twice(dataset: str, ids: pa.ChunkedArray, uris: pa.ChunkedArray) -> str:
+    counts = pc.value_counts(ids)
+    name = counts.filter(pc.greater(counts.field("counts"), 1)).field("values")[0]
+    places = " and ".join(redact(ascii(uri)) for uri in uris.filter(pc.equal(ids, name))[:2].to_pylist())
+    return f"dataset {redact(dataset)!r}: two files have the image_id {name.as_py()!r}, {places}; rename one of them"
+
+
+def _check_secrets(dataset: str, images: pa.Table) -> None:
+    """A server may list signed links."""
+    suspects = images.filter(pc.match_substring_regex(images["uri"], "[?@]")).select(["name", "uri"])
+    for name, uri in zip(*suspects.to_pydict().values(), strict=True):
+        if secret := secret_in(uri):
+            raise DatasetError(_with_secret(name, secret, dataset))
+
+
+def _with_secret(name: str, secret: str, dataset: str) -> str:
+    return (
+        f"file {name!r} of dataset {redact(dataset)!r}: its address holds {secret}, which a run would store; "
+        "copy the files to a place that needs none"
+    )
+
+
+def _demo() -> Listed:
     """The demo's URIs hold no path of this machine, so that workers elsewhere can read them."""
     if not DEMO_FOLDER.is_dir():
         raise DatasetError("dataset 'demo': its images are missing from this installation; install pti_core again")
-    return [
-        # the time of installation is no property of the image
-        (path.name, (f"{DEMO_URL}{path.name}", {"size": path.stat().st_size, "etag": _sha256(path)}))
-        for path in DEMO_FOLDER.iterdir()
-    ]
+    paths = list(DEMO_FOLDER.iterdir())
+    name, sizes = text([path.name for path in paths]), [path.stat().st_size for path in paths]
+    # the time of installation is no property of the image
+    columns = {"name": name, "uri": joined(DEMO_URL, name), "bytes": pa.array(sizes, pa.int64())}
+    return images_in(table(columns | {"etag": text([_sha256(path) for path in paths])}))
 
 
 def _sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 
 
-def _find(dataset: str, storage_options: dict[str, Any], without: str | None) -> list[_File]:
-    """All files of a dataset, images or not."""
-    name, dataset = redact(dataset), canonical(dataset)
-    address = without_query(dataset).lower()
-    archive = next((kind for ext, kind in _ARCHIVES.items() if address.endswith(ext)), None)
-    if archive and not split_chain(dataset):
-        if "::" in dataset:
-            raise DatasetError(f"dataset {name!r}: an archive cannot be read with '::' in its path; rename it")
-        dataset = f"{archive}://::{dataset}"
+def _explained(dataset: str, options: Mapping[str, Any], find: Callable[[], Listed]) -> Listed:
+    """Turn whatever a file system raises into a DatasetError of one sentence."""
+    name = redact(dataset)
     try:
-        path = local_path(dataset)
-        fs, path = (LocalFileSystem(), path) if path is not None else url_to_fs(dataset, **storage_options)
-        fs.invalidate_cache()
-        return list(_list(fs, path if "?" in path else path.rstrip("/"), dataset, without))
+        return find()
     except DatasetError:
         raise
     except ImportError as error:
@@ -159,108 +268,16 @@ def _find(dataset: str, storage_options: dict[str, Any], without: str | None) ->
     except ValueError as error:
         raise DatasetError(f"dataset {name!r}: {redact(str(error))}; a path or an fsspec URL expected") from error
     except Exception as error:  # each file system has its own errors (botocore's are not OSErrors)
-        reason = f"{type(error).__name__}: {redact(str(error))}"
+        reason = " ".join(f"{type(error).__name__}: {without_secrets(redact(str(error)), options)}".split())
         raise DatasetError(
             f"dataset {name!r} cannot be listed ({reason}); check the address and credentials"
         ) from error
 
 
-def _list(fs: Any, path: str, dataset: str, without: str | None) -> Iterator[_File]:
-    local, address = isinstance(fs, LocalFileSystem), without_query(path)
-    root, found = path, {}
-    if fs.isfile(path):
-        root, found = address.rpartition("/")[0], {path: fs.info(path)}
-        if _extension(address) not in EXTENSIONS:
-            raise DatasetError(f"dataset {redact(dataset)!r}: this file is not an image by its name; {_looked_for()}")
-    elif fs.isdir(path) or (path == "" and split_chain(dataset)):
-        found = dict(_local_files(Path(path or "/"), frozenset())) if local else fs.find(path, detail=True)
-    elif re.search(r"[*?\[]", address):
-        root = path[: re.search(r"[^/]*[*?\[]", path).start()].rstrip("/")  # type: ignore[union-attr]
-        found = {k: v for k, v in fs.glob(path, detail=True).items() if v["type"] != "directory"}
-        if not found:
-            raise DatasetError(f"dataset {redact(dataset)!r}: nothing matches; quote it and check the pattern")
-    else:
-        raise FileNotFoundError(path)
-    left_out = _left_out(fs, root, without)
-    head, chain = split_chain(dataset) or ("", "")
-    for file, info in found.items():
-        if file.endswith("/") or left_out(file):  # objects that stand for folders; the output
-            continue
-        name = str(PurePosixPath(without_query(file)[len(root) :].lstrip("/")))
-        if local:
-            info = _local_info(file)
-        yield name, (f"{head.split('://')[0]}://{file}::{chain}" if chain else fs.unstrip_protocol(file), info)
-
-
-def _left_out(fs: Any, root: str, without: str | None) -> Callable[[str], bool]:
-    """Which files below a dataset's root lie in the folder `without`.
-
-    Where the dataset lies in that folder, or is that folder, only the pictures that runs wrote at its top are left out.
-    """
-    if without is None:
-        return lambda file: False
-    folder = _real(*url_to_fs(canonical(without)) if local_path(without) is None else (LocalFileSystem(), without))
-    top = _real(fs, root)
-    if top == folder:
-        return lambda file: bool(re.match("runs/[^/]+/report/", file[len(root) :].lstrip("/")))
-    if top.startswith(f"{folder}/"):
-        return lambda file: False
-    real = functools.cache(lambda parent: _real(fs, parent))
-    return lambda file: f"{real(file.rpartition('/')[0])}/".startswith(f"{folder}/")
-
-
-def _real(fs: Any, path: str) -> str:
-    """A folder's one address, behind all links."""
-    if isinstance(fs, LocalFileSystem):
-        path = os.path.realpath(canonical(path) or "/")
-    return str(fs.unstrip_protocol(path)).rstrip("/")
-
-
-def _local_info(path: str) -> dict[str, Any]:
-    """Size and time of a file to the nanosecond. A dead link has neither: it is a reject later, not a gap now."""
-    try:
-        status = os.stat(path)  # noqa: PTH116 (a Path for each of a million files takes longer than the stat)
-    except OSError:
-        return {"size": 0}
-    return {"size": status.st_size, "mtime": status.st_mtime_ns}
-
-
-def _local_files(folder: Path, above: frozenset[Path]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """All files below a local folder. Linked folders are followed (fsspec does not), loops of links are not."""
-    above |= {folder.resolve()}
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if not entry.is_dir():
-                yield entry.path, {}
-            elif Path(entry.path).resolve() not in above:
-                yield from _local_files(Path(entry.path), above)
-
-
-def _extension(name: str) -> str:
-    suffix = PurePosixPath(name).suffix.lower()
-    # a web address may end in a query
-    return suffix if suffix in EXTENSIONS else PurePosixPath(name.partition("?")[0]).suffix.lower()
-
-
-def _hidden(name: str) -> bool:
-    return any(part.startswith(".") or part == "__MACOSX" for part in name.split("/"))
-
-
-def _etag(info: dict[str, Any]) -> str:
-    for key in _CHECKSUMS:
-        if info.get(key):
-            return str(info[key]).strip('"')
-    modified = next((info[key] for key in _MODIFIED if info.get(key)), "")
-    return f"{info.get('size') or 0}-{modified}"
-
-
-def _looked_for() -> str:
-    return f"files named {' '.join(sorted(EXTENSIONS))} are looked for"
-
-
-def _nothing_found(dataset: str, names: Sequence[str]) -> str:
-    kinds = Counter(_extension(name) or "without extension" for name in names if not _hidden(name))
-    hidden = sum(map(_hidden, names))
-    there = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(5)) or "no file"
-    there += f", {hidden} hidden" if hidden else ""
-    return f"dataset {redact(dataset)!r} holds no image ({there}); {_looked_for()}"
+def _nothing_found(dataset: str, found: Listed) -> str:
+    """What is there instead."""
+    containers = [file for kind in found.files.values() for file in kind]
+    hidden = found.others.pop("hidden", 0)
+    there = [f"{len(containers)} archive or Parquet file{'s' * (len(containers) > 1)}"] if containers else []
+    there += [f"{count} {kind}" for kind, count in found.others.most_common(5)] + [f"{hidden} hidden"] * (hidden > 0)
+    return f"dataset {redact(dataset)!r} holds no image ({', '.join(there) or 'no file'}); {files.LOOKED_FOR}"

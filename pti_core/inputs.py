@@ -12,10 +12,9 @@ from pti_core import images
 from pti_core.datasets import read_bytes
 from pti_core.engine import Target
 from pti_core.runs import Run
+from pti_core.tables import Row
 
 _PROBES: Final = 3  # inputs of other parts that are tried where none of a part can be read
-
-Row = Mapping[str, Any]
 
 
 class InputsUnreadable(OSError):
@@ -56,16 +55,16 @@ def check_not_all_unreadable(run: Run, rows: Sequence[Row], found: Inputs) -> No
     """
     if found.targets or any(row["stage"] != "read" for row in found.rejects):
         return
-    ids = {row["image_id"] for row in rows}
-    others = run.manifest["uri"][~run.manifest["image_id"].isin(ids)]
-    probes = list(others.iloc[:: max(1, len(others) // _PROBES)])[:_PROBES]
+    own = {row["uri"] for row in rows}
+    others = [uri for uri in run.manifest.sample(_PROBES + len(own)) if uri not in own]
+    probes = others[:: max(1, len(others) // _PROBES)][:_PROBES]
     for uri in probes:
         try:
             read_bytes(uri)
         except OSError:
             continue
         return
-    tried = f"none of {len(rows) + len(probes)} images can be read" if len(ids) > 1 or probes else "it cannot be read"
+    tried = f"none of {len(rows) + len(probes)} images can be read" if len(own) > 1 or probes else "it cannot be read"
     raise InputsUnreadable(
         f"data set {run.dataset!r}: {tried}, the first with {found.rejects[0]['error']}: "
         f"{found.rejects[0]['message']}; check that it is there, then run the same command again"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import os
-import time
 from pathlib import Path
 from typing import Any, Final
 
@@ -12,6 +11,10 @@ import fsspec
 from fsspec.core import url_to_fs
 
 from pti_core.addresses import local_path, redact, split_chain
+from pti_core.connections import FINAL_ERRORS, read_whole, tried_again, without_secrets
+from pti_core.sources import parquet, tars, zips
+
+_MEMBERS: Final = {"tar": tars.read, "zip": zips.read, "parquet": parquet.read}
 
 DEMO_FOLDER: Final = Path(__file__).parent / "assets" / "demo_faces"
 DEMO_URL: Final = "demo://"
@@ -19,33 +22,38 @@ DEMO_URL: Final = "demo://"
 READ_WAITS: Final = (0.3, 1.5)
 """Seconds before a failed read is tried again, beyond the retries of the file system itself."""
 
-_FINAL_ERRORS = (FileNotFoundError, PermissionError, NotADirectoryError, IsADirectoryError)
-
 
 class ReadError(OSError):
     """An input that cannot be read; one sentence with its address, and what its file system or archive found."""
 
 
 def read_bytes(uri: str, storage_options: dict[str, Any] | None = None) -> bytes:
-    """The content of an `Entry.uri`. Raises OSError (FileNotFoundError, ReadError, ...) where it cannot be read.
+    """The content of a `uri` of a listing. Raises OSError (FileNotFoundError, ReadError, ...) where it cannot be read.
 
     A read that fails is tried again with back-off, unless the file is missing or access is denied. Archives stay open
     between calls.
     """
-    for wait in READ_WAITS:
+
+    def read() -> bytes:
         try:
             return _read(uri, storage_options)
-        except (MemoryError, *_FINAL_ERRORS):
+        except (MemoryError, *FINAL_ERRORS):
             raise
-        except Exception:  # each file system and archive has errors of its own; the last try below tells
+        except Exception:  # each file system and archive has errors of its own; the last try tells
             _archive.cache_clear()  # what is open may be what is broken
-            time.sleep(wait)
+            raise
+
     try:
-        return _read(uri, storage_options)
-    except (MemoryError, *_FINAL_ERRORS):
+        return tried_again(read, READ_WAITS)
+    except MemoryError:
         raise
+    except FINAL_ERRORS as error:
+        if error.filename is not None:
+            raise
+        text = without_secrets(redact(str(error)), storage_options)  # of a file system that names no file
+        raise type(error)(f"{redact(uri)!r} cannot be read: {text}") from None
     except Exception as error:
-        text = redact(str(error))
+        text = without_secrets(redact(str(error)), storage_options)
         # a cause would be printed with it, so it is kept only where it gives nothing away
         cause = error if text == str(error) else None
         found = " ".join(f"{type(error).__name__}: {text}".split())
@@ -57,11 +65,14 @@ def _read(uri: str, storage_options: dict[str, Any] | None) -> bytes:
         return (DEMO_FOLDER / uri.removeprefix(DEMO_URL)).read_bytes()
     if (local := local_path(uri)) is not None:
         return Path(local).read_bytes()
-    if (chain := split_chain(uri)) and not storage_options:
-        protocol, path = chain[0].split("://", 1)
-        return bytes(_archive(f"{protocol}://::{chain[1]}", os.getpid()).cat_file(path))
+    if chain := split_chain(uri):
+        protocol, _, inside = chain[0].partition("://")
+        if protocol in _MEMBERS:
+            return _MEMBERS[protocol](inside, chain[1], storage_options)
+        if not storage_options:
+            return bytes(_archive(f"{protocol}://::{chain[1]}", os.getpid()).cat_file(inside))
     fs, path = url_to_fs(uri, **(storage_options or {}))
-    return bytes(fs.cat_file(path))
+    return read_whole(fs, path)
 
 
 @functools.lru_cache(maxsize=4)

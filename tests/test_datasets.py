@@ -4,13 +4,23 @@ from __future__ import annotations
 
 import os
 import zipfile
+from collections import namedtuple
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import pytest
 
 from pti_core.addresses import canonical
-from pti_core.datasets import DEMO_FOLDER, DatasetError, inputs_digest, natural_key, read_bytes, redact, scan
+from pti_core.datasets import DEMO_FOLDER, LISTING, DatasetError, inputs_digest, natural_key, read_bytes, redact, scan
+
+Row = namedtuple("Row", LISTING.names)
+
+
+def rows(dataset: str, **options: Any) -> list[Any]:
+    listing = scan(dataset, **options)
+    assert listing.schema.equals(LISTING)
+    return [Row(**row) for row in listing.to_pylist()]
 
 
 @pytest.fixture
@@ -24,27 +34,41 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "data"
 
 
-def refused(dataset: str, **options: int) -> str:
+def refused(dataset: str, **options: Any) -> str:
     with pytest.raises(DatasetError) as caught:
-        scan(dataset, **options)  # type: ignore[arg-type]
+        scan(dataset, **options)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
 
 def test_folder_in_natural_order(folder: Path) -> None:
-    entries = scan(str(folder))
+    entries = rows(str(folder))
     assert [e.image_id for e in entries] == ["2.PNG", "10.png", "a/1.webp", "a/c/3.tiff", "b/x.jpg"]
     assert [e.group for e in entries] == [e.image_id for e in entries]
     assert [read_bytes(e.uri).decode() for e in entries] == [e.image_id for e in entries]
     assert [e.bytes for e in entries] == [len(e.image_id) for e in entries]
-    assert scan(f"file://{folder}/") == scan(f"{folder}//") == entries
-    assert scan(str(folder), limit=2) == entries[:2]
-    assert scan(str(folder), limit=99) == entries
+    assert rows(f"file://{folder}/") == rows(f"{folder}//") == entries
+    assert rows(str(folder), limit=2) == entries[:2]
+    assert rows(str(folder), limit=99) == entries
 
 
 def test_group_by_folder(folder: Path) -> None:
-    groups = {e.image_id: e.group for e in scan(str(folder), group_by_folder=True)}
+    groups = {e.image_id: e.group for e in rows(str(folder), group_by="folder")}
     assert groups == {"2.PNG": "2.PNG", "10.png": "10.png", "a/1.webp": "a", "a/c/3.tiff": "a", "b/x.jpg": "b"}
+
+
+def test_group_by_a_pattern(folder: Path) -> None:
+    def groups(spec: str) -> list[str]:
+        return [row.group for row in rows(str(folder), group_by=spec)]
+
+    assert groups(r"regex:(\d+)\.") == ["2", "10", "1", "3", "b/x.jpg"]
+    assert groups(r"regex:^(\w)(?:/\w)?/(?P<group>\d)") == ["2.PNG", "10.png", "1", "3", "b/x.jpg"]
+    assert groups(r"regex:(z?)x") == [row.image_id for row in rows(str(folder))]  # nothing captured is no group
+    assert "'regex:(': not a regular expression (missing ), " in refused(str(folder), group_by="regex:(")
+    assert "'regex:a': no capture group; put" in refused(str(folder), group_by="regex:a")
+    for unknown in ("", "colour", "column:", "regex:", "folder:x"):
+        assert f"group_by {unknown!r}: 'folder', 'column:NAME' or 'regex:PATTERN'" in refused("demo", group_by=unknown)
+    assert "no image of dataset" in refused(str(folder), group_by="column:label")
 
 
 def test_natural_key() -> None:
@@ -53,11 +77,11 @@ def test_natural_key() -> None:
 
 
 def test_single_file_and_glob(folder: Path) -> None:
-    (one,) = scan(str(folder / "b/x.jpg"))
+    (one,) = rows(str(folder / "b/x.jpg"))
     assert one.image_id == "x.jpg"
-    assert one.etag == scan(str(folder))[-1].etag
-    assert [e.image_id for e in scan(f"{folder}/a/**")] == ["1.webp", "c/3.tiff"]
-    assert [e.image_id for e in scan(f"{folder}/*/*.*")] == ["a/1.webp", "b/x.jpg"]
+    assert one.etag == rows(str(folder))[-1].etag
+    assert [e.image_id for e in rows(f"{folder}/a/**")] == ["1.webp", "c/3.tiff"]
+    assert [e.image_id for e in rows(f"{folder}/*/*.*")] == ["a/1.webp", "b/x.jpg"]
     assert "nothing matches" in refused(f"{folder}/*.bmp")
     assert "not an image by its name" in refused(str(folder / "notes.txt"))
 
@@ -65,7 +89,7 @@ def test_single_file_and_glob(folder: Path) -> None:
 def test_a_folder_named_like_a_pattern_is_a_folder(tmp_path: Path) -> None:
     (tmp_path / "set [1]").mkdir()
     (tmp_path / "set [1]/a#?.png").write_bytes(b"1")
-    (entry,) = scan(str(tmp_path / "set [1]"))
+    (entry,) = rows(str(tmp_path / "set [1]"))
     assert entry.image_id == "a#?.png"
     assert read_bytes(entry.uri) == b"1"
 
@@ -77,13 +101,14 @@ def test_links_are_followed_and_loops_end(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "p/q").symlink_to("../q")
     (tmp_path / "q/p").symlink_to("../p")
     (tmp_path / "p/dead.png").symlink_to("nowhere")
-    entries = scan(str(tmp_path / "p"))
+    os.mkfifo(tmp_path / "p/pipe.png")
+    entries = rows(str(tmp_path / "p"))
     assert [e.image_id for e in entries] == ["dead.png", "i.png", "q/i.png"]
     assert read_bytes(entries[2].uri) == b"q"
     with pytest.raises(FileNotFoundError):
         read_bytes(entries[0].uri)
     (tmp_path / "linked").symlink_to(folder)
-    assert len(scan(str(tmp_path / "linked"))) == 5
+    assert len(rows(str(tmp_path / "linked"))) == 5
 
 
 def test_etag_and_digest_follow_the_file(folder: Path) -> None:
@@ -91,7 +116,8 @@ def test_etag_and_digest_follow_the_file(folder: Path) -> None:
     assert inputs_digest(before) == inputs_digest(scan(str(folder)))
     os.utime(folder / "10.png", ns=(1, 1))
     after = scan(str(folder))
-    assert [a.image_id for a, b in zip(after, before, strict=True) if a.etag != b.etag] == ["10.png"]
+    changed = [a["image_id"] for a, b in zip(after.to_pylist(), before.to_pylist(), strict=True) if a != b]
+    assert changed == ["10.png"]
     assert inputs_digest(before) != inputs_digest(after)
     assert inputs_digest(before[:2]) != inputs_digest(before)
 
@@ -101,17 +127,17 @@ def test_archives(folder: Path, tmp_path: Path) -> None:
         for path in folder.rglob("*"):
             archive.write(path, path.relative_to(folder))
     for dataset in (f"{tmp_path}/set.zip", f"zip://::{tmp_path}/set.zip"):
-        entries = scan(dataset)
-        assert [e.image_id for e in entries] == [e.image_id for e in scan(str(folder))]
+        entries = rows(dataset)
+        assert [e.image_id for e in entries] == [e.image_id for e in rows(str(folder))]
         assert [read_bytes(e.uri).decode() for e in entries] == [e.image_id for e in entries]
         assert len({e.etag for e in entries}) == 5
-    assert [e.image_id for e in scan(f"zip://a::{tmp_path}/set.zip")] == ["1.webp", "c/3.tiff"]
+    assert [e.image_id for e in rows(f"zip://a::{tmp_path}/set.zip")] == ["1.webp", "c/3.tiff"]
 
 
 def test_memory_file_system_and_duplicates() -> None:
     fs = fsspec.filesystem("memory")
     fs.pipe({"/ds-test/a/1.png": b"1", "/ds-test/2.png": b"22"})
-    entries = scan("memory://ds-test")
+    entries = rows("memory://ds-test")
     assert [(e.image_id, e.bytes) for e in entries] == [("2.png", 2), ("a/1.png", 1)]
     assert read_bytes(entries[0].uri) == b"22"
     fs.pipe({"/ds-test/a//1.png": b"1"})
@@ -166,7 +192,7 @@ def test_every_way_to_name_a_folder_names_one_place(folder: Path, monkeypatch: p
         "file://data",
     ]
     assert {canonical(way) for way in ways} == {str(folder)}
-    assert {tuple(scan(way)) for way in ways} == {tuple(scan(str(folder)))}
+    assert {tuple(rows(way)) for way in ways} == {tuple(rows(str(folder)))}
     assert canonical("data/*.png") == f"{folder}/*.png"
     assert canonical("zip://a/::x.zip") == f"zip://a::{folder.parent}/x.zip"
     assert canonical("s3://bucket/x/") == "s3://bucket/x"
@@ -188,10 +214,10 @@ def test_names_with_two_colons_are_names(tmp_path: Path, monkeypatch: pytest.Mon
     for name in ("a::b.png", "d::e/s3::1.png"):
         (tmp_path / name).write_bytes(name.encode())
     for dataset in ("a::b.png", str(tmp_path / "a::b.png"), "*::b.png"):
-        (entry,) = scan(dataset)
+        (entry,) = rows(dataset)
         assert entry.image_id == "a::b.png"
         assert read_bytes(entry.uri) == b"a::b.png"
-    entries = scan(str(tmp_path))
+    entries = rows(str(tmp_path))
     assert [e.image_id for e in entries] == ["a::b.png", "d::e/s3::1.png"]
     assert [read_bytes(e.uri).decode() for e in entries] == [e.image_id for e in entries]
     with zipfile.ZipFile(tmp_path / "d::e/set.zip", "w") as archive:
@@ -200,44 +226,44 @@ def test_names_with_two_colons_are_names(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_the_output_in_a_data_set_is_no_input(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = scan(str(folder))
+    before = rows(str(folder))
     sheet = folder / "out/runs/abc/report/contact_sheet.png"
     sheet.parent.mkdir(parents=True)
     sheet.write_bytes(b"sheet")
-    assert len(scan(str(folder))) == len(before) + 1
+    assert len(rows(str(folder))) == len(before) + 1
     (tmp_path / "link").symlink_to(folder / "out")
     monkeypatch.chdir(folder)
     for without in ("out", f"{folder}/out/", f"file://{folder}/out", f"{tmp_path}/link"):
-        assert scan(str(folder), without=without) == before
-        assert scan(f"{folder}/**", without=without) == before
-    assert scan(str(folder), without=f"{folder}/ou") == scan(str(folder))
-    assert scan(str(folder), without="memory://out") == scan(str(folder))
+        assert rows(str(folder), without=without) == before
+        assert rows(f"{folder}/**", without=without) == before
+    assert rows(str(folder), without=f"{folder}/ou") == rows(str(folder))
+    assert rows(str(folder), without="memory://out") == rows(str(folder))
     # an output above the data set, and pictures of a run that are asked for by their place
-    assert scan(str(folder / "b"), without=str(folder)) == scan(str(folder / "b"))
-    assert [e.image_id for e in scan(str(sheet), without=str(folder / "out"))] == ["contact_sheet.png"]
+    assert rows(str(folder / "b"), without=str(folder)) == rows(str(folder / "b"))
+    assert [e.image_id for e in rows(str(sheet), without=str(folder / "out"))] == ["contact_sheet.png"]
 
 
 def test_a_data_set_that_is_its_own_output(folder: Path) -> None:
-    before = scan(str(folder))
+    before = rows(str(folder))
     (folder / "runs/abc/report").mkdir(parents=True)
     (folder / "runs/abc/report/contact_sheet.png").write_bytes(b"sheet")
-    assert scan(str(folder), without=str(folder)) == before
+    assert rows(str(folder), without=str(folder)) == before
 
 
 def test_the_output_in_a_bucket_is_no_input() -> None:
     fs = fsspec.filesystem("memory")
     fs.pipe({"/ds-out/1.png": b"1", "/ds-out/out/runs/a/report/s.png": b"s", "/ds-out/outer/2.png": b"2"})
     for without in ("memory://ds-out/out", "memory://ds-out/out/"):
-        assert [e.image_id for e in scan("memory://ds-out", without=without)] == ["1.png", "outer/2.png"]
+        assert [e.image_id for e in rows("memory://ds-out", without=without)] == ["1.png", "outer/2.png"]
 
 
 @pytest.mark.skipif(not DEMO_FOLDER.is_dir(), reason="the demo's images are not made yet")
 def test_demo() -> None:
-    entries = scan("demo")
+    entries = rows("demo")
     assert entries
     assert all(e.uri == f"demo://{e.image_id}" for e in entries)
     assert read_bytes(entries[0].uri) == (DEMO_FOLDER / entries[0].image_id).read_bytes()
-    assert len(scan("demo", limit=1)) == 1
+    assert len(rows("demo", limit=1)) == 1
 
 
 def _importable(module: str) -> bool:

@@ -1,0 +1,203 @@
+"""What all kinds of inputs have in common: the columns of a listing, and reading pieces of files."""
+
+from __future__ import annotations
+
+import os
+import re
+import threading
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any, Final, Generic, TypeVar
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from fsspec.core import has_magic, url_to_fs
+from fsspec.utils import glob_translate
+
+from pti_core.addresses import local_path
+
+Made = TypeVar("Made")
+
+_WEB = frozenset({".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".gif", ".avif"})
+_OTHER = frozenset({".bmp", ".dib", ".tif", ".tiff", ".ppm", ".pgm", ".pnm", ".jp2", ".j2k"})
+EXTENSIONS: Final = _WEB | _OTHER
+"""Files that count as images, in any case; what is inside is judged by `images.decode`."""
+
+LISTED: Final = pa.schema(
+    [
+        ("name", pa.large_string()),  # below the data set's root, as it is written there
+        ("uri", pa.large_string()),
+        ("bytes", pa.int64()),
+        ("etag", pa.large_string()),
+        ("label", pa.large_string()),  # of `group_by="column:..."`; null where there is none
+    ]
+)
+"""What each kind of inputs gives. (Large strings: a plain column of them ends at 2 GB.)"""
+
+CHUNK: Final = 65_536
+"""Rows that are turned into columns together."""
+
+_IMAGE = rf"(?i)\.(?:{'|'.join(sorted(e[1:] for e in EXTENSIONS))})$"
+_HIDDEN = r"(?:^|/)(?:\.|__MACOSX(?:/|$))"
+
+
+class DatasetError(ValueError):
+    """A dataset that cannot be used; the message names it and says what to do."""
+
+
+@dataclass(frozen=True)
+class Container:
+    """A file that holds images: an archive, or a Parquet file."""
+
+    name: str  # path below the data set's root
+    url: str
+    bytes: int
+    etag: str
+    inside: str = ""  # what of it is asked for: a folder or pattern of an archive, a column of a Parquet file
+    options: Mapping[str, Any] = field(default_factory=dict)  # of its file system
+
+    @property
+    def stem(self) -> str:
+        """Its name without extensions: what tells the images of several containers apart."""
+        return re.sub(r"(?i)(\.tar)?\.[^./]+$", "", self.name)
+
+
+@dataclass
+class Listed:
+    """What was found in one or more places."""
+
+    images: pa.Table = field(default_factory=lambda: LISTED.empty_table())  # as `LISTED`
+    others: Counter[str] = field(default_factory=Counter)  # files that are no images, by extension or "hidden"
+    fields: set[str] = field(default_factory=set)  # what `group_by="column:..."` may name
+    files: dict[str, list[Container]] = field(default_factory=dict)  # by kind; what they hold is not listed yet
+    one_file: bool = False  # whether it is one that was named
+
+    @classmethod
+    def of(cls, parts: Iterable[Listed]) -> Listed:
+        """All of them together."""
+        found, tables = cls(), []
+        for part in parts:
+            tables.append(part.images)
+            found.others += part.others
+            found.fields |= part.fields
+            for kind, files in part.files.items():
+                found.files.setdefault(kind, []).extend(files)
+        found.images = pa.concat_tables(tables) if tables else found.images
+        return found
+
+
+def text(values: Sequence[str | None]) -> pa.Array:
+    """A column of text. DatasetError for a name that is not UTF-8."""
+    try:
+        return pa.array(values, pa.large_string())
+    except UnicodeEncodeError:
+        for value in values:
+            if value is not None and re.search("[\ud800-\udfff]", value):
+                raise DatasetError(f"file {os.fsencode(value)!r}: its name is not UTF-8; rename it") from None
+        raise
+
+
+def joined(*pieces: Any) -> Any:
+    """Columns and constants, row by row one text."""
+    columns = [p if isinstance(p, pa.Array | pa.ChunkedArray) else pa.scalar(p, pa.large_string()) for p in pieces]
+    return pc.binary_join_element_wise(*columns, pa.scalar("", pa.large_string()))
+
+
+def table(columns: Mapping[str, Any]) -> pa.Table:
+    """Columns of `LISTED` as a table; without labels where there are none."""
+    columns = {"label": pa.nulls(len(columns["name"]), pa.large_string())} | dict(columns)
+    return pa.table({name: columns[name] for name in LISTED.names}).cast(LISTED)
+
+
+def images_in(listed: pa.Table, inside: str = "") -> Listed:
+    """The visible images of a listing, by their names; `inside`: of this folder, or that match this pattern."""
+    listed = listed.set_column(0, "name", plain_names(listed["name"]))
+    listed = _inside(listed, inside.strip("/")) if inside.strip("/") else listed
+    names = listed["name"]
+    hidden, image = pc.match_substring_regex(names, _HIDDEN), pc.match_substring_regex(names, _IMAGE)
+    keep = pc.and_not(image, hidden)
+    others = Counter(map(extension, names.filter(pc.invert(pc.or_(image, hidden))).to_pylist()))
+    others["hidden"] = pc.sum(hidden).as_py() or 0
+    return Listed(listed.filter(keep), others)
+
+
+def extension(name: str) -> str:
+    """A file's extension in small letters, for messages."""
+    return PurePosixPath(name).suffix.lower() or "without extension"
+
+
+def plain_names(names: Any) -> Any:
+    """Paths without `./`, doubled and outer slashes."""
+    odd = pc.match_substring_regex(names, r"//|^/|(?:^|/)\.(?:/|$)")
+    if not pc.any(odd).as_py():
+        return names
+    rows = zip(names.to_pylist(), odd.to_pylist(), strict=True)
+    plain = text([str(PurePosixPath(name.lstrip("/"))) if is_odd else name for name, is_odd in rows])
+    return plain if isinstance(names, pa.Array) else pa.chunked_array([plain])
+
+
+def _inside(listed: pa.Table, inside: str) -> pa.Table:
+    """The rows in a folder of an archive, or that match a pattern; names are then relative to it."""
+    names = listed["name"].to_pylist()
+    if has_magic(inside):
+        root, matches = re.split(r"[^/]*[*?\[]", inside, maxsplit=1)[0], re.compile(glob_translate(inside))
+        rows = [i for i, name in enumerate(names) if matches.match(name)]
+    else:
+        root = f"{inside}/" if inside not in names else inside.rpartition("/")[0]
+        rows = [i for i, name in enumerate(names) if name == inside or name.startswith(f"{inside}/")]
+    found = listed.take(pa.array(rows, pa.int64()))
+    return found.set_column(0, "name", text([name[len(root) :].lstrip("/") for name in found["name"].to_pylist()]))
+
+
+def quoted(names: Any) -> Any:
+    """Names as they stand in an address (`addresses.place_in`), where `::` ends the part that belongs to an archive."""
+    return pc.replace_substring(pc.replace_substring(names, "%", "%25"), "::", "%3A%3A")
+
+
+def opened(url: str, options: Mapping[str, Any], block: int | None = None) -> Any:
+    """A file for reading and seeking. `block`: bytes that are read ahead over a network, 0 for none."""
+    if (path := local_path(url)) is not None:
+        return open(os.path.expanduser(path), "rb")  # noqa: PTH111 (a name may begin with ~)
+    fs, path = url_to_fs(url, **options)
+    more: dict[str, Any] = {} if block is None else {"block_size": block} if block else {"cache_type": "none"}
+    return fs.open(path, "rb", **more)
+
+
+def piece(url: str, start: int, stop: int, options: Mapping[str, Any]) -> bytes:
+    """The bytes [start, stop) of a file, fewer at its end, by one request. Nothing stays open: any thread may call."""
+    if (path := local_path(url)) is not None:
+        with Path(path).open("rb") as file:
+            file.seek(start)
+            return file.read(stop - start)
+    fs, path = url_to_fs(url, **options)
+    data = bytes(fs.cat_file(path, start=start, end=stop))
+    return data if len(data) <= stop - start else data[start:stop]  # a web server that ignores ranges sent all
+
+
+class Kept(Generic[Made]):
+    """The last two results of a function of a file's address and its options, such as what is open.
+
+    Apart for each process, since a file handle shared over a fork would share its position.
+    """
+
+    def __init__(self, make: Callable[[str, Mapping[str, Any]], Made]) -> None:
+        self._make, self._lock = make, threading.Lock()
+        self._made: OrderedDict[tuple[int, str, str], Made] = OrderedDict()
+
+    def __call__(self, url: str, options: Mapping[str, Any] | None) -> Made:
+        """What was made before, or is made now; other threads wait for it."""
+        key = (os.getpid(), url, repr(sorted((options or {}).items())))
+        with self._lock:
+            if key not in self._made:
+                self._made[key] = self._make(url, options or {})
+            self._made.move_to_end(key)
+            while len(self._made) > 2:
+                self._made.popitem(last=False)
+            return self._made[key]
+
+    def forget(self) -> None:
+        """Drop all: what is open may be what is broken."""
+        with self._lock:
+            self._made.clear()

@@ -1,0 +1,174 @@
+"""The files of a data set on any file system: a folder with its subfolders, a glob, several by braces, or one file."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import os
+import re
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path, PurePosixPath
+from typing import Any, Final
+
+import pyarrow as pa
+from fsspec.core import url_to_fs
+from fsspec.implementations.local import LocalFileSystem
+from fsspec.utils import glob_translate
+
+from pti_core.addresses import local_path, redact, split_chain, without_query
+from pti_core.sources import buckets
+from pti_core.sources.base import EXTENSIONS, Container, DatasetError, Listed, extension, images_in, table, text
+from pti_core.sources.buckets import Entry
+from pti_core.sources.folders import KINDS, LeftOut, kind_of, output_in, size_and_time, walk
+
+LOOKED_FOR: Final = f"files named {' '.join(sorted(EXTENSIONS))} are looked for, or {' '.join(KINDS)} with images"
+
+_CHECKSUMS = ("ETag", "etag", "md5Hash", "md5", "checksum", "crc32c", "CRC")  # S3, GCS, Azure, archives
+_MODIFIED = ("mtime", "LastModified", "last_modified", "updated", "modified", "date_time")
+_BRACES = re.compile(r"\{(?:(\d+)\.\.(\d+)|([^{}]*,[^{}]*))\}")
+_MOST = 1_000_000  # files that braces may name
+_CHUNK = 16_384  # entries that are held at the same time by one thread
+_AT_ONCE = 16
+
+_Lister = Callable[..., Listed]
+
+
+def listing(address: str, options: Mapping[str, Any], without: str | None, kind: str | None = None) -> Listed:
+    """Images and containers at an address; `kind`: the one file there is such a container, whatever its name.
+
+    Files in the folder `without` are left out. Raises FileNotFoundError and what the file system raises.
+    """
+    names = _expanded(address)
+    if len(names) > 1:
+        root = _split(address.partition("{")[0].rpartition("/")[0], options)[1]
+        return Listed.of(_at(name, options, without, kind, root) for name in names)
+    return _at(names[0], options, without, kind, None)
+
+
+def _expanded(address: str) -> list[str]:
+    """`x-{00..03}.tar` and `{a,b}.tar` as the addresses that are meant; a file may be so named as well."""
+    path, pieces = local_path(address), _BRACES.split(address)
+    if len(pieces) == 1 or (path is not None and os.path.lexists(path)):
+        return [address]
+    choices, count = [[pieces[0]]], 1
+    for first, last, words, rest in zip(*(pieces[i::4] for i in (1, 2, 3, 4)), strict=True):
+        count *= words.count(",") + 1 if words else abs(int(last) - int(first)) + 1
+        if count > _MOST:
+            raise DatasetError(f"dataset {redact(address)!r}: the braces name over {_MOST:,} files; take fewer")
+        choices += [words.split(",") if words else _numbers(first, last), [rest]]
+    return ["".join(chosen) for chosen in itertools.product(*choices)]
+
+
+def _numbers(first: str, last: str) -> list[str]:
+    step = 1 if int(first) <= int(last) else -1
+    return [f"{n:0{len(first)}d}" for n in range(int(first), int(last) + step, step)]
+
+
+def _split(address: str, options: Mapping[str, Any]) -> tuple[Any, str]:
+    """File system, and path in it."""
+    path = local_path(address)
+    fs, path = (LocalFileSystem(), path) if path is not None else url_to_fs(address, **options)
+    return fs, path if "?" in path else path.rstrip("/")
+
+
+def _at(address: str, options: Mapping[str, Any], without: str | None, kind: str | None, above: str | None) -> Listed:
+    """What one address names. `above`: names are relative to this path."""
+    fs, path = _split(address, options)
+    fs.invalidate_cache()
+    local, plain = isinstance(fs, LocalFileSystem), without_query(path)
+    files: _Lister = functools.partial(_files, fs, address, options)
+    if fs.isfile(path):
+        name = plain.rpartition("/")[2]
+        if not (kind or kind_of(name) or extension(name) in EXTENSIONS):
+            raise DatasetError(f"dataset {redact(address)!r}: this file is not an image by its name; {LOOKED_FOR}")
+        root = plain.rpartition("/")[0]
+        found = files(above or root, [(path, fs.info(path))], output_in(fs, root, without), kind)
+        found.one_file = above is None
+        return found
+    if buckets.is_bucket(fs, path):
+        in_bucket = _in_bucket(fs, path, above or path, files, output_in(fs, path, without))
+        if in_bucket is not None:
+            return in_bucket
+    elif fs.isdir(path) or (path == "" and split_chain(address)):
+        left_out = output_in(fs, path, without)
+        if local:
+            return Listed.of(walk(path, above or path, left_out, options))
+        return files(above or path, fs.find(path, detail=True).items(), left_out)
+    if not (magic := re.search(r"[^/]*[*?\[]", plain)):
+        raise FileNotFoundError(path)
+    folder = path[: magic.start()].rstrip("/")
+    left_out = output_in(fs, folder, without)
+    if local:
+        there = Path(folder or "/").is_dir()
+        found = Listed.of(walk(folder, above or folder, left_out, options, path[magic.start() :]) if there else ())
+        matched = bool(len(found.images) or found.files or found.others)
+    else:
+        paths = iter(_matching(fs, path))
+        first = next(paths, None)
+        found, matched = files(above or folder, itertools.chain([first] if first else [], paths), left_out), bool(first)
+    if not matched:
+        raise DatasetError(f"dataset {redact(address)!r}: nothing matches; quote it and check the pattern")
+    return found
+
+
+def _in_bucket(fs: Any, path: str, root: str, files: _Lister, left_out: LeftOut) -> Listed | None:
+    """A folder of a bucket, its own folders side by side; None where nothing is there."""
+    folders: list[str] = []
+    parts = [files(root, buckets.objects(fs, f"{path}/", folders), left_out)]
+    if folders:
+        with ThreadPoolExecutor(_AT_ONCE, "pti-scan") as pool:
+            parts += pool.map(lambda folder: files(root, buckets.objects(fs, folder), left_out), folders)
+    found = Listed.of(parts)
+    return found if folders or len(found.images) or found.files or found.others or "/" not in path else None
+
+
+def _matching(fs: Any, pattern: str) -> Iterable[Entry]:
+    """Files that match."""
+    fixed = re.split(r"[*?\[]", pattern, maxsplit=1)[0]
+    if not buckets.is_bucket(fs, fixed) or "/" not in fixed:
+        return [(path, info) for path, info in fs.glob(pattern, detail=True).items() if info["type"] != "directory"]
+    matches, flat = re.compile(glob_translate(pattern)).match, "/" not in pattern[len(fixed) :] and "**" not in pattern
+    return (entry for entry in buckets.objects(fs, fixed, [] if flat else None) if matches(entry[0]))
+
+
+def _files(
+    fs: Any,
+    address: str,
+    options: Mapping[str, Any],
+    root: str,
+    entries: Iterable[Entry],
+    left_out: LeftOut,
+    kind: str | None = None,
+) -> Listed:
+    """Files that a file system has listed, with what it says about them."""
+    head, chain = split_chain(address) or ("", "")
+    parts, items, local = [], iter(entries), isinstance(fs, LocalFileSystem)
+    while chunk := list(itertools.islice(items, _CHUNK)):
+        rows, part = [], Listed()
+        for path, info in chunk:
+            if path.endswith("/") or left_out(path.rpartition("/")[0]):  # objects that stand for folders; the output
+                continue
+            name = str(PurePosixPath(without_query(path)[len(root) :].lstrip("/")))
+            uri = f"{head.partition('://')[0]}://{path}::{chain}" if chain else fs.unstrip_protocol(path)
+            size, etag = _size_and_etag(path if local else None, info)
+            if is_a := kind or kind_of(name):
+                file = Container(name, path if local else uri, size, etag, options=options)
+                part.files.setdefault(is_a, []).append(file)
+            else:
+                rows.append((name, uri, size, etag))
+        names, uris, sizes, etags = zip(*rows, strict=True) if rows else ((),) * 4
+        columns = {"name": text(names), "uri": text(uris), "bytes": pa.array(sizes, pa.int64()), "etag": text(etags)}
+        parts += [part, images_in(table(columns))]
+    return Listed.of(parts)
+
+
+def _size_and_etag(local: str | None, info: Mapping[str, Any]) -> tuple[int, str]:
+    if local is not None:
+        size, time = size_and_time(Path(local)) or (0, None)
+        return size, f"{size}-{time or ''}"
+    size = int(info.get("size") or 0)
+    for key in _CHECKSUMS:
+        if info.get(key):
+            return size, str(info[key]).strip('"')
+    return size, f"{size}-{next((info[key] for key in _MODIFIED if info.get(key)), '')}"

@@ -1,0 +1,133 @@
+"""Local folders, listed fast: a million files take some seconds. And what in a folder is a run's output, no input."""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+import stat
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Final
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from fsspec.core import url_to_fs
+from fsspec.implementations.local import LocalFileSystem
+from fsspec.utils import glob_translate
+
+from pti_core.addresses import canonical, local_path
+from pti_core.sources.base import CHUNK, EXTENSIONS, Container, Listed, extension, joined, table, text
+
+KINDS: Final = {".tar": "tar", ".tgz": "tar", ".tar.gz": "tar", ".tar.bz2": "tar", ".tar.xz": "tar"} | {
+    ".zip": "zip",
+    ".parquet": "parquet",
+    ".pq": "parquet",
+}
+"""Files that hold images, by extension."""
+
+_LAST = frozenset(ending[ending.rindex(".") :] for ending in KINDS)
+_PICTURES = re.compile(r"runs/[^/]+/report(?:/|$)|(?:pivots|deltas|metrics|locality|rejects)/run=")
+_MANIFEST = re.compile(r"(?:.*/)?runs/[^/]+/manifest(?:-\d+)?\.parquet")
+
+LeftOut = Callable[[str], bool]
+"""Whether the files of a folder, by its path, are left out."""
+
+
+def kind_of(name: str) -> str | None:
+    """`tar`, `zip` or `parquet` by a file's name; None for other files, and for the list of a run's inputs."""
+    lower = name.lower()
+    kind = next((kind for ending, kind in KINDS.items() if lower.endswith(ending)), None)
+    return None if kind == "parquet" and _MANIFEST.fullmatch(name) else kind
+
+
+def walk(folder: str, root: str, left_out: LeftOut, options: Mapping[str, Any], pattern: str = "") -> Iterator[Listed]:
+    """All files below a local folder, or those that match; named from `root`, which is the folder or above it.
+
+    Linked folders are followed, loops of links are not.
+    """
+    depth = None if not pattern or "**" in pattern else pattern.count("/")
+    matches = re.compile(glob_translate(pattern)).match if pattern else None
+    root, folder, rest = root.rstrip("/"), folder.rstrip("/"), Listed()
+    top = f"{folder[len(root) + 1 :]}/".lstrip("/")
+    names: list[str] = []
+    sizes: list[int] = []
+    times: list[int | None] = []
+    folders = [("", 0, frozenset({os.path.realpath(folder or "/")}))]
+    while folders:
+        below, level, above = folders.pop()
+        path = f"{folder}/{below}"
+        if left_out(path.rstrip("/")):
+            continue
+        with os.scandir(path) as entries:
+            for entry in entries:  # a few microseconds each: there may be a million
+                name = entry.name
+                hidden = name[0] == "." or name == "__MACOSX"
+                if entry.is_dir():
+                    if not hidden and level != depth and (real := os.path.realpath(entry.path)) not in above:
+                        folders.append((f"{below}{name}/", level + 1, above | {real}))
+                    continue
+                if matches and not matches(below + name):
+                    continue
+                suffix = name[name.rfind(".") :].lower()
+                kind = "image" if suffix in EXTENSIONS else kind_of(f"{top}{below}{name}") if suffix in _LAST else None
+                if hidden or kind is None:
+                    rest.others["hidden" if hidden else extension(name)] += 1
+                    continue
+                if (found := size_and_time(entry)) is None:
+                    rest.others["pipe or device"] += 1
+                    continue
+                size, time = found
+                if kind == "image":
+                    names.append(f"{top}{below}{name}")
+                    sizes.append(size)
+                    times.append(time)
+                else:
+                    file = Container(f"{top}{below}{name}", path + name, size, f"{size}-{time or ''}", options=options)
+                    rest.files.setdefault(kind, []).append(file)
+        if len(names) >= CHUNK:
+            yield _images(root, names, sizes, times)
+            names, sizes, times = [], [], []
+    yield _images(root, names, sizes, times)
+    yield rest
+
+
+def size_and_time(entry: Any) -> tuple[int, int | None] | None:
+    """Bytes, and ns since 1970, of a file; None for a pipe or device, which might never end.
+
+    A dead link has neither: it is a reject later, not a gap now.
+    """
+    try:
+        status = entry.stat()
+    except OSError:
+        return 0, None
+    return (status.st_size, status.st_mtime_ns) if stat.S_ISREG(status.st_mode) else None
+
+
+def _images(root: str, names: list[str], sizes: list[int], times: list[int | None]) -> Listed:
+    name, size = text(names), pa.array(sizes, pa.int64())
+    time = pc.coalesce(pa.array(times, pa.int64()).cast(pa.large_string()), pa.scalar("", pa.large_string()))
+    etag = joined(size.cast(pa.large_string()), "-", time)
+    return Listed(table({"name": name, "uri": joined(f"file://{root}/", name), "bytes": size, "etag": etag}))
+
+
+def output_in(fs: Any, root: str, without: str | None) -> LeftOut:
+    """Which folders below a dataset's root lie in the folder `without`, a run's output.
+
+    Where the dataset lies in that folder, or is that folder, only what runs wrote at its top is left out.
+    """
+    if without is None:
+        return lambda folder: False
+    output = _real(*url_to_fs(canonical(without)) if local_path(without) is None else (LocalFileSystem(), without))
+    top = _real(fs, root)
+    if top == output:
+        return lambda folder: bool(_PICTURES.match(folder[len(root.rstrip("/")) :].lstrip("/")))
+    if top.startswith(f"{output}/"):
+        return lambda folder: False
+    return functools.cache(lambda folder: f"{_real(fs, folder)}/".startswith(f"{output}/"))
+
+
+def _real(fs: Any, path: str) -> str:
+    """A folder's one address, behind all links."""
+    if isinstance(fs, LocalFileSystem):
+        path = os.path.realpath(canonical(path) or "/")
+    return str(fs.unstrip_protocol(path)).rstrip("/")

@@ -1,0 +1,77 @@
+"""Groups of images that share one tuned generator: by folder, by a column or label, or by a pattern of their ids."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pti_core.sources.base import DatasetError, text
+
+
+@dataclass(frozen=True)
+class Grouping:
+    """A parsed `group_by`."""
+
+    column: str | None = None
+    pattern: re.Pattern[str] | None = None
+    by_folder: bool = False
+
+    @classmethod
+    def parse(cls, spec: str | None) -> Grouping:
+        """`folder`, `column:NAME`, `regex:PATTERN`, or None for no groups. DatasetError for anything else."""
+        if spec is None:
+            return cls()
+        kind, _, value = spec.partition(":")
+        if spec == "folder":
+            return cls(by_folder=True)
+        if kind == "column" and value:
+            return cls(column=value)
+        if kind == "regex" and value:
+            return cls(pattern=_compiled(spec, value))
+        raise DatasetError(f"group_by {spec!r}: 'folder', 'column:NAME' or 'regex:PATTERN' expected")
+
+    def groups(self, ids: pa.ChunkedArray, labels: pa.ChunkedArray) -> pa.ChunkedArray:
+        """The group of each image; the image_id where it has none."""
+        if self.by_folder:
+            return pc.replace_substring_regex(ids, r"(?s)^([^/]*)/.*", r"\1")
+        if self.column is not None:
+            return pc.coalesce(labels, ids)
+        if self.pattern is not None:
+            return pa.chunked_array([text([self._matched(i) for i in part.to_pylist()]) for part in ids.chunks])
+        return ids
+
+    def _matched(self, image_id: str) -> str:
+        assert self.pattern is not None
+        match = self.pattern.search(image_id)
+        found = match["group" if "group" in self.pattern.groupindex else 1] if match else None
+        return found or image_id
+
+
+def _compiled(spec: str, pattern: str) -> re.Pattern[str]:
+    try:
+        found = re.compile(pattern)
+    except re.error as error:
+        raise DatasetError(f"group_by {spec!r}: not a regular expression ({error}); correct it") from error
+    if not found.groups:
+        raise DatasetError(f"group_by {spec!r}: no capture group; put what names a group into (...)")
+    return found
+
+
+def label(value: Any) -> str | None:
+    """A value of a JSON file as the name of a group: text as it is, anything else as JSON."""
+    if value is None or isinstance(value, str):
+        return value or None
+    return json.dumps(value, sort_keys=True)
+
+
+def field_of(content: Any, name: str) -> Any:
+    """A value of a JSON object; `a.b` is `b` in the object `a`, unless a key is so named. None where there is none."""
+    if not isinstance(content, dict) or name in content:
+        return content.get(name) if isinstance(content, dict) else None
+    head, dot, rest = name.partition(".")
+    return field_of(content.get(head), rest) if dot else None
