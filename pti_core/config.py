@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 PAPER_NUM_WS = 18
 """The layers of the generator of the paper: its alpha is a norm over all of them (see `locality.radius_of_alpha`)."""
 
-Preset = Literal["demo", "fast", "paper"]
+Preset = Literal["demo", "fast", "paper", "noop"]
 
 
 class Frozen(BaseModel):
@@ -91,11 +91,19 @@ class RunConfig(Frozen):
     """All that decides a run's results, apart from the images and the generator's weights."""
 
     preset: Preset = "fast"
+    engine: Literal["pti", "noop"] = Field(
+        "pti", description="`noop` does nothing: the cost of a run without the method."
+    )
     mode: Literal["single", "multi"] = Field("single", description="A generator for each image, or one a group.")
     seed: int = 0
     net: Literal["alex"] = Field("alex", description="Net of LPIPS, in losses and in tables.")
+    precision: Literal["fp32", "half"] = Field(
+        "fp32", description="Of a StyleGAN2's top layers in pivot and tuning: `half` is fp16 on a GPU, bf16 on a CPU."
+    )
     codec: Literal["fp16"] = Field("fp16", description="How weight deltas are stored.")
-    batch: int = Field(8, ge=1, description="Images at once; results do not depend on it.")
+    batch: int = Field(
+        8, ge=1, description="Images in a part of a shard, written together; on a GPU searched together too."
+    )
     image: ImageConfig = ImageConfig()
     pivot: PivotConfig = PivotConfig()
     tuning: TuningConfig = TuningConfig()
@@ -108,10 +116,14 @@ class RunConfig(Frozen):
             raise ValueError(f"measure.alphas {list(self.measure.alphas)}: each must be above 0")
         return self
 
+    def owner(self, image_id: str, group: str) -> str:
+        """Whose weight delta is an image's: its own, or its group's in mode "multi"."""
+        return group if self.mode == "multi" else image_id
+
     def digest(self, **more: Any) -> str:
         """SHA-256 (hex) of all that decides results, and of `more` (the generator's SHA-256, say).
 
-        The batch size is left out: it changes time and memory, not results.
+        The batch size is left out: it changes time and memory, not what is asked for.
         """
         content = self.model_dump(mode="json", exclude={"batch"}) | more
         text = json.dumps(content, sort_keys=True, separators=(",", ":"))

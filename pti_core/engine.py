@@ -50,7 +50,7 @@ class Inversion:
     image_id: str
     owner: str  # of the delta: the image, or its group
     w: Tensor  # [slots, w_dim]
-    noise: bytes
+    noise: bytes | None  # encoded; None where there are none
     measures: dict[Stage, Measures]
     pivot_steps: int
     tuning_steps: int
@@ -95,6 +95,7 @@ class Engine:
         keep_freed_memory()
         self.device = torch.device(device)
         self.generator: Generator = generator.to(self.device).eval().requires_grad_(False)  # type: ignore[attr-defined]
+        self.drawing = self.generator.with_precision(config.precision)  # the same weights; what is optimised through
         self.config = config
         self.at_once = 1 if self.device.type == "cpu" else config.batch  # images that share a pivot search
 
@@ -122,7 +123,7 @@ class Engine:
                 if isinstance(one, Failure):
                     yield one
                 else:
-                    owner = one.target.group if self.config.mode == "multi" else one.target.image_id
+                    owner = self.config.owner(one.target.image_id, one.target.group)
                     owners.setdefault(owner, []).append(one)
         for results in in_parallel(partial(self._tune, counter), owners.items(), self.device):
             yield from results
@@ -139,7 +140,7 @@ class Engine:
         start = time.perf_counter()
         try:
             pivots = find_pivots(
-                self.generator,
+                self.drawing,
                 torch.stack([t.image for t in batch]).to(self.device),
                 [seed_for(t.image_id, "pivot", self.config.seed) for t in batch],
                 self.config.pivot,
@@ -183,7 +184,7 @@ class Engine:
         config, start = self.config, time.perf_counter()
         try:
             tuned = tune(
-                self.generator,
+                self.drawing,
                 images,
                 pivots,
                 [seed_for(m.target.image_id, "tuning", config.seed) for m in members],
@@ -202,7 +203,7 @@ class Engine:
             noise = [deltas.encode_noise([n[i] for n in pivots.noise]) for i in range(len(members))]
             measures: dict[Stage, list[Measures]] = {
                 "pivot": self._measure(self.generator, images, pivots),
-                "tuned": self._measure(tuned.generator, images, pivots),
+                "tuned": self._measure(tuned.generator.with_precision("fp32"), images, pivots),
                 "stored": self._measure(self.stored_generator(encoded), images, self._stored_pivots(pivots, noise)),
             }
         except (RuntimeError, MemoryError) as error:

@@ -5,27 +5,43 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
-from fsspec.core import url_to_fs
+import pyarrow.fs
+from fsspec.asyn import AsyncFileSystem
+from fsspec.core import has_magic, url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
 from pti_core.addresses import redact, refusal
+from pti_core.connections import read_whole, tried_again, without_secrets
+
+Result = TypeVar("Result")
 
 UPLOAD_WAITS: Final = (0.5, 2.0, 8.0)
 """Seconds before a failed upload is tried again, beyond the retries of the file system itself."""
 
-_FINAL_ERRORS = (FileNotFoundError, PermissionError, NotADirectoryError, IsADirectoryError, FileExistsError)
+READ_WAITS: Final = (0.3, 1.5)
+"""The same before a file is read or a folder listed again; shorter, since a person may wait."""
+
+CHECK_SECONDS: Final = 30
+"""How long a file system behind a network may take to answer the first request."""
+
+_SMALL: Final = 256 << 10  # bytes of a file that is not worth more than one request
+_AT_ONCE: Final = 32  # small files read at the same time
 
 
 class StoreError(RuntimeError):
     """An output that cannot be used or does not hold together; the message names it, never its credentials."""
+
+
+class MissingFile(StoreError):
+    """A file that is not there."""
 
 
 @dataclass(frozen=True)
@@ -49,10 +65,10 @@ class Files:
         self.root = root if root.endswith("://") else root.rstrip("/") or "/"
         self.name = redact(root)  # for messages
         self.local = "://" not in root
-        self._secrets = [str(v) for v in (storage_options or {}).values() if isinstance(v, str) and len(v) > 3]
+        self._options = dict(storage_options or {})
         with self.explained("opened"):
             url = str(Path(root).expanduser()) if root.startswith("~") else root
-            self.fs, path = url_to_fs(url, **(storage_options or {}))
+            self.fs, path = url_to_fs(url, **self._options)
         self._base = path.rstrip("/")
         self.local = isinstance(self.fs, LocalFileSystem)
 
@@ -65,66 +81,108 @@ class Files:
 
         Hidden files (temporary ones of killed writers) are left out.
         """
-        self.fs.invalidate_cache()
+
+        def listing() -> dict[str, Any]:
+            self.fs.invalidate_cache()
+            if maxdepth is None and not self.local:
+                # with a prefix, since s3fs would ask twice more for a folder that is not there
+                prefix = {"prefix": f"{folder}/"} if folder and "s3" in self.fs.protocol else {}
+                return dict(self.fs.find(self._base if prefix else self.at(folder), detail=True, **prefix))
+            return _walked(self.fs, self.at(folder), maxdepth)
+
         with self.explained("listed"):
             try:
-                found = self.fs.find(self.at(folder), maxdepth=maxdepth, detail=True)
+                found = self.again(listing)
             except FileNotFoundError:
                 found = {}
         sizes = {path[len(self._base) + 1 :]: int(info.get("size") or 0) for path, info in found.items()}
         return {path: sizes[path] for path in sorted(sizes) if not path.rpartition("/")[2].startswith(".")}
 
+    def exists(self, relative: str) -> bool:
+        """Whether there is such a file; one request, whatever else is in its folder."""
+        self.fs.invalidate_cache()
+        with self.explained("read"):
+            return bool(self.fs.isfile(self.at(relative)))
+
     def get(self, relative: str, missing: str) -> bytes:
         """A file's content. StoreError, beginning with the text `missing`, where it is not there."""
         with self.explained("read"):
             try:
-                return bytes(self.fs.cat_file(self.at(relative)))
+                return self.again(lambda: read_whole(self.fs, self.at(relative)))
             except (FileNotFoundError, NotADirectoryError):
-                raise StoreError(f"{missing} in {self.name!r}") from None
+                raise MissingFile(f"{missing} in {self.name!r}") from None
 
     def get_all(self, relatives: Sequence[str]) -> dict[str, bytes | None]:
-        """Many files at once (concurrently, where the file system can); None for one that cannot be read."""
-        with self.explained("read"):
-            found = self.fs.cat([self.at(r) for r in relatives], on_error="return") if relatives else {}
-        contents = {r: found.get(self.at(r)) for r in relatives}
-        return {r: bytes(c) if isinstance(c, bytes) else None for r, c in contents.items()}
+        """Many small files at once; None for one that is not there, is a folder, or may not be read."""
+
+        def content(relative: str) -> bytes | None:
+            try:
+                return self.again(lambda: read_whole(self.fs, self.at(relative)))
+            except (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError):
+                return None
+
+        with self.explained("read"), ThreadPoolExecutor(_AT_ONCE, "pti-files") as pool:
+            return dict(zip(relatives, pool.map(content, relatives), strict=True))
+
+    def open(self, relative: str) -> Any:
+        """A file for reading here and there: on object stores each read is one request for just these bytes."""
+        return _open_exact(self.fs, self.at(relative))
+
+    def arrow(self, sizes: Mapping[str, int]) -> pyarrow.fs.FileSystem:
+        """The file system as pyarrow's, which takes the paths of `at` and reads like `open`, without reading ahead.
+
+        `sizes`: what `find` told of the files to be read; small ones are read by one request.
+        """
+        if self.local:
+            return pyarrow.fs.LocalFileSystem()
+        small = frozenset(self.at(path) for path, size in sizes.items() if size <= _SMALL)
+        return pyarrow.fs.PyFileSystem(_ExactReads(self.fs, small))
+
+    def again(self, read: Callable[[], Result]) -> Result:
+        """`read()`, tried again with back-off where it fails for what may pass; on a disk nothing does."""
+        return tried_again(read, () if self.local else READ_WAITS)
 
     def put(self, relative: str, data: bytes) -> FileInfo:
         """Write a file, over any older one. A failed upload is tried again with back-off; StoreError in the end."""
         with self.explained("written"):
-            for wait in () if self.local else UPLOAD_WAITS:
-                try:
-                    return self._put_once(relative, data)
-                except _FINAL_ERRORS:
-                    raise
-                except Exception:  # each file system has errors of its own; the last try below tells
-                    time.sleep(wait)
-            return self._put_once(relative, data)
+            return tried_again(lambda: self._put_once(relative, data), () if self.local else UPLOAD_WAITS)
 
     def remove(self, relative: str) -> None:
         """Remove a file, or a folder with all in it; one that is not there is fine."""
-        self.fs.invalidate_cache()
+
+        def removed() -> None:
+            self.fs.invalidate_cache()
+            path = self.at(relative)
+            if self.local or not has_magic(path):
+                self.fs.rm(path, recursive=True)
+            else:  # `rm` would take a `[` for a pattern
+                for file in self.fs.find(path):
+                    self.fs.rm_file(file)
+
         with self.explained("cleared"), suppress(FileNotFoundError):
-            self.fs.rm(self.at(relative), recursive=True)
+            self.again(removed)
 
     def check_writable(self, folders: Sequence[str]) -> None:
-        """Write, list and remove a small file in the first of `folders`. StoreError with one sentence if that fails."""
+        """Write, list, read and remove a small file in the first of `folders`. StoreError with one sentence if not."""
         probe = f"{folders[0]}/.write-check-{uuid.uuid4().hex[:8]}"
         with self.explained("written"):
             for folder in folders if self.local else ():
                 if (path := Path(self.at(folder))).exists() and not path.is_dir():
                     raise NotADirectoryError(errno.ENOTDIR, "a file", str(path))
-            self._put_once(probe, b"pti")  # no back-off: a person waits
+            # no back-off and a time limit: a person waits
+            limit = {"timeout": CHECK_SECONDS} if isinstance(self.fs, AsyncFileSystem) else {}
+            self._put_once(probe, b"pti", **limit)
             self.fs.invalidate_cache()
             self.fs.ls(self.at(folders[0]), detail=False)
+            read_whole(self.fs, self.at(probe))
             with suppress(PermissionError):  # nothing may be deleted here; no run needs to
                 self.fs.rm_file(self.at(probe))
 
-    def _put_once(self, relative: str, data: bytes) -> FileInfo:
+    def _put_once(self, relative: str, data: bytes, **options: Any) -> FileInfo:
         if self.local:
             _write_atomic(Path(self.at(relative)), data)
         else:
-            self.fs.pipe_file(self.at(relative), data)
+            self.fs.pipe_file(self.at(relative), data, **options)
         return FileInfo(relative, len(data), hashlib.sha256(data).hexdigest())
 
     @contextmanager
@@ -135,9 +193,7 @@ class Files:
         except (StoreError, MemoryError):
             raise
         except Exception as error:
-            text = redact(str(error))
-            for secret in self._secrets:
-                text = text.replace(secret, "***")
+            text = without_secrets(redact(str(error)), self._options)
             # a cause would be printed with it, so it is kept only where it gives nothing away
             cause = error if text == str(error) else None
             raise StoreError(f"output {self.name!r} cannot be {doing}: {self._reason(error, text)}") from cause
@@ -160,12 +216,46 @@ class Files:
         if "Credentials" in kind:
             return "no credentials are found; set them in the environment"
         if any(word in kind for word in ("Connect", "Timeout", "DNS")):
-            return f"no connection ({text}); check the address and the network"
+            return f"no connection ({text or 'no answer in time'}); check the address and the network"
         return f"{kind}: {text}; check the address and credentials"
 
     def _file_in_the_way(self) -> str:
         path = Path(getattr(self, "_base", self.root))
         return str(next((p for p in (path, *path.parents) if p.is_file()), path))
+
+
+def _walked(fs: Any, top: str, maxdepth: int | None) -> dict[str, Any]:
+    """The files of `maxdepth` levels. (`find` and `walk` take a folder that they cannot list for an empty one.)"""
+    files, folders, depth = {}, [top], 0
+    while folders and depth != maxdepth:
+        below = []
+        for folder in folders:
+            with suppress(FileNotFoundError):  # removed meanwhile
+                for info in fs.ls(folder, detail=True):
+                    if info["type"] != "directory":
+                        files[info["name"]] = info
+                    elif info["name"].rstrip("/") != folder:
+                        below.append(info["name"])
+        folders, depth = below, depth + 1
+    return files
+
+
+def _open_exact(fs: Any, path: str) -> Any:
+    # s3fs would read ahead up to 50 MB
+    return fs.open(path, "rb", **({} if isinstance(fs, LocalFileSystem) else {"cache_type": "none"}))
+
+
+class _ExactReads(pyarrow.fs.FSSpecHandler):  # type: ignore[misc] # pyarrow has no types
+    """pyarrow's way to a file system of fsspec, without reading ahead; `small` files are read whole."""
+
+    def __init__(self, fs: Any, small: frozenset[str]) -> None:
+        super().__init__(fs)
+        self.small = small
+
+    def open_input_file(self, path: str) -> Any:
+        if path in self.small:
+            return pyarrow.BufferReader(read_whole(self.fs, path))
+        return pyarrow.PythonFile(_open_exact(self.fs, path), mode="r")
 
 
 def _write_atomic(path: Path, data: bytes) -> None:

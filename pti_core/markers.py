@@ -31,6 +31,11 @@ def parse_marker(data: bytes | None) -> dict[str, Any] | None:
     return dict(marker) if whole else None
 
 
+def temporary_rejects(marker: Mapping[str, Any]) -> int:
+    """Images of a shard that failed for a passing reason."""
+    return int(marker["counts"].get("temporary", 0))
+
+
 def check_marker(shard: int, marker: Mapping[str, Any]) -> None:
     """StoreError where rows do not add up to the manifest's, or a table lacks a part that another one has."""
     if missing := _KEYS - marker.keys():

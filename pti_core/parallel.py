@@ -11,8 +11,9 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
-from threading import Event
+from threading import Event, Lock
 from typing import TypeVar
 
 import torch
@@ -29,8 +30,13 @@ _stopping = Event()  # all jobs of the process
 
 
 def stop_all() -> None:
-    """Every job of this process raises Stopped at its next `check()`; for a process that is about to end."""
+    """Every job of this process raises Stopped at its next `check()`, until `allow_all`."""
     _stopping.set()
+
+
+def allow_all() -> None:
+    """Jobs may run again; for a process that goes on after `stop_all`."""
+    _stopping.clear()
 
 
 def available_cores() -> int:
@@ -42,6 +48,14 @@ def available_cores() -> int:
 def _pool() -> ThreadPoolExecutor:
     # One pool for the process, so that shards that are done at the same time share the cores.
     return ThreadPoolExecutor(available_cores(), "pti-cpu", initializer=torch.set_num_threads, initargs=(1,))
+
+
+_turn = Lock()
+
+
+def one_at_a_time(device: torch.device) -> AbstractContextManager[object]:
+    """Shards of one process take turns on a GPU, while others read and write; on a CPU they share the pool of cores."""
+    return nullcontext() if device.type == "cpu" else _turn
 
 
 def in_parallel(

@@ -18,15 +18,15 @@ import pyarrow as pa
 from pti_core import tables
 from pti_core.runs import Run
 from pti_core.store import DamagedPart, FileInfo
+from pti_core.tables import Row
 
 INVERTED: Final = ("deltas", "pivots", "rejects", "metrics")
 """The tables of an inverted part, in the order in which they are written."""
 
+_COUNTED: Final = ("pivots", "rejects")
 _MEASURED: Final = ("deltas", "pivots")  # what the locality of a part is measured from
 _KEPT: Final = ("image_id", "permanent", "attempts")  # of what is read to see whether a part is whole
 _SEAL: Final = b"pti_part"
-
-Row = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,7 @@ class Part:
 
     files: dict[str, FileInfo]  # by table, those of `INVERTED`
     seconds: float  # wall time, of all tries
+    rows: dict[str, int]  # of `pivots` and `rejects`
     temporary: dict[str, int]  # rejects that another try may help: image_id, times tried
 
     def info(self) -> list[FileInfo]:
@@ -58,7 +59,9 @@ def write_part(
             files[table] = run.store.write_part(table, run.name, shard, number, contents[table])
     sealed = _sealed(contents["metrics"], seconds, {table: files[table] for table in INVERTED[:-1]})
     files["metrics"] = run.store.write_part("metrics", run.name, shard, number, sealed)
-    return Part({table: files[table] for table in INVERTED}, seconds, _temporary(contents["rejects"]))
+    rows = {} if before is None else before.rows
+    rows = rows | {table: len(contents[table]) for table in _COUNTED if table in contents}
+    return Part({table: files[table] for table in INVERTED}, seconds, rows, _temporary(contents["rejects"]))
 
 
 def whole_parts(run: Run, shard: int, ids: Sequence[Sequence[str]]) -> dict[int, Part]:
@@ -66,7 +69,10 @@ def whole_parts(run: Run, shard: int, ids: Sequence[Sequence[str]]) -> dict[int,
 
     Reads all files that are there: only asked for shards that are not done.
     """
-    there = {table: run.store.parts(table, run.name, shard) for table in INVERTED}
+    there = {"metrics": run.store.parts("metrics", run.name, shard)}
+    if not there["metrics"]:  # written last: without them no part is whole
+        return {}
+    there |= {table: run.store.parts(table, run.name, shard) for table in INVERTED[:-1]}
     marked = _marked(run, shard)
     found = {}
     for number, expected in enumerate(ids):
@@ -93,7 +99,8 @@ def _whole(paths: Mapping[str, str], run: Run, marked: Mapping[str, str], expect
     ids = [image_id for table in ("pivots", "rejects") for image_id in contents[table]["image_id"].to_pylist()]
     if sorted(ids) != sorted(expected):
         return None
-    return Part({table: files[table] for table in INVERTED}, seal["seconds"], _temporary(contents["rejects"]))
+    rows = {table: len(contents[table]) for table in _COUNTED}
+    return Part({table: files[table] for table in INVERTED}, seal["seconds"], rows, _temporary(contents["rejects"]))
 
 
 def _temporary(rejects: pa.Table) -> dict[str, int]:
@@ -110,9 +117,10 @@ def write_locality(
 
 def whole_locality(run: Run, shard: int, of: Mapping[int, Mapping[str, FileInfo]]) -> dict[int, tuple[FileInfo, float]]:
     """The locality parts that are whole and belong to the parts `of`, by number, with their seconds."""
-    marked = _marked(run, shard)
+    paths = run.store.parts("locality", run.name, shard)
+    marked = _marked(run, shard) if paths else {}
     found = {}
-    for number, path in run.store.parts("locality", run.name, shard).items():
+    for number, path in paths.items():
         try:
             info, content = run.store.read_table(path)
         except DamagedPart:

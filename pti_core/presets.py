@@ -42,6 +42,8 @@ PRESETS: dict[Preset, dict[str, Any]] = {
         "measure.alphas": [15.0, 30.0, 60.0],
         "measure.z_samples": 1,
     },
+    # Everything but the method: to see what listing, reading, tables and orchestration cost.
+    "noop": {"engine": "noop", "batch": 64},
 }
 
 

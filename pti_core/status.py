@@ -1,11 +1,16 @@
-"""What is done and what is left, from markers alone: no generator is loaded, so it answers in a moment."""
+"""What is done, running, failed and left, by markers and notes alone: no generator is loaded."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from pti_core.addresses import redact
+from pti_core.markers import temporary_rejects
+from pti_core.notes import Note, read_notes
 from pti_core.store import Store
+
+State = Literal["done", "running", "unfinished"]
 
 
 @dataclass(frozen=True)
@@ -18,31 +23,44 @@ class RunStatus:
     images: int
     shards: int
     shards_done: int
-    images_done: int  # of shards that are done, rejects included
+    images_done: int  # of shards that are done, rejects included; and of those in work, as far as is known
     rejected: int
-    seconds_left: float | None  # at the speed so far, with one worker; None where nothing is known
+    temporary: int  # of these, what another try may help
+    running: list[Note]  # shards that somebody works on now
+    failed: list[Note]  # shards whose last try failed
+    seconds_left: float | None  # at the speed so far, with the workers of now; None where nothing is known
 
     @property
-    def state(self) -> str:
-        """`done`, or `unfinished`: the same command finishes it."""
-        return "done" if self.shards_done == self.shards else "unfinished"
+    def state(self) -> State:
+        """`done`; `running`; or `unfinished`: the same command finishes it."""
+        if self.shards_done == self.shards:
+            return "done"
+        return "running" if self.running else "unfinished"
 
 
 def run_status(store: Store, run: str) -> RunStatus:
     """Count a run's markers against its manifest. Raises StoreError where there is no such run."""
-    config, manifest, markers = store.read_config(run), store.read_manifest(run), store.done(run)
-    shards = len(set(manifest["shard"].to_pylist()))
-    done = sum(marker["counts"]["manifest"] for marker in markers.values())
+    config, manifest, markers = store.read_config(run), store.manifest(run), store.markers(run)
+    left = [shard for shard in range(manifest.shards) if shard not in markers]
+    notes = read_notes(store.files, run, left) if left else []
+    running = [note for note in notes if note.running]
+    counts = [marker["counts"] for marker in markers.values()]
+    finished = sum(count["manifest"] for count in counts)
+    done = finished + sum(note.images for note in running)
     seconds = sum(marker["seconds"] for marker in markers.values())
-    left = manifest.num_rows - done
+    each = seconds / finished if finished else None
+    missing = manifest.rows - done
     return RunStatus(
         run=run,
         preset=config["config"]["preset"],
         dataset=redact(config["dataset"]),  # runs of older versions hold it as it was given
-        images=manifest.num_rows,
-        shards=shards,
+        images=manifest.rows,
+        shards=manifest.shards,
         shards_done=len(markers),
-        images_done=done,
-        rejected=sum(marker["counts"]["rejects"] for marker in markers.values()),
-        seconds_left=seconds / done * left if done else (0.0 if not left else None),
+        images_done=int(done),
+        rejected=sum(count["rejects"] for count in counts),
+        temporary=sum(map(temporary_rejects, markers.values())),
+        running=running,
+        failed=[note for note in notes if note.state == "failed"],
+        seconds_left=0.0 if not left else each * missing / max(1, len(running)) if each is not None else None,
     )

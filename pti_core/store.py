@@ -15,37 +15,28 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any, Final
 
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 
-from pti_core import tables
-from pti_core.files import FileInfo, Files, StoreError
-from pti_core.markers import check_marker, make_marker, parse_marker, sum_text
+from pti_core import manifests, tables
+from pti_core.completeness import check_complete
+from pti_core.files import FileInfo, Files, MissingFile, StoreError
+from pti_core.layout import checked, marker_path, run_id, shard_folder
+from pti_core.manifests import Manifest
+from pti_core.markers import check_marker, make_marker, parse_marker
 
 __all__ = ["DamagedPart", "FileInfo", "Store", "StoreError", "make_marker", "run_id"]
 
-RUN_ID_DIGITS: Final = 12
+_AT_ONCE: Final = 1000  # files that are read at once
 
 _PARTITIONS = pads.partitioning(pa.schema([("run", pa.string()), ("shard", pa.int32())]), flavor="hive")
-
-
-def run_id(digest: str) -> str:
-    """The default name of a run: the first 12 hex digits of its config digest that do not read as a number.
-
-    pandas and others guess the type of a partition column from its values: `run=000000000012` becomes 12 in pandas,
-    `123456789012` and `1e5000000000` are numbers to other readers. For those, fewer than one digest in a hundred, the
-    window moves on to the first 12 neighbouring digits that read as text. (pandas shows `run` as a categorical of
-    str, `Store.read` as str.)
-    """
-    for start in range(len(digest) - RUN_ID_DIGITS + 1):
-        candidate = digest[start : start + RUN_ID_DIGITS]
-        if not _is_number(candidate):
-            return candidate
-    raise StoreError(f"digest {digest!r}: at least {RUN_ID_DIGITS} hex digits expected, not all of them decimal")
 
 
 class DamagedPart(StoreError):
@@ -64,7 +55,7 @@ class Store:
         return f"Store({self.files.name!r})"
 
     def check_writable(self) -> None:
-        """Write, list and remove a small file, before any work. StoreError with one sentence where that fails."""
+        """Write, list, read and remove a small file, before any work. StoreError with one sentence where that fails."""
         self.files.check_writable(("runs", *tables.PARTS))
 
     # --- a run -------------------------------------------------------------------------------------------------
@@ -76,7 +67,7 @@ class Store:
 
     def write_config(self, run: str, config: Mapping[str, Any]) -> FileInfo:
         """Write the resolved config. StoreError where the run already has one with another `digest`."""
-        path = f"runs/{_checked(run)}/config.json"
+        path = f"runs/{checked(run)}/config.json"
         old = self.read_config(run).get("digest") if path in self.files.find(f"runs/{run}", maxdepth=1) else None
         if old is not None and old != config.get("digest"):
             found = f"digest {str(old)[:12]!r} there, {str(config.get('digest'))[:12]!r} now"
@@ -85,60 +76,64 @@ class Store:
 
     def read_config(self, run: str) -> dict[str, Any]:
         """The run's config. StoreError where there is none."""
-        data = self.files.get(f"runs/{_checked(run)}/config.json", f"run {run!r} has no config")
+        data = self.files.get(f"runs/{checked(run)}/config.json", f"run {run!r} has no config")
         with self.files.explained("read"):
             return dict(json.loads(data))
 
     def write_manifest(self, run: str, manifest: pa.Table) -> FileInfo:
-        """Freeze the run's inputs. The same again is fine; StoreError where a run with a config has another one.
+        """Freeze the run's inputs, or append to them: shards that follow those that are there.
 
-        A manifest without a config was left by a process that ended between the two; it is replaced.
+        The same again is fine; StoreError where a run with a config has other inputs in these shards. A manifest
+        without a config was left by a process that ended between the two; it is replaced.
         """
-        path, data = f"runs/{_checked(run)}/manifest.parquet", tables.to_parquet("manifest", manifest)
-        if {path, f"runs/{run}/config.json"} <= self.files.find(f"runs/{run}", maxdepth=1).keys():
-            old = self.read_manifest(run)
-            if old.equals(manifest):
-                return FileInfo(path, len(data), hashlib.sha256(data).hexdigest())
-            found = f"{old.num_rows} images there, {manifest.num_rows} now, or other files or shards"
-            raise StoreError(f"run {run!r} has another manifest ({found}); go on with that one or choose another run")
-        return self.files.put(path, data)
+        here = {f"runs/{checked(run)}/{name}" for name in ("config.json", "manifest.parquet")}
+        if here <= self.files.find(f"runs/{run}", maxdepth=1).keys():
+            old, first = self.manifest(run), int(pc.min(manifest["shard"]).as_py() or 0)
+            if first < old.shards:
+                there = old.table()
+                there = there.filter(pc.greater_equal(there["shard"], first))
+                if not there.equals(manifest):
+                    found = f"{there.num_rows} images there, {manifest.num_rows} now, or other files or shards"
+                    raise StoreError(
+                        f"run {run!r} has another manifest ({found}); go on with that one or choose another run"
+                    )
+            elif first > old.shards:
+                raise StoreError(f"run {run!r} has {old.shards} shards; shard {first} cannot follow")
+        return manifests.write(self.files, run, manifest)
 
-    def read_manifest(self, run: str) -> pa.Table:
-        """The run's inputs, as written. StoreError where there is none."""
-        data = self.files.get(f"runs/{_checked(run)}/manifest.parquet", f"run {run!r} has no manifest")
-        with self.files.explained("read"):
-            return pq.read_table(pa.BufferReader(data))
+    def manifest(self, run: str) -> Manifest:
+        """The run's inputs. StoreError where there are none."""
+        return Manifest(self.files, checked(run))
 
     def exists(self, path: str) -> bool:
         """Whether there is a file of this path, relative to the root."""
-        folder, _, _ = path.rpartition("/")
-        return path in self.files.find(folder, maxdepth=1)
+        return self.files.exists(path)
 
     def write_report(self, run: str, name: str, data: bytes) -> FileInfo:
         """Write `report/<name>` of the run."""
-        return self.files.put(f"runs/{_checked(run)}/report/{name}", data)
+        return self.files.put(f"runs/{checked(run)}/report/{name}", data)
 
     def clear_run(self, run: str) -> None:
         """Remove all that a run has left, its config first: cut off half way, it is a run that was never frozen."""
-        self.files.remove(f"runs/{_checked(run)}/config.json")
-        for folder in (f"runs/{run}", *(f"{table}/run={run}" for table in tables.PARTS)):
+        self.files.remove(f"runs/{checked(run)}/config.json")
+        for folder in (f"runs/{run}", *(f"{table}/run={run}" for table in tables.TABLES)):
             self.files.remove(folder)
 
     # --- a shard -----------------------------------------------------------------------------------------------
 
     def write_part(self, table: str, run: str, shard: int, part: int, content: pa.Table) -> FileInfo:
         """Write one part of a table of a shard, over any older one. TableError where its columns do not fit."""
-        if table not in tables.PARTS:
-            raise StoreError(f"table {table!r}: one of {', '.join(tables.PARTS)} expected")
+        if table not in tables.TABLES:
+            raise StoreError(f"table {table!r}: one of {', '.join(tables.TABLES)} expected")
         return self.files.put(self.part_path(table, run, shard, part), tables.to_parquet(table, content))
 
     def part_path(self, table: str, run: str, shard: int, part: int) -> str:
         """Where a part lies, or would."""
-        return f"{_folder(table, run, shard)}/part-{f'{part:04d}' if table == 'deltas' else part}.parquet"
+        return f"{shard_folder(table, run, shard)}/part-{f'{part:04d}' if table == 'deltas' else part}.parquet"
 
     def parts(self, table: str, run: str, shard: int) -> dict[int, str]:
         """Paths of the parts of a shard's table that are there, by number."""
-        files = self.files.find(_folder(table, run, shard))
+        files = self.files.find(shard_folder(table, run, shard))
         return {
             int(path.rpartition("-")[2].removesuffix(".parquet")): path for path in files if path.endswith(".parquet")
         }
@@ -172,48 +167,70 @@ class Store:
         """
         check_marker(shard, marker)
         content = {"run": run, "shard": shard, **marker}
-        return self.files.put(_marker_path(run, shard), _json(content))
+        return self.files.put(marker_path(run, shard), _json(content))
 
     def marker(self, run: str, shard: int) -> dict[str, Any] | None:
         """A shard's marker as it was written, whether or not its files still match; None where there is none."""
-        path = _marker_path(run, shard)
-        return parse_marker(self.files.get(path, "no marker")) if self.exists(path) else None
+        with suppress(MissingFile):  # one request, where to ask first would take two
+            return parse_marker(self.files.get(marker_path(run, shard), "no marker"))
+        return None
 
     def unmark(self, run: str, shard: int) -> None:
         """Before a shard's files change: it counts as not done. Nothing is deleted, since not every user may."""
-        if self.exists(path := _marker_path(run, shard)):
-            self.files.put(path, b"{}\n")
+        with suppress(MissingFile):
+            self.files.get(marker_path(run, shard), "no marker")
+            self.files.put(marker_path(run, shard), b"{}\n")
 
-    def done(self, run: str) -> dict[int, dict[str, Any]]:
-        """The markers of all shards that are done. Every folder is listed once.
+    def mark_damaged(self, run: str, shard: int, marker: Mapping[str, Any]) -> None:
+        """A shard whose files are not as its marker says counts as not done; the marker still tells which they are."""
+        self.files.put(marker_path(run, shard), _json({**marker, "damaged": True}))
 
-        A marker counts if it can be read, is this shard's, has the digest of the run's config (where there is one),
-        and its files are there in the sizes it names.
+    def markers(self, run: str) -> dict[int, dict[str, Any]]:
+        """The markers of a run's shards that can be read, are theirs and have the digest of the run's config.
+
+        Whether their files are still there is not looked at: `done` does.
         """
-        here = self.files.find(f"runs/{_checked(run)}")
-        listed = [name for name in here if re.fullmatch(r"runs/[^/]+/done/\d{5,}\.json", name)]
+        found = self.files.find(f"runs/{checked(run)}/done")
+        listed = [name for name in found if re.fullmatch(r"runs/[^/]+/done/\d{5,}\.json", name)]
         if not listed:
             return {}
-        digest = self.read_config(run).get("digest") if f"runs/{run}/config.json" in here else None
-        sizes = {f: size for table in tables.PARTS for f, size in self.files.find(f"{table}/run={run}").items()}
-        markers = {}
+        digest, markers = None, {}
+        with suppress(MissingFile):
+            digest = self.read_config(run).get("digest")
         for name, data in self.files.get_all(listed).items():
             shard, marker = int(name.rpartition("/")[2].removesuffix(".json")), parse_marker(data)
-            if marker is None or (marker["run"], marker["shard"]) != (run, shard):
+            if marker is None or (marker["run"], marker["shard"]) != (run, shard) or marker.get("damaged"):
                 continue
-            if digest is not None and marker["digest"] != digest:
-                continue
-            if all(sizes.get(file["path"]) == file["bytes"] for file in marker["files"]):
+            if digest is None or marker["digest"] == digest:
                 markers[shard] = marker
         return markers
 
+    def done(self, run: str) -> dict[int, dict[str, Any]]:
+        """The markers of all shards that are done: their files are there in the sizes they name.
+
+        Every folder is listed once.
+        """
+        if not (markers := self.markers(run)):
+            return {}
+        with ThreadPoolExecutor(len(tables.PARTS), "pti-list") as pool:  # object stores list a thousand files a request
+            listed = pool.map(lambda table: self.files.find(f"{table}/run={run}"), tables.PARTS)
+            sizes = {path: size for folder in listed for path, size in folder.items()}
+        return {
+            shard: marker
+            for shard, marker in markers.items()
+            if all(sizes.get(file["path"]) == file["bytes"] for file in marker["files"])
+        }
+
     def verify(self, marker: Mapping[str, Any]) -> list[str]:
-        """Read a marker's files and compare sizes and checksums. One sentence a problem; empty if all is well."""
+        """Read a marker's files and compare sizes and checksums. One sentence a problem; empty if all is well.
+
+        StoreError where the file system does not answer: that says nothing about the files.
+        """
         problems = []
         for file in marker["files"]:
             try:
                 data = self.files.get(file["path"], f"file {file['path']!r} is missing")
-            except StoreError as error:
+            except MissingFile as error:
                 problems.append(str(error))
                 continue
             if (len(data), hashlib.sha256(data).hexdigest()) != (file["bytes"], file["sha256"]):
@@ -228,61 +245,56 @@ class Store:
         """A table of one run or of all, with its columns and `run` (str) and `shard` (int32).
 
         `filters` as in `pandas.read_parquet`. The table's metadata (the net of LPIPS) is in `attrs`. With no part
-        there the frame has no rows. Parts of shards that are not done are read too.
+        there the frame has no rows. Parts of shards that are not done are read too. With `run` and filters on `shard`
+        and `owner`, one image's delta is read by a few requests for little more than its own bytes.
         """
-        wanted = tables.schema(table)
-        folder = table if run is None else f"{table}/run={_checked(run)}"
-        files = [self.files.at(f) for f in self.files.find(folder) if f.endswith(".parquet")]
-        with self.files.explained("read"):
-            if not files:
-                fields = [*wanted, pa.field("run", pa.string()), pa.field("shard", pa.int32())]
-                frame = pa.schema(fields).empty_table().to_pandas()
-                return frame if columns is None else frame[list(columns)]
-            options = {"format": "parquet", "partitioning": _PARTITIONS, "partition_base_dir": self.files.at(table)}
-            dataset = pads.dataset(files, filesystem=self.files.fs, **options)
-            where = None if filters is None else pq.filters_to_expression(filters)
-            found = dataset.to_table(columns=None if columns is None else list(columns), filter=where)
+        found = self.read_arrow(table, run, columns, filters)
         frame = found.to_pandas()
         frame.attrs = json.loads((found.schema.metadata or {}).get(b"PANDAS_ATTRS", b"{}"))
         return frame
+
+    def read_arrow(
+        self, table: str, run: str | None = None, columns: Sequence[str] | None = None, filters: Any = None
+    ) -> pa.Table:
+        """The same as a pyarrow table, which takes a fifth of the memory of millions of rows with strings."""
+        wanted = tables.schema(table)
+        folder = table if run is None else f"{table}/run={checked(run)}"
+        if run is not None and (shard := _one_shard(filters)) is not None:
+            folder = shard_folder(table, run, shard)  # the others need not even be listed
+        files = {path: size for path, size in self.files.find(folder).items() if path.endswith(".parquet")}
+        if not files:
+            empty = pa.schema([*wanted, pa.field("run", pa.string()), pa.field("shard", pa.int32())]).empty_table()
+            return empty if columns is None else empty.select(list(columns))
+        where = None if filters is None else pq.filters_to_expression(filters)
+        return self._rows(table, files, None if columns is None else list(columns), where)
+
+    def _rows(self, table: str, files: Mapping[str, int], columns: list[str] | None, where: Any = None) -> pa.Table:
+        options = {"format": "parquet", "partitioning": _PARTITIONS, "partition_base_dir": self.files.at(table)}
+        paths, found = [self.files.at(file) for file in files], []
+        arrow = self.files.arrow(files)
+        for i in range(0, len(paths), _AT_ONCE):  # a data set keeps the footers of all its files in memory
+
+            def rows(some: list[str] = paths[i : i + _AT_ONCE]) -> pa.Table:
+                return pads.dataset(some, filesystem=arrow, **options).to_table(columns=columns, filter=where)
+
+            with self.files.explained("read"):
+                found.append(self.files.again(rows))
+        return pa.concat_tables(found)
 
     def check_complete(self, run: str) -> dict[str, int]:
         """Assert that each input has exactly one row, in pivots or in rejects; the counts of rows.
 
         StoreError where rows(pivots) + rows(rejects) != rows(manifest), or an image is twice, missing or unknown.
         """
-        found = {t: self.read(t, run, columns=["image_id"])["image_id"].tolist() for t in ("pivots", "rejects")}
-        expected = self.read_manifest(run)["image_id"].to_pylist()
-        counts = {"manifest": len(expected), **{t: len(ids) for t, ids in found.items()}}
-        if sorted(found["pivots"] + found["rejects"]) != sorted(expected):
-            wrong = sorted(set(expected) ^ {*found["pivots"], *found["rejects"]})[:3]
-            which = f"missing or unknown: {wrong}" if wrong else "an image has two rows"
-            raise StoreError(f"run {run!r} is not complete: {sum_text(counts)}; {which}; run it again to finish it")
-        return counts
+        files = {table: self.files.find(f"{table}/run={checked(run)}") for table in ("pivots", "rejects")}
+        return check_complete(run, self.manifest(run), files, self._rows)
 
 
-def _checked(run: str) -> str:
-    """A run's name, if it can be a folder on every file system and is no number to any reader."""
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", run) or _is_number(run):
-        rule = "letters, digits, '.', '_' and '-' expected, beginning with a letter or digit, and not a number"
-        raise StoreError(f"run {run!r}: {rule}; choose another name")
-    return run
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)  # also "1e5", "nan" and "inf"
-    except ValueError:
-        return False
-    return True
-
-
-def _folder(table: str, run: str, shard: int) -> str:
-    return f"{table}/run={_checked(run)}/shard={shard:05d}"
-
-
-def _marker_path(run: str, shard: int) -> str:
-    return f"runs/{_checked(run)}/done/{shard:05d}.json"
+def _one_shard(filters: Any) -> int | None:
+    """The shard that filters as `[("shard", "==", 3), ...]` are about, if they name one."""
+    rules = filters if isinstance(filters, list) else []
+    shards = [rule[2] for rule in rules if isinstance(rule, tuple) and rule[:2] in (("shard", "=="), ("shard", "="))]
+    return int(shards[0]) if len(shards) == 1 else None
 
 
 def _json(content: Mapping[str, Any]) -> bytes:

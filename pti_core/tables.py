@@ -6,7 +6,7 @@ Columns `run` and `shard` of a table on disk come from its folders, `run=.../sha
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Final, cast
@@ -15,8 +15,6 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
-
-from pti_core.datasets import Entry
 
 
 class TableError(ValueError):
@@ -104,8 +102,51 @@ COLUMNS: Final[dict[str, dict[str, Column]]] = {
         "permanent": Column(pa.bool_(), "true where trying again cannot help; the next run tries the others again"),
         "attempts": Column(_I, "runs that tried it, >= 1"),
     },
+    "edits": {
+        "image_id": Column(_S, _ID),
+        "direction": Column(_S, "name of the direction, and of its folder below `runs/<run>/edits/`"),
+        "layers": Column(_S, "what it moves: `all`, `coarse`, `middle`, `fine` or a range such as `4-7`"),
+        "strength": Column(_F, "standard deviations of W along the direction"),
+        "distance": Column(_F, "how far w moved in the layers that it moves, in W, >= 0"),
+        "lpips": Column(_F, f"of edited and unedited image, tuned generator: {_LPIPS}"),
+        "lpips_base": Column(_F, f"the same of the base generator, at the same pivot: {_LPIPS}"),
+        "correlation": Column(
+            _F, "of the edit's pixel changes, tuned against base generator, -1 to 1; null where one has none", True
+        ),
+        "gain": Column(_F, "size of the tuned generator's change by the base's (RMS); null where that has none", True),
+        "identity": Column(
+            _F, "cosine of face embeddings of edited and unedited, tuned, -1 to 1; null without an embedding", True
+        ),
+        "picture": Column(_S, "the edited image below the root, a PNG; null where none was asked for", True),
+    },
+    "alpha_nearness": {
+        "image_id": Column(_S, _ID),
+        "seed": Column(_I, "of z, 0 to 2^63 - 1"),
+        "alpha": Column(_F, "distance of w_r from the pivot in the paper's unit, >= 0"),
+        "radius": Column(_F, "the same in W"),
+        "t": Column(_F, "radius / ||w_z - w_p||: 0 at the pivot, 1 at w_z"),
+        "lpips": Column(_F, f"of G(w_r) and G(w_z), base generator: {_LPIPS}"),
+        "mse": Column(_F, f"of G(w_r) and G(w_z), base generator: {_MSE}"),
+    },
+    "alpha_drift": {
+        "image_id": Column(_S, _ID),
+        "tuned_alpha": Column(_F, "alpha of the regulariser in tuning, paper's unit; null: tuned without it", True),
+        "where": Column(_S, "`target` (tuned image against the target), `interpolated` (w_r) or `wz`"),
+        "seed": Column(_I, "of z, 0 to 2^63 - 1; 0 for `target`"),
+        "alpha": Column(_F, "where it was measured, in the paper's unit; null for `target` and `wz`", True),
+        "radius": Column(_F, "distance from the pivot in W, >= 0"),
+        "t": Column(_F, "radius / ||w_z - w_p||"),
+        "lpips": Column(_F, f"of base and tuned generator there (`target`: of target and tuned image): {_LPIPS}"),
+        "mse": Column(_F, f"the same: {_MSE}"),
+    },
 }
 """Every table's columns, in order. `docs` writes them as Markdown."""
+
+TABLES: Final = tuple(name for name in COLUMNS if name != "manifest")
+"""The tables that lie in parts, `<table>/run=.../shard=.../part-*.parquet`."""
+
+ROW_GROUP: Final = 16_384
+"""Rows of a row group (of the manifest about a megabyte: what a task reads to know its shard)."""
 
 PARTS: Final = ("pivots", "deltas", "metrics", "locality", "rejects")
 """The tables that every shard writes, with no rows if need be (so that each can always be read)."""
@@ -144,24 +185,32 @@ def table(name: str, rows: Iterable[Mapping[str, Any]], metadata: Mapping[str, s
     return pa.Table.from_arrays(arrays, schema=wanted)
 
 
-def assign_shards(entries: Sequence[Entry], shard_size: int) -> pa.Table:
-    """The manifest table: entries in their order, `shard_size` to a shard, groups never split.
+def assign_shards(listing: pa.Table, shard_size: int, first_shard: int = 0) -> pa.Table:
+    """The manifest table of a listing (`datasets.scan`): rows in their order, `shard_size` to a shard.
 
     A group (more than one image) stays in one shard, at the place of its first image, so that one worker can tune its
-    shared generator; such shards may be larger. Raises TableError for a shard size below 1.
+    shared generator; such shards may be larger. Shards count from `first_shard`, without gaps. Raises TableError for a
+    shard size below 1 and for a listing without one of the columns.
     """
     if shard_size < 1:
         raise TableError(f"shard_size {shard_size}: at least 1 expected")
-    groups: dict[str, list[Entry]] = {}
-    for entry in entries:
-        groups.setdefault(entry.group, []).append(entry)
-    rows, shard, held = [], 0, 0
-    for members in groups.values():
-        if held and held + len(members) > shard_size:
+    wanted = schema("manifest")
+    if missing := sorted(set(wanted.names) - {"shard"} - set(listing.column_names)):
+        raise TableError(f"listing: columns {missing} missing")
+    group = listing["group"].combine_chunks().dictionary_encode()
+    if isinstance(group, pa.ChunkedArray):  # of no rows
+        group = pa.array([], pa.string()).dictionary_encode()
+    sizes = np.bincount(group.indices.to_numpy(), minlength=len(group.dictionary))
+    if len(sizes) < len(listing):  # a group's rows become neighbours; dictionaries are in the order of appearance
+        listing = listing.take(pa.array(np.argsort(group.indices.to_numpy(), kind="stable")))
+    of_group, shard, held = [], first_shard, 0
+    for size in sizes.tolist():
+        if held and held + size > shard_size:
             shard, held = shard + 1, 0
-        held += len(members)
-        rows += [vars(entry) | {"shard": shard} for entry in members]
-    return table("manifest", rows)
+        held += size
+        of_group.append(shard)
+    listing = listing.append_column("shard", pa.array(np.repeat(np.array(of_group, np.int64), sizes)))
+    return listing.select(wanted.names).cast(wanted)
 
 
 def to_parquet(name: str, content: pa.Table) -> bytes:
@@ -189,8 +238,12 @@ def to_parquet(name: str, content: pa.Table) -> bytes:
             for start, stop in pairwise(starts):
                 writer.write_table(content.slice(start, stop - start))
         else:
-            writer.write_table(content)
+            writer.write_table(content, row_group_size=ROW_GROUP)
     return bytes(sink.getvalue())
+
+
+Row = Mapping[str, Any]
+"""A row of a table, by column."""
 
 
 def records(frame: pd.DataFrame) -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from nvidia_files import random_generator
 
 from pti_core import deltas
 from pti_core.engine import Delta, Engine, Failure, Inversion, Target
@@ -148,3 +149,16 @@ def test_progress_rises_from_start_to_end(tiny_generator, targets):
     assert shares[-1] == pytest.approx(1)
     assert {p.stage for p in seen} == {"pivot", "tuning"}
     assert all(p.lpips > 0 for p in seen)
+
+
+def test_half_precision_finds_what_full_precision_finds(targets):
+    """Weights, deltas and measures stay float32; the searches differ in their last bits, so only quality compares."""
+    generator = random_generator(32, architecture="skip")
+    half, engine = invert(generator, targets[:2], {"precision": "half"})
+    full, _ = invert(generator, targets[:2])
+    for image_id, found in by_id(half).items():
+        expected = by_id(full)[image_id].measures
+        assert found.measures["tuned"]["lpips"] < found.measures["pivot"]["lpips"]
+        assert found.measures["tuned"]["mse"] == pytest.approx(expected["tuned"]["mse"], rel=0.25)
+        assert found.measures["tuned"]["mse"] != expected["tuned"]["mse"]
+    assert {p.dtype for p in engine.generator.parameters()} == {torch.float32}

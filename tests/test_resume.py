@@ -17,8 +17,9 @@ from PIL import Image
 
 from pti_core import report
 from pti_core.datasets import DatasetError
+from pti_core.freezing import freeze
 from pti_core.presets import configure
-from pti_core.runs import Run, freeze
+from pti_core.runs import Run
 from pti_core.shards import invert_shard, measure_shard
 
 Begin = Callable[..., Run]
@@ -62,7 +63,7 @@ def test_the_same_relative_name_elsewhere_is_another_data_set(
     monkeypatch.chdir(tmp_path / "elsewhere")
     there = begin("photos")
     assert there.name != here.name
-    assert there.manifest["uri"].tolist() == [f"file://{tmp_path}/elsewhere/photos/0.png"]
+    assert there.manifest.table()["uri"].to_pylist() == [f"file://{tmp_path}/elsewhere/photos/0.png"]
     assert begin(tmp_path / "photos").name == here.name
 
 
@@ -82,7 +83,7 @@ def test_a_generator_by_a_relative_path_is_found_from_everywhere(
 def test_the_demo_is_recorded_without_a_path_of_this_machine(begin: Begin) -> None:
     run = begin("demo", limit=2)
     assert run.dataset == "demo"
-    assert all(uri.startswith("demo://") for uri in run.manifest["uri"])
+    assert all(uri.startswith("demo://") for uri in run.manifest.table()["uri"].to_pylist())
 
 
 def test_new_changed_and_missing_files_are_told(
@@ -95,12 +96,12 @@ def test_new_changed_and_missing_files_are_told(
         Image.fromarray(pictures[i]).save(folder / f"{i}.png")
     os.utime(folder / "0.png", ns=(1, 1))
     again = begin(folder)
-    assert (again.name, again.pending(), len(again.manifest)) == (first.name, [], 3)
-    assert again.remarks == ("2 new and 1 changed files are not in this run; `--overwrite` does it again with them",)
+    assert (again.name, again.pending(), again.manifest.rows) == (first.name, [], 3)
+    assert again.remarks == ("2 new and 1 changed files are not in this run; `--extend` adds them",)
     for name in ("0.png", "3.png"):
         (folder / name).unlink()
     assert begin(folder).remarks == (
-        "1 new file is not in this run; `--overwrite` does it again with them",
+        "1 new file is not in this run; `--extend` adds it",
         "1 of this run's 3 files is gone from the data set",
     )
     assert first == replace(begin(folder), remarks=(), store=first.store)  # the run itself is as it was frozen
@@ -144,7 +145,7 @@ def test_an_output_in_its_data_set_is_not_read_as_input(
     assert begin("d", "d/out").remarks == ()
     second = begin("d", "d/out", limit=9)
     assert second.name != first.name
-    assert second.manifest["image_id"].tolist() == ["0.png"]
+    assert second.manifest.table()["image_id"].to_pylist() == ["0.png"]
 
 
 def test_a_bucket_by_any_name_is_one_run(begin: Begin, dataset: Any) -> None:

@@ -14,9 +14,10 @@ from flows.console import show_summary
 from pti_core import report
 from pti_core.datasets import DatasetError
 from pti_core.files import StoreError
+from pti_core.freezing import freeze
 from pti_core.generators.checkpoints import CheckpointError
 from pti_core.presets import configure
-from pti_core.runs import RunError, engine_for, freeze, load_run, read_stored
+from pti_core.runs import RunError, engine_for, load_run, read_stored
 from pti_core.sampling import seed_for
 from pti_core.shards import invert_shard, measure_shard, plan_parts
 from pti_core.tables import COLUMNS, PARTS
@@ -44,7 +45,7 @@ def test_all_tables_have_their_columns_and_add_up(dataset, tmp_path, tiny_checkp
         assert [c for c in frame.columns if c not in ("run", "shard")] == list(COLUMNS[name]), name
         if len(frame):
             assert set(frame["run"].astype(str)) == {run.name}
-    assert len(frames["pivots"]) + len(frames["rejects"]) == len(run.manifest) == 6
+    assert len(frames["pivots"]) + len(frames["rejects"]) == run.manifest.rows == 6
     assert frames["metrics"].groupby("image_id")["stage"].agg(set).tolist() == [STAGES] * 6
     per_image = len(run.config.measure.alphas) + 1
     assert frames["locality"].groupby("image_id").size().tolist() == [per_image] * 6
@@ -266,7 +267,7 @@ def test_a_generator_that_changed_after_the_run_was_frozen_is_refused(
     shutil.copy(tiny_checkpoint, path)
     run = begin(dataset(1), tmp_path / "out", str(path))
     save_generator(tiny_generator, path, {"note": "other bytes"})
-    runs._loaded.cache_clear()  # as in a new process
+    runs.loaded.cache_clear()  # as in a new process
     with pytest.raises(RunError, match="changed"):
         invert_shard(run, 0)
 

@@ -10,24 +10,25 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import fsspec
 import pandas as pd
+import pyarrow as pa
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from pti_core import tables
-from pti_core.datasets import Entry
 from pti_core.store import FileInfo, Store, StoreError, make_marker, run_id
 
 RUN, DIGEST = "abc123abc123", "abc123abc123" * 5 + "0000"
 
 
 def manifest(count: int = 5, size: int = 2) -> Any:
-    return tables.assign_shards([Entry(f"{i}.png", f"u/{i}", 1, "e", f"{i}.png") for i in range(count)], size)
+    names = [f"{i}.png" for i in range(count)]
+    listing = {"image_id": names, "uri": [f"u/{i}" for i in range(count)], "group": names, "bytes": [1] * count}
+    return tables.assign_shards(pa.table(listing | {"etag": ["e"] * count}), size)
 
 
 def pivot(name: str) -> dict[str, Any]:
@@ -55,7 +56,7 @@ def write_parts(store: Store, run: str, shard: int, names: list[str], bad: int =
 
 
 def do_shard(store: Store, run: str, shard: int, bad: int = 0) -> None:
-    frame = store.read_manifest(run).to_pandas()
+    frame = store.manifest(run).table().to_pandas()
     names = frame.loc[frame["shard"] == shard, "image_id"].tolist()
     files = write_parts(store, run, shard, names, bad)
     counts = {"manifest": len(names), "pivots": len(names) - bad, "rejects": bad}
@@ -148,17 +149,17 @@ def test_config_and_manifest_are_frozen(store: Store) -> None:
     store.write_config(RUN, {"digest": DIGEST, "seed": 0})
     with pytest.raises(StoreError, match="another configuration"):
         store.write_config(RUN, {"digest": "else"})
-    assert store.read_manifest(RUN).equals(manifest())
+    assert store.manifest(RUN).table().equals(manifest())
     store.write_manifest(RUN, manifest())
     with pytest.raises(StoreError, match="5 images there, 4 now"):
         store.write_manifest(RUN, manifest(4))
     (Path(store.root) / f"runs/{RUN}/config.json").unlink()  # as if its writer had been killed between the two
     store.write_manifest(RUN, manifest(4))
-    assert store.read_manifest(RUN).num_rows == 4
+    assert store.manifest(RUN).rows == 4
     with pytest.raises(StoreError, match="run 'none' has no config in"):
         store.read_config("none")
     with pytest.raises(StoreError, match="run 'none' has no manifest in"):
-        store.read_manifest("none")
+        store.manifest("none")
     store.files.put(f"runs/{RUN}/config.json", b"{")
     with pytest.raises(StoreError, match="cannot be read"):
         store.read_config(RUN)
@@ -364,80 +365,3 @@ def test_unknown_places() -> None:
 def test_check_writable_leaves_nothing(tmp_path: Path) -> None:
     Store(str(tmp_path / "new")).check_writable()
     assert not [p for p in tmp_path.rglob("*") if p.is_file()]
-
-
-# --- S3 over HTTP --------------------------------------------------------------------------------------------------
-
-KEY, SECRET = "AKIATESTKEY00000", "SecretTestKey0000"
-
-
-@pytest.fixture(scope="module")
-def s3() -> Iterator[dict[str, Any]]:
-    moto = pytest.importorskip("moto.server")
-    s3fs = pytest.importorskip("s3fs")
-    server = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    options = {"endpoint_url": f"http://{host}:{port}", "key": KEY, "secret": SECRET}
-    s3fs.S3FileSystem(**options).mkdir("bucket")
-    yield options
-    server.stop()
-
-
-@pytest.mark.slow
-def test_s3(s3: dict[str, Any]) -> None:
-    store = start(Store("s3://bucket/out/", s3))
-    assert store.done(RUN) == {}
-    for shard in range(3):
-        do_shard(store, RUN, shard, bad=shard % 2)
-    do_shard(store, RUN, 0)
-    again = Store("s3://bucket/out", s3)
-    assert store.root == again.root == "s3://bucket/out"
-    assert list(again.done(RUN)) == [0, 1, 2]
-    assert again.check_complete(RUN) == {"manifest": 5, "pivots": 4, "rejects": 1}
-    assert all(again.verify(marker) == [] for marker in again.done(RUN).values())
-    frame = pd.read_parquet("s3://bucket/out/metrics", storage_options=s3)
-    assert set(frame["run"]) == {RUN}
-    assert len(frame) == len(again.read("metrics", RUN, filters=[("shard", ">=", 0)])) == 4
-    again.unmark(RUN, 1)
-    assert list(store.done(RUN)) == [0, 2]
-    assert store.runs() == [RUN]
-    assert not [f for f in again.files.fs.find("bucket", detail=False) if ".write-check" in f]
-    again.clear_run(RUN)
-    assert not store.files.fs.find("bucket/out", detail=False)
-
-
-@pytest.mark.slow
-def test_s3_missing_bucket(s3: dict[str, Any]) -> None:
-    began = time.monotonic()
-    with pytest.raises(StoreError, match="output 's3://nowhere/out' cannot be written: the bucket does not exist"):
-        Store("s3://nowhere/out", s3).check_writable()
-    assert time.monotonic() - began < 5
-
-
-@pytest.mark.slow
-def test_s3_wrong_credentials(s3: dict[str, Any]) -> None:
-    import requests
-
-    def requests_without_a_check(count: int) -> None:
-        requests.post(f"{s3['endpoint_url']}/moto-api/reset-auth", data=str(count), timeout=5).raise_for_status()
-
-    requests_without_a_check(0)
-    began = time.monotonic()
-    try:
-        with pytest.raises(StoreError, match="access denied") as caught:
-            Store("s3://bucket/out", s3).check_writable()
-    finally:
-        requests_without_a_check(10**9)
-    assert time.monotonic() - began < 5
-    assert KEY not in str(caught.value)
-    assert SECRET not in str(caught.value)
-
-
-@pytest.mark.slow
-def test_s3_without_connection() -> None:
-    options = {"endpoint_url": "http://127.0.0.1:9", "key": KEY, "secret": SECRET}
-    began = time.monotonic()
-    with pytest.raises(StoreError, match="no connection"):
-        Store("s3://bucket/out", options).check_writable()
-    assert time.monotonic() - began < 30

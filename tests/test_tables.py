@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pti_core.datasets import Entry
+from pti_core.datasets import LISTING
 from pti_core.tables import COLUMNS, PARTS, TableError, assign_shards, docs, schema, table, to_parquet
 
 DESIGN = {
@@ -45,7 +45,8 @@ def delta(owner: str, tensor: str, size: int = 100_000) -> dict[str, Any]:
 
 
 def test_columns_are_the_design_s_in_its_order() -> None:
-    assert {name: ", ".join(schema(name).names) for name in COLUMNS} == DESIGN
+    columns = {name: ", ".join(schema(name).names) for name in COLUMNS}
+    assert {name: columns[name] for name in DESIGN} == DESIGN
     assert set(PARTS) == set(DESIGN) - {"manifest"}
     with pytest.raises(TableError, match="table 'pivot': one of"):
         schema("pivot")
@@ -138,23 +139,27 @@ def test_one_owner_s_delta_is_read_without_the_others() -> None:
     assert pq.read_table(io.BytesIO(data)).equals(content)
 
 
-def entries(groups: list[str]) -> list[Entry]:
-    return [Entry(f"{i}.png", f"u/{i}.png", i, "e", group or f"{i}.png") for i, group in enumerate(groups)]
+def listing(groups: list[str]) -> pa.Table:
+    rows = [(f"{i}.png", f"u/{i}.png", group or f"{i}.png", i, "e") for i, group in enumerate(groups)]
+    return pa.Table.from_pylist([dict(zip(LISTING.names, row, strict=True)) for row in rows], schema=LISTING)
 
 
 def test_shards() -> None:
-    manifest = assign_shards(entries([""] * 10), 4)
+    manifest = assign_shards(listing([""] * 10), 4)
     assert manifest.schema.equals(schema("manifest"))
     assert manifest["shard"].to_pylist() == [0, 0, 0, 0, 1, 1, 1, 1, 2, 2]
     assert manifest["image_id"].to_pylist() == [f"{i}.png" for i in range(10)]
-    assert assign_shards([], 4).num_rows == 0
+    assert assign_shards(listing([]), 4).num_rows == 0
+    assert assign_shards(listing([""] * 3), 2, first_shard=7)["shard"].to_pylist() == [7, 7, 8]
+    with pytest.raises(TableError, match="columns \\['etag'\\] missing"):
+        assign_shards(listing([""]).drop_columns("etag"), 4)
     with pytest.raises(TableError, match="shard_size 0"):
-        assign_shards([], 0)
+        assign_shards(listing([]), 0)
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 100])
 def test_groups_stay_whole(size: int) -> None:
-    manifest = assign_shards(entries(["a", "", "b", "a", "b", "b", "", "a"]), size).to_pandas()
+    manifest = assign_shards(listing(["a", "", "b", "a", "b", "b", "", "a"]), size).to_pandas()
     assert (manifest.groupby("group")["shard"].nunique() == 1).all()
     assert sorted(manifest["shard"].unique()) == list(range(manifest["shard"].max() + 1))
     assert sorted(manifest["image_id"]) == [f"{i}.png" for i in range(8)]

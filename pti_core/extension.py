@@ -1,0 +1,86 @@
+"""What a data set has that a run has not: new files, and files that are no longer what was inverted.
+
+A changed file is another image: it is appended as `photo.png@2` and what was found for `photo.png` stays, so that no
+image has two rows and nothing that was paid for is lost.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pti_core.addresses import lasting
+from pti_core.runs import Run
+from pti_core.tables import assign_shards
+
+
+@dataclass(frozen=True)
+class Changes:
+    """A data set against a run's frozen inputs."""
+
+    new: pa.Table  # rows of the listing, image_ids unique in the run
+    changed: pa.Table
+    gone: int  # inputs of the run that the data set has no more
+
+    @property
+    def single(self) -> bool:
+        """Whether it is one file."""
+        return len(self.new) + len(self.changed) == 1
+
+    def counts(self) -> str:
+        """`3 new and 1 changed files are`, or nothing."""
+        kinds = (("new", len(self.new)), ("changed", len(self.changed)))
+        found = " and ".join(f"{count} {kind}" for kind, count in kinds if count)
+        return f"{found} {'file is' if self.single else 'files are'}" if found else ""
+
+
+def changes(run: Run, listing: pa.Table, limit: int | None = None) -> Changes:
+    """Compare the listing of a whole data set (`datasets.scan`) with a run's inputs.
+
+    With `limit` only what is new among the first so many files is new.
+
+    A file is known by its address (a member of an archive by its name, wherever it lies), and has changed where its
+    size or etag has; only files of finished shards count, since the others will be read as they are now. Touching a
+    file on disk changes its etag.
+    """
+    frozen = run.manifest.table(["image_id", "uri", "shard", "bytes", "etag"])
+    uris = [lasting(uri) for uri in frozen["uri"].to_pylist()]
+    last = dict(zip(uris, range(len(uris)), strict=True))  # the last row of an address is its newest version
+    unfinished = set(run.pending())
+    shard, size, etag = frozen["shard"].to_pylist(), frozen["bytes"].to_pylist(), frozen["etag"].to_pylist()
+    new, changed = [], []
+    listed = [lasting(uri) for uri in listing["uri"].to_pylist()]
+    for i, (uri, bytes_, tag) in enumerate(
+        zip(listed, listing["bytes"].to_pylist(), listing["etag"].to_pylist(), strict=True)
+    ):
+        row = last.get(uri)
+        if row is None:
+            if limit is None or i < limit:
+                new.append(i)
+        elif (size[row], etag[row]) != (bytes_, tag) and shard[row] not in unfinished:
+            changed.append(i)
+    gone = len(last.keys() - set(listed))
+    taken = set(frozen["image_id"].to_pylist())
+    return Changes(_named(listing, new, taken), _named(listing, changed, taken), gone)
+
+
+def _named(listing: pa.Table, rows: list[int], taken: set[str]) -> pa.Table:
+    """Rows of a listing; an image_id that is taken gets its next version."""
+    chosen = listing.take(pa.array(rows, pa.int64()))
+    names = []
+    for name in chosen["image_id"].to_pylist():
+        version, free = 2, name
+        while free in taken:
+            free, version = f"{name}@{version}", version + 1
+        taken.add(free)
+        names.append(free)
+    groups = pc.if_else(pc.equal(chosen["group"], chosen["image_id"]), pa.array(names, pa.string()), chosen["group"])
+    chosen = chosen.set_column(chosen.column_names.index("group"), "group", groups)
+    return chosen.set_column(chosen.column_names.index("image_id"), "image_id", pa.array(names, pa.string()))
+
+
+def extension(found: Changes, shard_size: int, first_shard: int) -> pa.Table:
+    """The rows to append to a run's manifest. Raises TableError for a shard size below 1."""
+    return assign_shards(pa.concat_tables([found.new, found.changed]), shard_size, first_shard)

@@ -1,0 +1,219 @@
+"""The start of a run: check all that can be checked, then freeze configuration and inputs, or find them again."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import pyarrow as pa
+
+from pti_core.addresses import canonical, redact, refusal
+from pti_core.config import RunConfig
+from pti_core.datasets import DatasetError, read_bytes, scan
+from pti_core.extension import Changes, changes, extension
+from pti_core.generators.cache import FETCHABLE_NAMES
+from pti_core.generators.checkpoints import ALIASES, BUILT_IN, LoadedGenerator
+from pti_core.runs import Run, RunError, load_run, loaded
+from pti_core.store import Store, run_id
+from pti_core.tables import assign_shards
+
+Existing = Literal["resume", "extend", "overwrite"]
+
+VERSIONS: Final = ("torch", "lpips", "prefect", "pyarrow", "pandas", "numpy", "pillow")
+LISTED_AGAIN: Final = 100_000
+"""Runs of at most so many images look at their data set again when they are resumed, to tell what has changed."""
+
+
+def freeze(
+    dataset: str,
+    output: str,
+    generator: str,
+    config: RunConfig,
+    limit: int | None = None,
+    shard_size: int = 64,
+    existing: Existing = "resume",
+    group_by: str | None = None,
+    name: str | None = None,
+) -> Run:
+    """Check everything that can be checked before work starts, then write config and manifest, or find them again.
+
+    The name is the first 12 hex digits of the digest of config, data set, limit, groups and generator, so that the
+    same job resumes and a changed job makes a new run beside the old one. A run that is found again keeps its list of
+    inputs (`resume`), gets new and changed files of the data set as new shards (`extend`), or is made anew
+    (`overwrite`). `remarks` of the result says what a person may want to know about it.
+
+    Raises StoreError, CheckpointError, DatasetError or RunError, each with one sentence.
+    """
+    store = Store(output)
+    dataset, generator = _address("dataset", dataset), _address("generator", generator)
+    if group_by is not None and config.mode != "multi":
+        raise RunError(f"group_by {group_by!r}: groups share a generator in mode 'multi' alone; add mode=multi")
+    if config.mode == "multi":
+        group_by = group_by or "folder"
+    store.check_writable()
+    found = loaded(generator)
+    _check_generator(found, config)
+    asked = {"dataset": dataset, "limit": limit, "generator": found.sha256} | (
+        {"group_by": group_by} if group_by else {}
+    )
+    digest = config.digest(**asked)
+    name = name or run_id(digest)
+    known = name in store.runs()
+    if known and store.read_config(name)["digest"] != digest:
+        raise RunError(f"run {name!r} in {store.root} was made with another configuration; choose another name for it")
+
+    def listing(limit: int | None = None) -> pa.Table:
+        return scan(dataset, limit=limit, group_by=group_by, without=output)
+
+    remarks: list[str] = []
+    if not known or existing == "overwrite":
+        # The inputs are listed first: where that fails, nothing is lost.
+        inputs = listing(limit)
+        _check_readable(inputs, dataset)
+        manifest = assign_shards(inputs, shard_size)
+        beside = _beside(store, config, dataset, found.sha256) if not known else []
+        if known or name not in store.runs():  # where another process froze it meanwhile, it is at work
+            store.clear_run(name)
+        store.write_manifest(name, manifest)
+        # The configuration is written after the manifest: a run that has one is frozen.
+        content = _content(name, digest, dataset, limit, group_by, generator, found, config)
+        store.write_config(name, content)
+        remarks += beside
+    run = load_run(output, name)
+    if known and existing == "extend":
+        remarks += _extend(run, changes(run, listing(), limit), shard_size)
+    elif known and existing == "resume":
+        remarks += _changed(run, lambda: changes(run, listing(), limit))
+    return replace(run, remarks=tuple(remarks))
+
+
+def _content(
+    name: str,
+    digest: str,
+    dataset: str,
+    limit: int | None,
+    group_by: str | None,
+    generator: str,
+    found: LoadedGenerator,
+    config: RunConfig,
+) -> dict[str, Any]:
+    """What `config.json` holds."""
+    return {
+        "run": name,
+        "created": datetime.now(UTC).isoformat(timespec="milliseconds"),
+        "digest": digest,
+        "dataset": redact(dataset),
+        "limit": limit,
+        "group_by": group_by,
+        "generator": {
+            "source": generator,
+            "kind": found.kind,
+            "sha256": found.sha256,
+            "resolution": found.generator.img_resolution,
+            "num_ws": found.generator.num_ws,
+        },
+        "config": config.model_dump(mode="json"),
+        "versions": versions(),
+    }
+
+
+def _address(what: str, address: str) -> str:
+    """The address of an input as it is recorded: the same from every working directory, and without secrets."""
+    if refused := refusal(what, address):
+        raise RunError(refused)
+    if what == "generator" and (address in {*BUILT_IN, *ALIASES, *FETCHABLE_NAMES} or not Path(address).exists()):
+        return address  # a name, a URL or a mistake
+    return canonical(address)
+
+
+def _check_generator(loaded: LoadedGenerator, config: RunConfig) -> None:
+    generator = loaded.generator
+    if generator.img_channels != 3:
+        raise RunError(f"generator {loaded.source}: {generator.img_channels} colour channels, 3 expected")
+    if generator.img_resolution < 32:
+        raise RunError(f"generator {loaded.source}: {generator.img_resolution} pixels; LPIPS needs at least 32")
+    try:
+        generator.with_precision(config.precision)
+    except ValueError as error:
+        raise RunError(f"precision {config.precision!r}, generator {loaded.source}: {error}") from error
+
+
+def versions() -> dict[str, str]:
+    """What a run was made with."""
+    return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in VERSIONS}
+
+
+def _check_readable(inputs: pa.Table, dataset: str) -> None:
+    """A data set that one may list but not read is noticed before any work; a file that is broken is no reason."""
+    try:
+        read_bytes(inputs["uri"][0].as_py())
+    except PermissionError as error:
+        raise DatasetError(f"dataset {redact(dataset)!r} can be listed but not read: {redact(str(error))}") from error
+    except OSError:
+        pass
+
+
+def _extend(run: Run, found: Changes, shard_size: int) -> list[str]:
+    """Append what is new or has changed as new shards; say what was done."""
+    rows = extension(found, shard_size, run.manifest.shards)
+    if not len(rows):
+        return []
+    first, last = run.manifest.shards, rows["shard"][-1].as_py()
+    run.store.write_manifest(run.name, rows)
+    del run.__dict__["manifest"]  # read again, now longer
+    shards = f"shard {first}" if first == last else f"shards {first} to {last}"
+    return [f"{found.counts()} appended as {shards}"]
+
+
+def _changed(run: Run, compare: Callable[[], Changes]) -> list[str]:
+    """How a data set differs from the frozen inputs of a run; nothing where it does not."""
+    if run.manifest.rows > LISTED_AGAIN:
+        return []
+    try:
+        found = compare()
+    except DatasetError:
+        if run.pending():
+            raise
+        return ["the data set cannot be listed now"]
+    remarks = []
+    if counts := found.counts():
+        remarks.append(f"{counts} not in this run; `--extend` adds {'it' if found.single else 'them'}")
+    if found.gone:
+        gone = f"{found.gone} of this run's {run.manifest.rows} files {'is' if found.gone == 1 else 'are'}"
+        remarks.append(f"{gone} gone from the data set")
+    return remarks
+
+
+def _beside(store: Store, config: RunConfig, dataset: str, generator_sha256: str) -> list[str]:
+    """That this is a new run although the same images were inverted here before, and by what it differs."""
+    best: tuple[int, str, list[str]] | None = None
+    for name in store.runs():
+        other = store.read_config(name)
+        if other.get("dataset") != redact(dataset):
+            continue
+        differs = _differences(other["config"], config.model_dump(mode="json"))
+        if other["generator"]["sha256"] != generator_sha256:
+            differs.insert(0, "another generator")
+        if best is None or len(differs) < best[0]:
+            best = (len(differs), name, differs)
+    if best is None:
+        return []
+    _, name, differs = best
+    shown = ", ".join(differs[:3]) + (f" and {len(differs) - 3} more" if len(differs) > 3 else "")
+    return [f"a new run beside {name}, which stays as it is ({shown or 'another limit or other groups'})"]
+
+
+def _differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Settings that differ, as `tuning.steps 28, now 30`."""
+    found = []
+    for key in [key for key in new if key != "batch"]:
+        if isinstance(new[key], dict):
+            found += _differences(old.get(key) or {}, new[key], f"{prefix}{key}.")
+        elif old.get(key) != new[key]:
+            found.append(f"{prefix}{key} {old.get(key)}, now {new[key]}")
+    return found

@@ -1,0 +1,157 @@
+"""The frozen list of a run's inputs: one Parquet file, and one more for every time that the run was extended.
+
+    runs/<run>/manifest.parquet          shards 0 to n - 1
+    runs/<run>/manifest-00120.parquet    appended later: shards 120 and on
+
+Shards are numbered without gaps and rows are in their order, so a task finds its own rows by the statistics of the
+row groups and reads one of them (about a megabyte), whatever the number of images.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from pti_core import tables
+from pti_core.files import FileInfo, Files, StoreError
+
+_NAME: Final = re.compile(r"manifest(?:-(\d{5,}))?\.parquet")
+
+
+@dataclass(frozen=True)
+class _File:
+    """One file of a manifest."""
+
+    path: str  # relative to the root
+    metadata: pq.FileMetaData
+
+    @cached_property
+    def shards(self) -> NDArray[np.int64]:
+        """`[row groups, 2]`: first and last shard of each row group, in order."""
+        column = self.metadata.schema.names.index("shard")
+        groups = (self.metadata.row_group(i).column(column).statistics for i in range(self.metadata.num_row_groups))
+        return np.array([(int(found.min), int(found.max)) for found in groups], np.int64).reshape(-1, 2)
+
+    def groups(self, shard: int) -> range:
+        """The row groups that hold rows of a shard."""
+        if not len(self.shards):
+            return range(0)
+        first = int(np.searchsorted(self.shards[:, 1], shard, "left"))
+        return range(first, int(np.searchsorted(self.shards[:, 0], shard, "right")))
+
+
+class Manifest:
+    """The manifest of one run. Reads what it is asked for; keeps the files' footers and the last row group."""
+
+    def __init__(self, files: Files, run: str) -> None:
+        """StoreError where the run has none."""
+        self._files, self.run = files, run
+        paths = _paths(files, run)
+        if not paths:
+            raise StoreError(f"run {run!r} has no manifest in {files.name!r}")
+        with files.explained("read"):
+            self._parts = [_File(path, _footer(files, path)) for path in paths]
+        self._last: tuple[tuple[str, int], pa.Table] | None = None
+
+    @cached_property
+    def rows(self) -> int:
+        """Inputs of the run."""
+        return sum(part.metadata.num_rows for part in self._parts)
+
+    @cached_property
+    def shards(self) -> int:
+        """Shards of the run; they are numbered from 0."""
+        return 1 + int(self._parts[-1].shards[-1, 1])
+
+    def table(self, columns: list[str] | None = None) -> pa.Table:
+        """All inputs, in order. Of the files only these columns are read."""
+        found = []
+        for part in self._parts:
+            with self._files.explained("read"), self._files.open(part.path) as file:
+                content = pq.ParquetFile(file, metadata=part.metadata, pre_buffer=True)
+                found.append(content.read(columns=columns))
+        return pa.concat_tables(found) if len(found) > 1 else found[0]
+
+    def windows(self, rows: int, columns: list[str]) -> Iterator[tuple[range, pa.Table]]:
+        """All inputs in pieces of about so many rows: whole shards, their numbers and their rows."""
+        each = max(1, rows * self.shards // max(1, self.rows))
+        for first in range(0, self.shards, each):
+            found, stop = [], min(self.shards, first + each)
+            for part in self._parts:
+                groups = range(part.groups(first).start, part.groups(stop - 1).stop)
+                if groups:
+                    with self._files.explained("read"), self._files.open(part.path) as file:
+                        content = pq.ParquetFile(file, metadata=part.metadata, pre_buffer=True)
+                        found.append(content.read_row_groups(list(groups), columns=[*columns, "shard"]))
+            table = pa.concat_tables(found)
+            inside = pc.and_(pc.greater_equal(table["shard"], first), pc.less(table["shard"], stop))
+            yield range(first, stop), table.filter(inside).select(columns)
+
+    def shard(self, number: int) -> list[dict[str, Any]]:
+        """The inputs of a shard, in order. StoreError where there is no such shard."""
+        rows = [
+            row
+            for part in self._parts
+            for group in part.groups(number)
+            for row in _of_shard(self._row_group(part, group), number)
+        ]
+        if not rows:
+            raise StoreError(f"run {self.run!r} has no shard {number}; it has {self.shards}")
+        return rows
+
+    def sample(self, count: int) -> list[str]:
+        """Addresses (`uri`) of about `count` inputs, evenly spread over the run's files; all where there are fewer."""
+        groups = [(part, i) for part in self._parts for i in range(part.metadata.num_row_groups)]
+        chosen = groups[:: max(1, len(groups) // count)]
+        each = -(-count // len(chosen))
+        found: list[str] = []
+        for part, group in chosen:
+            uris = self._row_group(part, group)["uri"]
+            found += [uris[i].as_py() for i in range(0, len(uris), max(1, len(uris) // each))][:each]
+        return found
+
+    def _row_group(self, part: _File, group: int) -> pa.Table:
+        last = self._last  # threads share a manifest: what is returned is what was asked for
+        if last is None or last[0] != (part.path, group):
+            with self._files.explained("read"), self._files.open(part.path) as file:
+                content = pq.ParquetFile(file, metadata=part.metadata, pre_buffer=True)
+                self._last = last = (part.path, group), content.read_row_group(group)
+        return last[1]
+
+
+def write(files: Files, run: str, manifest: pa.Table) -> FileInfo:
+    """Write a manifest: that of a new run, or rows to append, whose shards go on where the last file ended."""
+    first = int(manifest["shard"][0].as_py()) if len(manifest) else 0
+    return files.put(_path(run, first), tables.to_parquet("manifest", manifest))
+
+
+def _path(run: str, first_shard: int) -> str:
+    return f"runs/{run}/manifest{f'-{first_shard:05d}' if first_shard else ''}.parquet"
+
+
+def _paths(files: Files, run: str) -> list[str]:
+    """The files of a manifest in the order of their shards."""
+    found = {}
+    for path in files.find(f"runs/{run}", maxdepth=1):
+        if match := _NAME.fullmatch(path.rpartition("/")[2]):
+            found[int(match[1] or 0)] = path
+    return [found[first] for first in sorted(found)]
+
+
+def _footer(files: Files, path: str) -> pq.FileMetaData:
+    with files.open(path) as file:
+        return pq.read_metadata(file)
+
+
+def _of_shard(group: pa.Table, number: int) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = group.filter(pc.equal(group["shard"], number)).to_pylist()
+    return rows

@@ -1,0 +1,92 @@
+"""What the engine found, as rows of the tables."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any, Final
+
+import pyarrow as pa
+
+from pti_core.engine import Delta, Failure, Inversion, Progress, Stage
+from pti_core.inputs import Inputs, reject
+from pti_core.parallel import one_at_a_time
+from pti_core.parts import Part
+from pti_core.runs import Run, any_engine_for
+from pti_core.sampling import seed_for
+from pti_core.tables import Row
+
+STAGE_ORDER: Final[tuple[Stage, ...]] = ("pivot", "tuned", "stored")
+
+
+def inverted_rows(
+    run: Run, rows: Sequence[Row], found: Inputs, tries: Mapping[str, int], report: Callable[[Progress], None]
+) -> dict[str, list[dict[str, Any]]]:
+    """Invert what was read of a part's manifest rows; new rows of the tables `parts.INVERTED`.
+
+    `tries`: how often an image was tried before, by image_id.
+    """
+    by_id = {row["image_id"]: row for row in rows}
+    rejects, expected = list(found.rejects), len(found.targets) + len(found.rejects)
+    pivots: list[dict[str, Any]] = []
+    metrics: list[dict[str, Any]] = []
+    tensors: list[dict[str, Any]] = []
+    engine = any_engine_for(run)
+    with one_at_a_time(engine.device):
+        for result in engine.invert(found.targets, report) if found.targets else ():
+            if isinstance(result, Failure):
+                row, before = by_id[result.image_id], tries.get(result.image_id, 0)
+                rejects.append(reject(row, result.stage, result.error, result.message, result.permanent, before))
+            elif isinstance(result, Delta):
+                tensors += [
+                    asdict(tensor) | {"owner": result.owner, "base_sha256": run.generator_sha256}
+                    for tensor in result.tensors
+                ]
+            else:
+                pivots.append(_pivot_row(run, by_id[result.image_id], found.sha256[result.image_id], result))
+                metrics += _metrics_rows(by_id[result.image_id], result)
+    if len(pivots) + len(rejects) != expected:
+        raise AssertionError(f"{len(pivots)} pivots + {len(rejects)} rejects of {expected} images")
+    return {"deltas": tensors, "pivots": pivots, "rejects": rejects, "metrics": metrics}
+
+
+def _pivot_row(run: Run, row: Row, sha256: str, result: Inversion) -> dict[str, Any]:
+    return {
+        "image_id": result.image_id,
+        "uri": row["uri"],
+        "sha256": sha256,
+        "group": row["group"],
+        "space": run.config.pivot.space,
+        "w": result.w.flatten().numpy(),
+        "noise": result.noise,
+        "lpips": result.measures["pivot"]["lpips"],
+        "mse": result.measures["pivot"]["mse"],
+        "steps": result.pivot_steps,
+        "seconds": result.pivot_seconds,
+        "seed": seed_for(result.image_id, "pivot", result.seed),
+    }
+
+
+def _metrics_rows(row: Row, result: Inversion) -> list[dict[str, Any]]:
+    steps = {"pivot": result.pivot_steps, "tuned": result.tuning_steps, "stored": None}
+    seconds = {"pivot": result.pivot_seconds, "tuned": result.tuning_seconds, "stored": None}
+    return [
+        {"image_id": result.image_id, "group": row["group"], "stage": stage, "identity": None}
+        | result.measures[stage]
+        | {"steps": steps[stage], "seconds": seconds[stage]}
+        for stage in STAGE_ORDER
+    ]
+
+
+def rejected_ids(run: Run, part: Part) -> set[str]:
+    """The images of a part that were rejected."""
+    return set(run.store.read_part(part.files["rejects"].path)["image_id"])
+
+
+def added(run: Run, before: Part, contents: Mapping[str, pa.Table]) -> dict[str, pa.Table]:
+    """The tables of a part with rows of a new try; without those that stay as they are."""
+    old = {table: run.store.read_table(file.path)[1] for table, file in before.files.items()}
+    kept = [row["image_id"] not in before.temporary for row in old["rejects"].to_pylist()]
+    old["rejects"] = old["rejects"].filter(pa.array(kept, pa.bool_()))
+    same = () if len(contents["pivots"]) else ("deltas", "pivots")
+    return {table: pa.concat_tables([old[table], contents[table]]) for table in contents if table not in same}

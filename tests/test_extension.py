@@ -1,0 +1,139 @@
+"""A data set that grows: what `extend` appends, what `resume` says of it, and what stays as it is."""
+
+from __future__ import annotations
+
+import os
+import tarfile
+
+import pandas as pd
+import pytest
+from conftest import QUICK_SETTINGS
+from PIL import Image
+
+from pti_core.freezing import freeze
+from pti_core.presets import configure
+from pti_core.runs import RunError
+from pti_core.shards import invert_shard, measure_shard
+
+
+@pytest.fixture
+def begin(tmp_path, tiny_checkpoint):
+    def freeze_into(dataset, preset="demo", settings=None, **options):
+        config = configure(preset, (QUICK_SETTINGS if preset == "demo" else {}) | (settings or {}))
+        return freeze(str(dataset), str(tmp_path / "out"), tiny_checkpoint, config, shard_size=2, **options)
+
+    return freeze_into
+
+
+def finish(run):
+    done = run.pending()
+    for shard in done:
+        inverted = invert_shard(run, shard)
+        measure_shard(run, shard, inverted["files"], inverted["seconds"])
+    return done
+
+
+def ids(run):
+    return run.manifest.table()["image_id"].to_pylist()
+
+
+def test_new_and_changed_files_become_new_shards_and_what_was_done_stays(dataset, begin, pictures, tmp_path):
+    folder = dataset(3)
+    first = begin(folder)
+    finish(first)
+    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "out").rglob("part-*")}
+    Image.fromarray(pictures[5]).save(folder / "7.png")
+    Image.fromarray(pictures[6]).save(folder / "1.png")  # other content under a known name
+    (folder / "0.png").unlink()
+    extended = begin(folder, existing="extend")
+    assert extended.name == first.name
+    assert extended.remarks == ("1 new and 1 changed files are appended as shard 2",)
+    assert ids(extended) == ["0.png", "1.png", "2.png", "7.png", "1.png@2"]
+    assert finish(extended) == [2]
+    assert {p: p.stat().st_mtime_ns for p in before} == before
+    assert extended.store.check_complete(extended.name) == {"manifest": 5, "pivots": 5, "rejects": 0}
+    pivots = pd.read_parquet(tmp_path / "out/pivots").set_index("image_id")
+    assert pivots.loc["1.png", "uri"] == pivots.loc["1.png@2", "uri"]
+    assert pivots.loc["1.png", "sha256"] != pivots.loc["1.png@2", "sha256"]
+    again = begin(folder, existing="extend")
+    assert (again.remarks, again.pending(), again.manifest.rows) == ((), [], 5)
+    Image.fromarray(pictures[7]).save(folder / "1.png")
+    assert ids(begin(folder, existing="extend"))[-1] == "1.png@3"
+
+
+def test_extend_of_a_run_that_was_never_made_makes_it(dataset, begin):
+    run = begin(dataset(2), existing="extend")
+    assert (run.pending(), run.manifest.rows) == ([0], 2)
+
+
+def test_a_limit_holds_for_extensions_too(dataset, begin, pictures):
+    folder = dataset(3)
+    finish(begin(folder, limit=2))
+    Image.fromarray(pictures[5]).save(folder / "00.png")  # now among the first two
+    extended = begin(folder, limit=2, existing="extend")
+    assert ids(extended) == ["0.png", "1.png", "00.png"]
+    assert extended.remarks == ("1 new file is appended as shard 1",)
+
+
+def test_a_changed_file_of_a_shard_to_come_is_read_as_it_is_and_not_twice(dataset, begin):
+    folder = dataset(2)
+    begin(folder)
+    os.utime(folder / "0.png", ns=(1, 1))
+    assert ids(begin(folder, existing="extend")) == ["0.png", "1.png"]
+
+
+def test_overwriting_an_extended_run_leaves_one_manifest(dataset, begin, pictures, tmp_path):
+    folder = dataset(2)
+    finish(begin(folder))
+    Image.fromarray(pictures[5]).save(folder / "9.png")
+    finish(begin(folder, existing="extend"))
+    run = begin(folder, existing="overwrite")
+    assert ids(run) == ["0.png", "1.png", "9.png"]
+    assert [p.name for p in (tmp_path / "out/runs" / run.name).glob("manifest*")] == ["manifest.parquet"]
+
+
+def test_a_changed_configuration_makes_a_new_run_and_says_so(dataset, begin):
+    folder = dataset(2)
+    first = begin(folder)
+    second = begin(folder, settings={"tuning.steps": 7})
+    assert second.name != first.name
+    (remark,) = second.remarks
+    assert remark == f"a new run beside {first.name}, which stays as it is (tuning.steps 5, now 7)"
+    assert begin(folder, settings={"tuning.steps": 7}).remarks == ()
+
+
+def test_groups_are_for_the_mode_that_shares(dataset, begin):
+    with pytest.raises(RunError, match="mode=multi"):
+        begin(dataset(2), group_by="folder")
+
+
+def test_the_engine_that_does_nothing_writes_all_tables(dataset, begin, tmp_path):
+    folder = dataset(3)
+    (folder / "broken.png").write_bytes(b"no picture")
+    run = begin(folder, preset="noop")
+    finish(run)
+    assert run.store.check_complete(run.name) == {"manifest": 4, "pivots": 3, "rejects": 1}
+    metrics = pd.read_parquet(tmp_path / "out/metrics")
+    assert len(metrics) == 9
+    assert metrics["lpips"].isna().all()
+
+
+def test_a_generator_without_half_precision_is_told_before_any_work(dataset, begin):
+    with pytest.raises(RunError, match="precision 'half'"):
+        begin(dataset(1), settings={"precision": "half"})
+
+
+def test_an_archive_that_is_made_again_with_one_more_file_gives_one_new_image(dataset, begin, pictures, tmp_path):
+    folder, archive = dataset(3), tmp_path / "set.tar"
+
+    def pack(names):
+        with tarfile.open(archive, "w") as tar:
+            for name in names:
+                tar.add(folder / name, name)
+
+    pack(["0.png", "2.png"])
+    finish(begin(archive))
+    pack(["0.png", "1.png", "2.png"])  # 2.png lies elsewhere now
+    extended = begin(archive, existing="extend")
+    assert extended.remarks == ("1 new file is appended as shard 1",)
+    assert ids(extended) == ["0.png", "2.png", "1.png"]

@@ -1,0 +1,45 @@
+"""What `pti status` tells of a run at work."""
+
+import json
+import time
+
+import pytest
+
+from pti_core import notes
+from pti_core.notes import NoteBook, read_notes
+from pti_core.store import Store
+
+
+@pytest.fixture
+def files(tmp_path):
+    return Store(str(tmp_path / "out")).files
+
+
+def test_a_short_shard_leaves_no_note(files):
+    NoteBook(files, "r", 3).running(1.0)
+    assert read_notes(files, "r", [3]) == []
+
+
+def test_notes_tell_who_works_and_what_failed(files, monkeypatch):
+    monkeypatch.setattr(notes, "EVERY", 0.0)
+    NoteBook(files, "r", 3).running(1.5)
+    NoteBook(files, "r", 4).failed("no space is left")
+    NoteBook(files, "r", 5).failed("is done by now")
+    running, failed = read_notes(files, "r", [3, 4])
+    assert (running.running, running.images, failed.running, failed.error) == (True, 1.5, False, "no space is left")
+
+
+def test_a_worker_that_is_silent_no_longer_counts(files, monkeypatch):
+    monkeypatch.setattr(notes, "EVERY", 0.0)
+    NoteBook(files, "r", 3).running(1.5)
+    path = "runs/r/notes/00003.json"
+    content = json.loads(files.get(path, ""))
+    files.put(path, json.dumps(content | {"time": time.time() - 2 * notes.FRESH}).encode())
+    (note,) = read_notes(files, "r", [3])
+    assert not note.running
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"shard": 3}'])
+def test_a_note_that_cannot_be_read_is_none(files, content):
+    files.put("runs/r/notes/00003.json", content)
+    assert read_notes(files, "r", [3]) == []
