@@ -21,8 +21,9 @@ from PIL import Image
 from pti_core.addresses import canonical, redact, secret_in
 from pti_core.datasets import DatasetError, read_bytes, scan
 from pti_core.files import StoreError
+from pti_core.freezing import freeze
 from pti_core.presets import configure
-from pti_core.runs import RunError, freeze
+from pti_core.runs import RunError
 from pti_core.status import run_status
 from pti_core.store import Store
 from pti_core.tables import PARTS
@@ -131,11 +132,11 @@ def web(pictures: list[Any]) -> Iterator[str]:
 
 
 def test_a_plain_web_address_works_and_its_query_is_no_part_of_the_id(web: str) -> None:
-    (plain,) = scan(f"{web}/0.png")
-    (sized,) = scan(f"{web}/a/0.png?width=40/1")
-    assert (plain.image_id, sized.image_id) == ("0.png", "0.png")
-    assert sized.uri == f"{web}/a/0.png?width=40/1"
-    assert read_bytes(sized.uri) == read_bytes(plain.uri) == Handler.pictures["0.png"]
+    (plain,) = scan(f"{web}/0.png").to_pylist()
+    (sized,) = scan(f"{web}/a/0.png?width=40/1").to_pylist()
+    assert (plain["image_id"], sized["image_id"]) == ("0.png", "0.png")
+    assert sized["uri"] == f"{web}/a/0.png?width=40/1"
+    assert read_bytes(sized["uri"]) == read_bytes(plain["uri"]) == Handler.pictures["0.png"]
 
 
 def test_status_shows_no_secret_that_an_older_version_has_recorded(tmp_path: Path, tiny_checkpoint: str) -> None:
