@@ -1,0 +1,249 @@
+"""What is to be edited: directions frozen in the run's folder, strengths, images; and which shards have it already.
+
+runs/<run>/edits/<direction>/direction.npz              the direction as it is applied
+runs/<run>/edits/<direction>/<image_id>/+2.png          pictures; the unedited ones under `unedited/`
+runs/<run>/edits/done/00000.json                        which requests a shard has answered
+edits/run=<run>/shard=00000/part-0.parquet              the table
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import io
+import json
+import math
+import re
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Final
+
+import numpy as np
+import torch
+
+from pti_core.directions import Direction, DirectionError
+from pti_core.directions.learned import Learned, learn, read_scores
+from pti_core.directions.specs import VISIBLE, resolve
+from pti_core.engine import Engine
+from pti_core.runs import Run, engine_for, find_run
+
+DEFAULT_STRENGTHS: Final = (-2.0, 2.0)
+NAMED = 3  # image ids in a message
+VERSION: Final = 1  # of the measures; a change makes what is there be done again
+
+
+class EditError(ValueError):
+    """Edits that cannot be made; the message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked for, as tasks get it: JSON types, and directions by name."""
+
+    directions: dict[str, str]  # name: SHA-256 of its frozen file
+    strengths: list[float]
+    images: list[str] | None  # all where None
+    pictures: bool
+
+    @property
+    def sha256(self) -> str:
+        """The same for the same request."""
+        return hashlib.sha256(json.dumps([VERSION, asdict(self)], sort_keys=True).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A request of a run, and the shards that it is about."""
+
+    run: Run
+    request: Request
+    images: dict[int, int]  # of each shard
+    pending: list[int]  # shards that have not answered it yet
+    remarks: list[str]
+
+    @property
+    def left(self) -> tuple[int, int]:
+        """All images, and those that are done."""
+        total = sum(self.images.values())
+        return total, total - sum(self.images[shard] for shard in self.pending)
+
+
+def plan(
+    root: str,
+    name: str | None = None,
+    directions: Sequence[str] | None = None,
+    strengths: Sequence[float] | None = None,
+    images: Sequence[str] | None = None,
+    pictures: bool = True,
+) -> Plan:
+    """Check everything and freeze the directions, before any work.
+
+    `name`: of the run, the newest of the root where None. `directions`: as a person writes them (`specs`), the two
+    visible ones where None; `strengths`: -2 and 2 where None. Raises EditError for a run that has nothing finished or
+    no deltas, an unknown image or a strength that is none; DirectionError; RunError for no such run.
+    """
+    run = find_run(root, name)
+    directions = [VISIBLE] if directions is None else directions
+    strengths = DEFAULT_STRENGTHS if strengths is None else strengths
+    wrong = [s for s in strengths if not math.isfinite(s) or s == 0]
+    if wrong or not strengths:
+        found = f"strength {wrong[0]:g}" if wrong else "no strength"
+        raise EditError(f"{found}: finite numbers other than 0 expected, in standard deviations of W; -2 and 2, say")
+    engine, markers = engine_for(run), run.store.done(run.name)
+    if not markers:
+        raise EditError(_nothing(run))
+    counts = {shard: int(marker["counts"]["pivots"]) for shard, marker in sorted(markers.items())}
+    remarks = []
+    if (missing := run.manifest.shards - len(markers)) > 0:
+        remarks.append(f"{missing} shards of run {run.name} are unfinished and left out; finish it, then edit again")
+    if images is not None:
+        images = sorted(set(images))
+        counts = _shards_of(run, images)
+    resolved, notes = resolve(directions, engine, lambda uri: _learned(run, uri, engine))
+    request = Request(
+        directions={direction.name: _freeze(run, direction) for direction in resolved},
+        strengths=sorted({float(s) for s in strengths}),
+        images=None if images is None else list(images),
+        pictures=pictures,
+    )
+    counts = {shard: count for shard, count in counts.items() if count and shard in markers}
+    answered = _answered(run, counts)
+    pending = [s for s in counts if _answer(request, markers[s]) not in answered[s]]
+    return Plan(run, request, counts, pending, remarks + notes)
+
+
+def load_directions(run: Run, request: Request) -> list[Direction]:
+    """The frozen directions. EditError where one has been replaced by another of its name."""
+    found = []
+    for name, sha256 in request.directions.items():
+        data = run.store.files.get(_direction_path(run, name), f"direction {name!r} is missing")
+        if hashlib.sha256(data).hexdigest() != sha256:
+            raise EditError(f"direction {name!r} of run {run.name} was replaced meanwhile; start these edits again")
+        found.append(_parsed(name, data))
+    return found
+
+
+def mark_answered(run: Run, shard: int, request: Request, marker: Mapping[str, Any]) -> None:
+    """All edits of a shard are in the store."""
+    before = _answered(run, [shard])[shard]
+    content = json.dumps([*before, _answer(request, marker)][-100:], indent=1)
+    run.store.files.put(_done_path(run, shard), content.encode())
+
+
+def picture_path(run: Run, direction: str, image_id: str, strength: float) -> str:
+    """Where an edited image lies, or would; each image_id has a folder of its own on any file system."""
+    parts = [_folder_name(part) for part in image_id.split("/")]
+    return f"runs/{run.name}/edits/{direction}/{'/'.join(parts)}/{strength_text(strength)}.png"
+
+
+def strength_text(strength: float) -> str:
+    """`+2`, `-1.5`, `0`."""
+    return f"{strength:+g}" if strength else "0"
+
+
+def _folder_name(part: str) -> str:
+    """A part of an image_id with what a file system may not take, and `%` itself, as `%XX`."""
+    if part in ("", ".", ".."):
+        return "".join(f"%{ord(c):02X}" for c in part) or "%00"
+    return re.sub(r'[\x00-\x1f<>:"|?*\\%\[\]]', lambda found: f"%{ord(found.group()):02X}", part)
+
+
+def _nothing(run: Run) -> str:
+    """Why no shard of a run can be edited."""
+    for marker in run.store.markers(run.name).values():
+        for file in marker["files"]:
+            if not run.store.exists(file["path"]):
+                table = file["path"].partition("/")[0]
+                return (
+                    f"run {run.name} has no {table}: {file['path']!r} is missing, without which there is no tuned "
+                    "generator; bring it back, or `pti run` again makes it once more"
+                )
+    return f"run {run.name} has no finished shard yet; `pti run` again finishes it"
+
+
+def _shards_of(run: Run, images: Sequence[str]) -> dict[int, int]:
+    """How many of these images each shard has. EditError for one that has no pivot."""
+    where = [("image_id", "in", list(images))]
+    found = run.store.read("pivots", run=run.name, columns=["image_id", "shard"], filters=where)
+    if missing := sorted(set(images) - set(found["image_id"])):
+        raise EditError(_unknown(run, missing[0]))
+    return {int(str(shard)): int(count) for shard, count in found["shard"].value_counts().sort_index().items()}
+
+
+def _unknown(run: Run, image_id: str) -> str:
+    rejects = run.store.read("rejects", run=run.name, filters=[("image_id", "==", image_id)])
+    if len(rejects):
+        return f"image {image_id!r} was rejected by run {run.name} ({rejects['message'].iloc[0]}); it has no edits"
+    ids = sorted(run.store.read("pivots", run=run.name, columns=["image_id"])["image_id"].astype(str))
+    like = difflib.get_close_matches(image_id, ids, NAMED) or ids[:NAMED]
+    return f"run {run.name} has no image {image_id!r}; it has {len(ids)}, for example {', '.join(map(repr, like))}"
+
+
+def _learned(run: Run, uri: str, engine: Engine) -> Learned:
+    scores = read_scores(uri)
+    where = [("image_id", "in", list(scores.index))]
+    pivots = run.store.read("pivots", run=run.name, columns=["image_id", "w"], filters=where)
+    if not len(pivots):
+        raise DirectionError(f"labels {uri!r}: none of its {len(scores)} images is in run {run.name}")
+    w = torch.from_numpy(np.stack([np.asarray(w, np.float32) for w in pivots["w"]]))
+    w = w.view(len(w), -1, engine.generator.w_dim).mean(dim=1)
+    return learn(w, torch.tensor(scores[pivots["image_id"].astype(str)].to_list()), engine.statistics.w_std, uri)
+
+
+def _freeze(run: Run, direction: Direction) -> str:
+    """Write the direction into the run's folder; the SHA-256 of its file.
+
+    One that is there stays if it differs by rounding alone: computed on another machine it is the same direction.
+    """
+    path = _direction_path(run, direction.name)
+    if run.store.exists(path):
+        data = run.store.files.get(path, "no direction")
+        try:
+            before = _parsed(direction.name, data)
+        except (ValueError, OSError, KeyError, zipfile.BadZipFile):
+            before = None
+        if before is not None and _same(before, direction):
+            return hashlib.sha256(data).hexdigest()
+    buffer = io.BytesIO()
+    arrays: dict[str, Any] = {"sigma": np.float64(direction.sigma), "layers": np.array(direction.layers)}
+    np.savez(buffer, vector=direction.vector.cpu().numpy(), **arrays)
+    return run.store.files.put(path, buffer.getvalue()).sha256
+
+
+def _parsed(name: str, data: bytes) -> Direction:
+    with np.load(io.BytesIO(data), allow_pickle=False) as file:
+        return Direction(name, torch.from_numpy(file["vector"]), float(file["sigma"]), str(file["layers"]))
+
+
+def _same(a: Direction, b: Direction) -> bool:
+    shape = (a.layers, a.vector.shape) == (b.layers, b.vector.shape)
+    return (
+        shape and math.isclose(a.sigma, b.sigma, rel_tol=1e-4) and torch.allclose(a.vector, b.vector.cpu(), atol=1e-4)
+    )
+
+
+def _answered(run: Run, shards: Sequence[int] | Mapping[int, Any]) -> dict[int, list[str]]:
+    paths = {shard: _done_path(run, shard) for shard in shards}
+    there = run.store.files.find(f"runs/{run.name}/edits/done")
+    found = run.store.files.get_all([path for path in paths.values() if path in there])
+    return {shard: list(json.loads(found.get(path) or b"[]")) for shard, path in paths.items()}
+
+
+def _answer(request: Request, marker: Mapping[str, Any]) -> str:
+    """A request, and the results of a shard that it was answered of."""
+    return hashlib.sha256(f"{request.sha256} {results_sha256(marker['files'])}".encode()).hexdigest()
+
+
+def results_sha256(files: Sequence[Mapping[str, Any]]) -> str:
+    """Of pivots and deltas; edits of others are worth nothing."""
+    sums = sorted((f["path"], f["sha256"]) for f in files if f["path"].startswith(("pivots/", "deltas/")))
+    return hashlib.sha256(json.dumps(sums).encode()).hexdigest()
+
+
+def _direction_path(run: Run, name: str) -> str:
+    return f"runs/{run.name}/edits/{name}/direction.npz"
+
+
+def _done_path(run: Run, shard: int) -> str:
+    return f"runs/{run.name}/edits/done/{shard:05d}.json"

@@ -1,0 +1,156 @@
+"""The edits of one shard, part by part; what is in the table already, of the same results, is not done again."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from pti_core import tables
+from pti_core.directions import Direction
+from pti_core.editing.identity import face_embedding
+from pti_core.editing.measures import edits
+from pti_core.editing.plans import Request, load_directions, mark_answered, picture_path, results_sha256
+from pti_core.engine import Engine
+from pti_core.files import MissingFile
+from pti_core.images import to_uint8
+from pti_core.metrics import round_uint8
+from pti_core.parallel import in_parallel, one_at_a_time
+from pti_core.runs import Run, RunError, engine_for, stored_from_rows
+from pti_core.shards import OnShardProgress, ShardProgress
+from pti_core.store import DamagedPart, StoreError
+from pti_core.tables import Row
+
+UNEDITED = "unedited"  # folder of the pictures to compare with
+
+_Wanted = list[tuple[Direction, float]]
+
+
+def edit_shard(run: Run, shard: int, request: Request, on_progress: OnShardProgress | None = None) -> dict[str, Any]:
+    """Edit the images of a finished shard; write pictures, then the table's part. Counts of images and edits.
+
+    Edits of other directions and strengths that are there stay. Raises StoreError where the shard is unfinished,
+    EditError where a direction was replaced, RunError where a delta is missing.
+    """
+    marker = run.store.marker(run.name, shard)
+    if marker is None:
+        raise StoreError(f"run {run.name}: shard {shard} is unfinished; `pti run` again finishes it")
+    engine, directions = engine_for(run), load_directions(run, request)
+    parts = run.store.parts("pivots", run.name, shard)
+    images = {number: _pivots(run, path, request) for number, path in sorted(parts.items())}
+    total, done, made = sum(map(len, images.values())), 0, 0
+
+    def say() -> None:
+        if on_progress is not None:
+            on_progress(ShardProgress(shard, done, total, None))
+
+    say()
+    for number, pivots in images.items():
+        rows, metadata = _there(run, shard, number, marker, request)
+        jobs = [(pivot, wanted) for pivot in pivots if (wanted := _missing(pivot, directions, request, rows))]
+        done += len(pivots) - len(jobs)
+        new: list[dict[str, Any]] = []
+        for found in _edited(run, engine, shard, number, jobs, request):
+            new += found
+            done += 1
+            say()
+        if new:
+            again = {(row["image_id"], row["direction"], row["strength"]) for row in new}
+            kept = [row for row in rows if (row["image_id"], row["direction"], row["strength"]) not in again]
+            content = sorted(kept + new, key=lambda row: (row["image_id"], row["direction"], row["strength"]))
+            run.store.write_part("edits", run.name, shard, number, tables.table("edits", content, metadata))
+            made += len(new)
+    mark_answered(run, shard, request, marker)
+    say()
+    return {"shard": shard, "images": total, "edits": made}
+
+
+def _pivots(run: Run, path: str, request: Request) -> list[dict[str, Any]]:
+    rows = tables.records(run.store.read_part(path))
+    return rows if request.images is None else [row for row in rows if row["image_id"] in set(request.images)]
+
+
+def _there(
+    run: Run, shard: int, number: int, marker: Mapping[str, Any], request: Request
+) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """The rows of a part of the table that still hold, and the metadata to write: of what results and directions."""
+    names = {run.store.part_path(table, run.name, shard, number) for table in ("pivots", "deltas")}
+    results = results_sha256([file for file in marker["files"] if file["path"] in names])
+    path = run.store.part_path("edits", run.name, shard, number)
+    rows: list[dict[str, Any]] = []
+    known: dict[str, str] = {}
+    with suppress(MissingFile, DamagedPart):
+        table = run.store.read_table(path)[1]
+        found = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
+        if found.get("results_sha256") == results:
+            known = dict(json.loads(found["directions"]))
+            replaced = {name for name, sha256 in request.directions.items() if known.get(name, sha256) != sha256}
+            rows = [row for row in table.to_pylist() if row["direction"] not in replaced]
+    directions = json.dumps(known | request.directions, sort_keys=True)
+    return rows, {"lpips_net": run.config.net, "results_sha256": results, "directions": directions}
+
+
+def _missing(pivot: Row, directions: Sequence[Direction], request: Request, rows: Sequence[Row]) -> _Wanted:
+    """What of the request an image does not have yet."""
+    there = {
+        (row["direction"], row["strength"])
+        for row in rows
+        if row["image_id"] == pivot["image_id"] and (row["picture"] or not request.pictures)
+    }
+    return [(d, s) for d in directions for s in request.strengths if (d.name, s) not in there]
+
+
+def _edited(
+    run: Run, engine: Engine, shard: int, number: int, jobs: Sequence[tuple[Row, _Wanted]], request: Request
+) -> Any:
+    """The new rows of each image, in order; its pictures are in the store by then."""
+    if not jobs:
+        return
+    frame = run.store.read_part(run.store.part_path("deltas", run.name, shard, number))
+    deltas = {str(owner): tables.records(rows) for owner, rows in frame.groupby("owner", sort=False)}
+    embedding = face_embedding()
+
+    def edited(job: tuple[Row, _Wanted], check: Callable[[], None]) -> list[dict[str, Any]]:
+        check()
+        pivot, wanted = job
+        image_id, owner = pivot["image_id"], run.config.owner(pivot["image_id"], pivot["group"])
+        if owner not in deltas:
+            raise RunError(
+                f"run {run.name}: no delta of {owner!r} in the deltas table; "
+                "`pti check` finds what is damaged, and `pti run` again does it once more"
+            )
+        stored = stored_from_rows(run, engine, pivot, deltas[owner])
+        rows = []
+
+        def keep(direction: str, strength: float, image: Tensor) -> str:
+            path = picture_path(run, direction, image_id, strength)
+            run.store.files.put(path, as_png(image))
+            return path
+
+        if request.pictures:
+            keep(UNEDITED, 0.0, round_uint8(stored.generator.synthesis(stored.ws, noise=stored.noise)))
+        for edit, image in edits(
+            engine.generator, stored.generator, stored.ws, stored.noise, wanted, engine.lpips, embedding
+        ):
+            check()
+            picture = keep(edit.direction, edit.strength, image) if request.pictures else None
+            rows.append({"image_id": image_id, **asdict(edit), "picture": picture})
+        return rows
+
+    with one_at_a_time(engine.device):
+        yield from in_parallel(edited, jobs, engine.device)
+
+
+def as_png(image: Tensor) -> bytes:
+    """An image `[1, C, H, W]` in [-1, 1] as a PNG."""
+    array = to_uint8(image.cpu().numpy())[0]
+    buffer = io.BytesIO()
+    Image.fromarray(np.repeat(array, 3, axis=2) if array.shape[2] == 1 else array).save(buffer, "PNG")
+    return buffer.getvalue()

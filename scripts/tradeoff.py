@@ -1,0 +1,94 @@
+"""Distortion against editability of W, W+, pivotal tuning without locality, and pivotal tuning: a table and a plot.
+
+    python scripts/tradeoff.py demo --output out/tradeoff
+
+Leaves tradeoff.png, tradeoff.csv (medians) and tradeoff.parquet (a row an image, method, direction and strength)
+in the output folder, beside the tables of the three runs that it makes. The same command again does what is missing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from pti_core.shards import ShardProgress
+from pti_core.tradeoff import compare, invert, summary
+
+COLOURS = {"W": "#2563eb", "W+": "#dc2626", "PTI without locality": "#f59e0b", "PTI": "#059669"}
+AXES = {"magnitude": "change of the attribute, 1 as asked", "correlation": "correlation with the edit in W"}
+
+
+def plot(rows: pd.DataFrame, images: int) -> Figure:
+    """Distortion to the right, editability upwards; a point an image, large ones are medians."""
+    figure = Figure(figsize=(10, 4.4), layout="constrained")
+    each = rows.groupby(["method", "image_id"], as_index=False)[["distortion", *AXES]].median()
+    medians = summary(rows)
+    for axes, (measure, label) in zip(figure.subplots(1, 2), AXES.items(), strict=True):
+        for method, colour in COLOURS.items():
+            points = each[each["method"] == method]
+            axes.scatter(points["distortion"], points[measure], s=14, color=colour, alpha=0.35, linewidths=0)
+            x, y = medians.loc[method, "distortion"], medians.loc[method, measure]
+            axes.scatter(x, y, s=130, color=colour, edgecolors="white", zorder=3, label=method)
+        axes.set_xlabel("distortion (LPIPS to the target)")
+        axes.set_ylabel(f"editability: {label}")
+        axes.set_xlim(left=0)
+        axes.grid(alpha=0.25)
+    axes.legend(frameon=False)
+    figure.suptitle(f"Better is up and to the left ({images} images; large: medians)", fontsize=11)
+    return figure
+
+
+def markdown(medians: pd.DataFrame) -> str:
+    """The medians as Markdown."""
+    lines = [f"| method | {' | '.join(medians.columns)} |", "| --- |" + " ---: |" * len(medians.columns)]
+    for method, row in medians.iterrows():
+        lines.append(f"| {method} | {' | '.join(f'{value:.3f}' for value in row)} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Parse the arguments, invert, compare, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("images", nargs="?", default="demo")
+    parser.add_argument("--output", default="out/tradeoff", help="a local folder")
+    parser.add_argument("--generator", default="pocket-ffhq-128")
+    parser.add_argument("--preset", default="demo")
+    parser.add_argument("--limit", type=int)
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of all runs")
+    parser.add_argument("--direction", action="append", metavar="SOURCE", help="default: pca:0, pca:1, pca:2")
+    parser.add_argument("--strength", action="append", type=float, help="default: -2 and 2")
+    parser.add_argument("--samples", type=int, default=1500, help="of the generator, to learn the attributes from")
+    args = parser.parse_args()
+    settings: dict[str, Any] = {k: json.loads(v) for k, v in (s.split("=", 1) for s in args.set)}
+    last: dict[str, float] = {}
+
+    def progress(run: str) -> Any:
+        def say(now: ShardProgress) -> None:
+            if now.done >= last.get(run, -1) + 1 or now.done == now.total:
+                last[run] = now.done
+                print(f"run {run}: {now.done:.0f} of {now.total} images", file=sys.stderr, flush=True)
+
+        return say
+
+    runs = invert(args.images, args.output, args.generator, args.preset, settings, args.limit, progress)
+    print("editing", file=sys.stderr, flush=True)
+    directions = args.direction or ["pca:0", "pca:1", "pca:2"]
+    rows, r2 = compare(runs, directions, args.strength or [-2.0, 2.0], args.samples)
+    folder = Path(args.output)
+    rows.to_parquet(folder / "tradeoff.parquet")
+    medians = summary(rows)
+    medians.to_csv(folder / "tradeoff.csv")
+    plot(rows, rows["image_id"].nunique()).savefig(folder / "tradeoff.png", dpi=130)
+    print(markdown(medians))
+    print("attributes seen with an R2 of " + ", ".join(f"{name} {value:.2f}" for name, value in r2.items()))
+    print(f"plot  {folder / 'tradeoff.png'}")
+
+
+if __name__ == "__main__":
+    main()
