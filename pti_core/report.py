@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
+import json
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
@@ -16,12 +22,18 @@ from pti_core import images
 from pti_core.directions import Direction, visible_directions
 from pti_core.engine import Engine
 from pti_core.generators.base import Generator
+from pti_core.html_report import PAGE, write_page
+from pti_core.markers import sum_text
 from pti_core.runs import Run, engine_for, read_stored
+from pti_core.store import StoreError
 from pti_core.tables import records
 
 CONTACT_SHEET = "contact_sheet.png"
+SUMMARY = "summary.json"
 STAGES = ("pivot", "tuned", "stored")
 MAX_MESSAGES = 10
+MEDIANS_OF = 1_000_000  # images; the medians of more change no digit that is shown
+PAGE_OF = 200_000  # images; of more `pti report` makes the page, when it is wanted
 MIN_CELL, MAX_CELL = 128, 256  # pixels; larger images are reduced, smaller ones enlarged
 MAX_ROWS = 24
 EDIT_STRENGTH = 2.0  # standard deviations of W along the direction
@@ -29,19 +41,39 @@ INK, PAPER, GREY = (24, 24, 27), (255, 255, 255), (113, 113, 122)
 
 
 def medians(run: Run) -> pd.DataFrame:
-    """Medians over the images of a run: a row a stage, columns lpips, mse, psnr, ssim, ms_ssim, steps, seconds."""
-    frame = run.store.read("metrics", run=run.name)
+    """Medians over the images of a run: a row a stage, columns lpips, mse, psnr, ssim, ms_ssim, steps, seconds.
+
+    Of more than `MEDIANS_OF` images, of about so many: whole shards, evenly spread.
+    """
     columns = ["lpips", "mse", "psnr", "ssim", "ms_ssim", "steps", "seconds"]
-    table = frame.groupby("stage", observed=True)[columns].median(numeric_only=True)
-    return table.reindex([stage for stage in STAGES if stage in table.index])
+    table = run.store.read_arrow("metrics", run.name, ["stage", *columns], _some_shards(run))
+    rows = {}
+    for stage in STAGES:
+        of_stage = table.filter(pc.equal(table["stage"], stage))
+        if len(of_stage):
+            rows[stage] = {column: _median(of_stage[column]) for column in columns}
+    return pd.DataFrame.from_dict(rows, orient="index", columns=columns, dtype=float).rename_axis("stage")
 
 
 def locality_medians(run: Run) -> pd.Series[Any]:
-    """Median LPIPS of old against new generator, by where: `alpha 30`, ..., `w_z`."""
-    frame = run.store.read("locality", run=run.name, columns=["where", "alpha", "lpips"])
-    order = frame["alpha"].where(frame["where"] == "interpolated", float("inf"))
-    table = frame["lpips"].groupby(order).median()
-    return table.rename(lambda alpha: "w_z" if alpha == float("inf") else f"alpha {alpha:g}")
+    """Median LPIPS of old against new generator, by where: `alpha 30`, ..., `w_z`; of the images of `medians`."""
+    table = run.store.read_arrow("locality", run.name, ["where", "alpha", "lpips"], _some_shards(run))
+    at = pc.if_else(pc.equal(table["where"], "interpolated"), table["alpha"], float("inf"))
+    found = {float(a): _median(table["lpips"].filter(pc.equal(at, a))) for a in pc.unique(at).drop_null().to_pylist()}
+    names = {a: "w_z" if a == float("inf") else f"alpha {a:g}" for a in sorted(found)}
+    return pd.Series({name: found[a] for a, name in names.items()}, dtype=float)
+
+
+def _median(values: pa.ChunkedArray) -> float:
+    """Of what was measured; NaN where nothing was."""
+    median = pc.quantile(values.cast(pa.float64()), 0.5)[0].as_py()
+    return float("nan") if median is None else float(median)
+
+
+def _some_shards(run: Run) -> list[tuple[str, str, list[int]]] | None:
+    """A filter for the shards that medians are taken of; none where all are."""
+    step = -(-run.manifest.rows // MEDIANS_OF)
+    return [("shard", "in", list(range(0, run.manifest.shards, step)))] if step > 1 else None
 
 
 @dataclass(frozen=True)
@@ -58,11 +90,12 @@ def contact_sheet(run: Run, engine: Engine, limit: int = MAX_ROWS) -> Image.Imag
     The directions are the two principal components of W that change the mean image most.
     """
     directions = visible_directions(engine.generator, engine.statistics, engine.lpips)
-    metrics = run.store.read("metrics", run=run.name, columns=["image_id", "stage", "lpips"])
+    # Ids first, of no more shards than it takes: tables and noise maps of a whole run may not fit into memory.
+    shards = _first_shards(run, limit)
+    ids = run.store.read("pivots", run=run.name, columns=["image_id"], filters=[("shard", "in", shards)]).head(limit)
+    where = [("shard", "in", shards), ("image_id", "in", list(ids["image_id"]))]
+    metrics = run.store.read("metrics", run=run.name, columns=["image_id", "stage", "lpips"], filters=where)
     lpips = dict(zip(zip(metrics["image_id"], metrics["stage"], strict=True), metrics["lpips"], strict=True))
-    # Ids first: the noise maps of a whole run may not fit into memory.
-    ids = run.store.read("pivots", run=run.name, columns=["image_id", "shard"]).head(limit)
-    where = [("shard", "in", sorted({int(s) for s in ids["shard"]})), ("image_id", "in", list(ids["image_id"]))]
     rows = [
         _row(run, engine, pivot, directions, lpips)
         for pivot in records(run.store.read("pivots", run=run.name, filters=where).head(limit))
@@ -71,6 +104,16 @@ def contact_sheet(run: Run, engine: Engine, limit: int = MAX_ROWS) -> Image.Imag
     for direction in directions:
         headings += [f"{direction.name}: base", f"{direction.name}: tuned"]
     return _sheet(headings, rows, min(MAX_CELL, max(MIN_CELL, engine.generator.img_resolution)))
+
+
+def _first_shards(run: Run, images: int) -> list[int]:
+    """The shards that hold the first so many images which were not rejected."""
+    shards = []
+    for shard, marker in sorted(run.store.markers(run.name).items()):
+        if images > 0 and marker["counts"]["pivots"]:
+            shards.append(shard)
+            images -= marker["counts"]["pivots"]
+    return shards
 
 
 def _row(
@@ -141,34 +184,90 @@ def _shorten(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, widt
 
 
 def publish(run: Run) -> dict[str, Any]:
-    """Write `runs/<run>/report/contact_sheet.png` where it is missing; return the run's summary."""
+    """Check that every image has its row, write report, contact sheet, summary where they are missing; return the last.
+
+    Raises StoreError for a run that is not complete.
+    """
+    markers = run.store.done(run.name)
+    known = _known_summary(run, markers)
+    if known is None:
+        run.store.check_complete(run.name)
     path = f"runs/{run.name}/report/{CONTACT_SHEET}"
-    frame = run.store.read("pivots", run=run.name, columns=["image_id"])
-    if len(frame) and not run.store.exists(path):
+    pivots = any(marker["counts"]["pivots"] for marker in markers.values())
+    if pivots and run.config.engine == "pti" and not run.store.exists(path):
         buffer = io.BytesIO()
         contact_sheet(run, engine_for(run)).save(buffer, "PNG", optimize=True)
         run.store.write_report(run.name, CONTACT_SHEET, buffer.getvalue())
-    return summary(run)
+    if _wants_page(run) and (known is None or not run.store.exists(_page(run))):
+        write_page(run)
+    if known is None:
+        known = _summary(run, markers)
+        content = {"markers": _fingerprint(markers), "summary": known}
+        run.store.write_report(run.name, SUMMARY, json.dumps(content, indent=1).encode())
+    return known | _pictures_at(run)
 
 
 def summary(run: Run) -> dict[str, Any]:
-    """Plain figures of a run, for artifacts and the command line. JSON types only; what was not measured is None."""
-    counts = run.store.check_complete(run.name)
-    rejects = run.store.read("rejects", run=run.name, columns=["message"])
-    files = [file for marker in run.store.done(run.name).values() for file in marker["files"]]
+    """Plain figures of a run, for artifacts and the command line. JSON types only; what was not measured is None.
+
+    As it was published, where the shards' markers are still the same. Raises StoreError where some are not done.
+    """
+    markers = run.store.done(run.name)
+    return (_known_summary(run, markers) or _summary(run, markers)) | _pictures_at(run)
+
+
+def _known_summary(run: Run, markers: Mapping[int, Mapping[str, Any]]) -> dict[str, Any] | None:
+    """What was published of these very markers: nothing has been done, lost or found damaged since."""
+    with suppress(StoreError, ValueError, TypeError, KeyError):
+        content = json.loads(run.store.files.get(f"runs/{run.name}/report/{SUMMARY}", "no summary"))
+        if content["markers"] == _fingerprint(markers):
+            return dict(content["summary"])
+    return None
+
+
+def _fingerprint(markers: Mapping[int, Mapping[str, Any]]) -> str:
+    return hashlib.sha256(json.dumps(sorted(markers.items()), sort_keys=True).encode()).hexdigest()
+
+
+def _wants_page(run: Run) -> bool:
+    return run.config.engine == "pti" and run.manifest.rows <= PAGE_OF
+
+
+def _page(run: Run) -> str:
+    return f"runs/{run.name}/report/{PAGE}"
+
+
+def _pictures_at(run: Run) -> dict[str, str | None]:
+    paths = {"contact_sheet": f"runs/{run.name}/report/{CONTACT_SHEET}", "report": _page(run)}
+    return {name: f"{run.store.root}/{path}" if run.store.exists(path) else None for name, path in paths.items()}
+
+
+def _summary(run: Run, markers: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
+    counts = {name: sum(marker["counts"][name] for marker in markers.values()) for name in ("pivots", "rejects")}
+    if sum(counts.values()) != run.manifest.rows:
+        text = sum_text({"manifest": run.manifest.rows, **counts})
+        raise StoreError(f"run {run.name!r} is not complete: {text}; run it again to finish it")
+    files = [file for marker in markers.values() for file in marker["files"]]
     delta_bytes = sum(file["bytes"] for file in files if file["path"].startswith("deltas/"))
-    path = f"runs/{run.name}/report/{CONTACT_SHEET}"
     return {
         "run": run.name,
         "preset": run.config.preset,
         "images": counts["pivots"],
         "rejected": counts["rejects"],
-        "reject_messages": rejects["message"].head(MAX_MESSAGES).tolist(),
+        "reject_messages": _reject_messages(run, markers),
         "medians": {str(stage): _plain(row) for stage, row in medians(run).iterrows()},
         "locality": _plain(locality_medians(run)),
         "delta_bytes": delta_bytes / max(1, counts["pivots"]),
-        "contact_sheet": f"{run.store.root}/{path}" if run.store.exists(path) else None,
     }
+
+
+def _reject_messages(run: Run, markers: Mapping[int, Mapping[str, Any]]) -> list[str]:
+    """The first few, in the order of the shards."""
+    shards = sorted(shard for shard, marker in markers.items() if marker["counts"]["rejects"])[:MAX_MESSAGES]
+    if not shards:
+        return []
+    found = run.store.read_arrow("rejects", run.name, ["message"], [("shard", "in", shards)])
+    return list(found["message"].slice(0, MAX_MESSAGES).to_pylist())
 
 
 def _plain(row: pd.Series[Any]) -> dict[str, float | None]:
@@ -180,6 +279,11 @@ def markdown(summary: dict[str, Any]) -> str:
     lines = [f"## Run {summary['run']}", "", f"{summary['images']} images, {summary['rejected']} rejected.", ""]
     lines += ["| stage | LPIPS | MSE | PSNR dB | SSIM |", "| --- | --- | --- | --- | --- |"]
     for stage, row in summary["medians"].items():
-        lines.append(f"| {stage} | {row['lpips']:.4f} | {row['mse']:.4f} | {row['psnr']:.2f} | {row['ssim']:.3f} |")
-    lines += ["", f"Contact sheet: `{summary['contact_sheet']}`"]
+        forms = {"lpips": ".4f", "mse": ".4f", "psnr": ".2f", "ssim": ".3f"}
+        cells = ("" if row[name] is None else format(row[name], form) for name, form in forms.items())
+        lines.append(f"| {stage} | {' | '.join(cells)} |")
+    if summary["contact_sheet"]:
+        lines += ["", f"Contact sheet: `{summary['contact_sheet']}`"]
+    if summary["report"]:
+        lines += ["", f"Report: `{summary['report']}`"]
     return "\n".join([*lines, *(f"- {message}" for message in summary["reject_messages"])])

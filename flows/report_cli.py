@@ -1,0 +1,47 @@
+"""`pti report`: the page of a run."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+
+def report(
+    root: Annotated[str, typer.Argument(help="Root of the tables: a folder or any fsspec URL.")],
+    run: Annotated[str | None, typer.Option("--run", help="Name of the run; the newest if left out.")] = None,
+    images: Annotated[
+        str | None, typer.Option(help="How many images get pictures: a number, or 'all'. 48 if left out.")
+    ] = None,
+) -> None:
+    """Write the report of a run, a page to open in a browser: runs/<run>/report/index.html.
+
+    Half of the pictures are of the worst images by any measure, half of random ones. What was drawn before is kept.
+    """
+    from rich.progress import Progress
+
+    from pti_core.html_report import DRAWN, write_page
+    from pti_core.runs import find_run
+
+    count = _count(images, DRAWN)
+    opened = find_run(root, run)
+    console = Console()
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task("pictures", total=None)
+        written = write_page(opened, count, lambda done, total: progress.update(task, completed=done, total=total))
+    text = f"{written.images} images, {written.drawn} with pictures, {written.bytes / 2**20:.1f} MiB"
+    if written.beside:
+        text += f", and {written.beside / 2**20:.1f} MiB of pictures beside it in sprites/"
+    console.print(f"report  {written.path} ({text})", highlight=False, markup=False, soft_wrap=True)
+
+
+def _count(images: str | None, default: int) -> int | None:
+    """The number of images with pictures; None for all."""
+    if images is None:
+        return default
+    if images == "all":
+        return None
+    if not images.isdecimal():
+        raise ValueError(f"--images {images!r}: a number or 'all' expected")
+    return int(images)
