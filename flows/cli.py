@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from enum import StrEnum
-from typing import Annotated, Any
+from typing import Any
 
 # Before Prefect is imported: no telemetry, no server noise in a terminal, and time enough for a slow machine.
 for _name, _value in {
@@ -22,7 +20,8 @@ for _name, _value in {
 import typer  # noqa: E402
 from rich.console import Console  # noqa: E402
 
-from flows import generator_cli  # noqa: E402
+from flows import alpha_cli, edit_cli, generator_cli, report_cli, run_cli  # noqa: E402
+from flows.options import Root, RunName  # noqa: E402
 
 app = typer.Typer(
     add_completion=False,
@@ -30,95 +29,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Pivotal Tuning Inversion at scale.",
 )
+SHOWN = 5  # failed shards whose reason is shown
 console = Console()
 errors = Console(stderr=True)
-
-
-class Preset(StrEnum):
-    """How much work an image is worth."""
-
-    demo = "demo"
-    fast = "fast"
-    paper = "paper"
-
-
-class Mode(StrEnum):
-    """Who gets a generator."""
-
-    single = "single"
-    multi = "multi"
-
-
-Root = Annotated[str, typer.Argument(help="Root of the tables: a folder or any fsspec URL.")]
-RunName = Annotated[str | None, typer.Option("--run", help="Name of a run; the newest if left out.")]
-
-
-@app.command()
-def run(
-    dataset: Annotated[str, typer.Argument(help="Folder, glob, file or archive (any fsspec URL), or 'demo'.")],
-    output: Annotated[str, typer.Option("--output", "-o", help="Where the tables go: a folder or any fsspec URL.")],
-    generator: Annotated[str, typer.Option(help="Built-in name, or path of a checkpoint.")] = "pocket-ffhq-128",
-    preset: Annotated[Preset, typer.Option(help="Steps and weights of the method.")] = Preset.fast,
-    mode: Annotated[Mode, typer.Option(help="A generator for each image, or one for each folder.")] = Mode.single,
-    limit: Annotated[int | None, typer.Option(min=1, help="Only the first images.")] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Do a finished job again.")] = False,
-    convert: Annotated[
-        bool, typer.Option("--convert", help="Accept grey, palette, CMYK, 16-bit, transparent.")
-    ] = False,
-    seed: Annotated[int, typer.Option(help="Of all random numbers.")] = 0,
-    shard_size: Annotated[int, typer.Option(min=1, help="Images in a shard.")] = 64,
-    workers: Annotated[int, typer.Option(min=1, help="Shards at once in this process.")] = 1,
-    setting: Annotated[
-        list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="One setting, e.g. tuning.steps=100.")
-    ] = None,
-) -> None:
-    """Invert a data set: pivots, weight deltas, metrics and locality as Parquet tables under OUTPUT.
-
-    Run the same command again to finish what is missing.
-    """
-    with _one_sentence():
-        from flows.console import ProgressView, show_summary
-
-        settings = dict(_parse_setting(text) for text in setting or [])
-        with ProgressView(console) as view:
-            from pti_core.presets import configure
-            from pti_core.report import publish
-            from pti_core.runs import freeze
-
-            overrides = {"mode": mode.value, "seed": seed, "image.convert": convert, **settings}
-            existing: Any = "overwrite" if overwrite else "resume"
-            # All that can go wrong is found here, in seconds, before a server or a worker is started.
-            frozen = freeze(
-                dataset, output, generator, configure(preset.value, overrides), limit, shard_size, existing=existing
-            )
-            for remark in frozen.remarks:
-                view.note(remark)
-            if frozen.pending():
-                view.say("starting Prefect")
-                from flows.pti import pti
-                from flows.stopping import stop_at_once
-                from tasks.progress import listen
-
-                pending = set(frozen.pending())
-                view.expect(len(frozen.manifest), int((~frozen.manifest["shard"].isin(pending)).sum()))
-                with listen(view), stop_at_once(view.say_last):
-                    summary = pti(
-                        dataset=dataset,
-                        output=output,
-                        generator=generator,
-                        preset=preset.value,
-                        mode=mode.value,
-                        limit=limit,
-                        convert=convert,
-                        seed=seed,
-                        shard_size=shard_size,
-                        workers=workers,
-                        settings=settings,
-                    )
-            else:
-                view.say("everything is done already")
-                summary = publish(frozen)
-        show_summary(console, summary, output)
 
 
 @app.command()
@@ -137,11 +50,11 @@ def status(root: Root) -> None:
         rows = [
             (
                 run.run,
-                run.state,
+                run.state + (f" ({len(run.running)})" if run.state == "running" else ""),
                 f"{run.images_done} / {run.images}",
                 f"{run.shards_done} / {run.shards}",
                 str(run.rejected),
-                _time_left(run.seconds_left) if run.state == "unfinished" else "",
+                _time_left(run.seconds_left) if run.state != "done" else "",
                 run.preset,
             )
             for run in found
@@ -153,11 +66,43 @@ def status(root: Root) -> None:
         for row, run in zip(rows, found, strict=True):
             table.add_row(*row, run.dataset)
         console.print(table)
+        for run in found:
+            for note in run.running[:SHOWN]:
+                console.print(f"run {run.run}, shard {note.shard} is at work on {note.where}", highlight=False)
+            for note in run.failed[:SHOWN]:
+                console.print(f"run {run.run}, shard {note.shard} failed: {note.error}", highlight=False, markup=False)
+            if run.temporary:
+                text = f"run {run.run}: {run.temporary} rejects are temporary; `pti run ... --retry-rejects` tries them"
+                console.print(text, highlight=False, markup=False)
 
 
 def _time_left(seconds: float | None) -> str:
-    """Minutes at the speed so far; a word where nothing is known yet."""
-    return "unknown" if seconds is None else f"{seconds / 60:.1f} min"
+    """Hours and minutes at the speed so far; a word where nothing is known yet."""
+    if seconds is None:
+        return "unknown"
+    return f"{seconds / 3600:.1f} h" if seconds > 5400 else f"{seconds / 60:.1f} min"
+
+
+@app.command()
+def check(root: Root, name: RunName = None) -> None:
+    """Read every file of the runs under ROOT and compare it with its checksum; the next run does again what is lost."""
+    with _one_sentence():
+        from rich.progress import track
+
+        from pti_core.checking import check_run
+        from pti_core.store import Store
+
+        store, damaged = Store(root), 0
+        for run in _runs(store, root, name):
+            shards = len(store.markers(run))
+            for found in track(check_run(store, run), f"run {run}", shards, console=console, transient=True):
+                for problem in found.problems:
+                    console.print(f"run {run}, shard {found.shard}: {problem}", highlight=False, markup=False)
+                damaged += bool(found.problems)
+            console.print(f"run {run}: {shards} shards read", highlight=False)
+        if damaged:
+            shards_are = "1 shard is" if damaged == 1 else f"{damaged} shards are"
+            raise RuntimeError(f"{shards_are} not as written; the same `pti run` again does what is damaged once more")
 
 
 @app.command()
@@ -194,17 +139,6 @@ def _runs(store: Any, root: str, name: str | None = None) -> list[str]:
     return names if name is None else [name]
 
 
-def _parse_setting(text: str) -> tuple[str, Any]:
-    """`tuning.steps=100` as name and value; the value is JSON, or a word."""
-    name, equals, value = text.partition("=")
-    if not equals or not name:
-        raise ValueError(f"--set {text!r}: NAME=VALUE expected, e.g. tuning.steps=100")
-    try:
-        return name, json.loads(value)
-    except json.JSONDecodeError:
-        return name, value
-
-
 @contextmanager
 def _one_sentence() -> Iterator[None]:
     """Show what a person can act on as one sentence, without a traceback; exit status 1."""
@@ -233,7 +167,11 @@ app.add_typer(generators, name="generator")
 generators.command()(_one_sentence()(generator_cli.fetch))
 generators.command()(_one_sentence()(generator_cli.inspect))
 generators.command()(_one_sentence()(generator_cli.convert))
+app.command()(_one_sentence()(run_cli.run))
+app.command()(_one_sentence()(edit_cli.edit))
+app.command()(_one_sentence()(alpha_cli.alpha_study))
 app.command()(_one_sentence()(generator_cli.export))
+app.command()(_one_sentence()(report_cli.report))
 
 
 def main() -> None:

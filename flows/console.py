@@ -22,7 +22,9 @@ class ProgressView:
     def __init__(self, console: Console) -> None:
         self.console = console
         self.lock = threading.Lock()
-        self.shards: dict[int, ShardProgress] = {}
+        self.in_work: dict[int, ShardProgress] = {}
+        self.ended: set[int] = set()
+        self.started, self.finished = False, 0  # `finished`: images of shards that have ended
         self.start = self.first_work = time.monotonic()
         self.at_first_work = 0.0
         self.images, self.done_before = 0, 0
@@ -73,11 +75,16 @@ class ProgressView:
     def __call__(self, progress: ShardProgress) -> None:
         """Take the progress of one shard; shards in work at the same time are summed."""
         with self.lock:
-            if not self.shards:
+            if not self.started:
                 self.first_work, self.at_first_work = time.monotonic(), self.done_before + progress.done
-            self.shards[progress.shard] = progress
-            done = self.done_before + sum(p.done for p in self.shards.values())
-            total = max(self.images, sum(p.total for p in self.shards.values()))
+                self.started = True
+            if progress.shard not in self.ended:
+                self.in_work[progress.shard] = progress
+                if progress.now is None and progress.done >= progress.total:  # not summed again for each of thousands
+                    self.ended.add(progress.shard)
+                    self.finished += self.in_work.pop(progress.shard).total
+            done = self.done_before + self.finished + sum(p.done for p in self.in_work.values())
+            total = max(self.images, self.finished + sum(p.total for p in self.in_work.values()))
             elapsed = time.monotonic() - self.first_work
             rate = (done - self.at_first_work) / elapsed if elapsed > 1 else 0.0
             doing = f"{progress.now.stage} LPIPS {progress.now.lpips:.3f}" if progress.now else "writing, measuring"
@@ -100,6 +107,8 @@ def show_summary(console: Console, summary: dict[str, Any], root: str) -> None:
             console.print(f"  {message}", highlight=False, markup=False)
     if summary["contact_sheet"]:
         console.print(f"\ncontact sheet  {summary['contact_sheet']}", highlight=False, soft_wrap=True)
+    if summary["report"]:
+        console.print(f"report         {summary['report']}", highlight=False, soft_wrap=True)
     table = "metrics" if summary["images"] else "rejects"
     console.print(f'{table:14} pandas.read_parquet("{root.rstrip("/")}/{table}")', highlight=False, soft_wrap=True)
 
@@ -110,8 +119,8 @@ def _show_medians(console: Console, summary: dict[str, Any]) -> None:
     for heading in ("LPIPS", "MSE", "PSNR dB", "SSIM", "steps", "s an image"):
         table.add_column(heading, justify="right")
     for stage, row in summary["medians"].items():
-        cells = [f"{row['lpips']:.4f}", f"{row['mse']:.4f}", f"{row['psnr']:.2f}", f"{row['ssim']:.3f}"]
-        cells += [_number(row["steps"], "{:.0f}"), _number(row["seconds"], "{:.1f}")]
+        forms = {"lpips": ".4f", "mse": ".4f", "psnr": ".2f", "ssim": ".3f", "steps": ".0f", "seconds": ".1f"}
+        cells = [_number(row[name], form) for name, form in forms.items()]
         table.add_row(stage, *cells)
     console.print(table)
     if summary["locality"]:
@@ -121,4 +130,4 @@ def _show_medians(console: Console, summary: dict[str, Any]) -> None:
 
 
 def _number(value: float | None, form: str) -> str:
-    return "" if value is None or value != value else form.format(value)
+    return "" if value is None or value != value else format(value, form)

@@ -2,92 +2,81 @@
 
 from __future__ import annotations
 
-from collections import deque
 from typing import Annotated, Any, Literal
 
 from prefect import flow
-from prefect.futures import PrefectFuture
-from prefect.task_runners import ThreadPoolTaskRunner
 from pydantic import Field
 
+from flows.runners import RunnerName, started
+from flows.shard_work import do_shards
 from pti_core.presets import configure
 from tasks.freeze import freeze_manifest
 from tasks.publish import publish_summary
-from tasks.shards import invert_shard, measure_shard
+from tasks.shards import invert_shards, measure_shards
 
-Dataset = Annotated[str, Field(description="Folder, glob, file or archive (any fsspec URL), or 'demo'")]
-Output = Annotated[str, Field(description="Where the tables go: a folder or any fsspec URL")]
-GeneratorRef = Annotated[str, Field(description="A built-in name ('pocket-ffhq-128') or the path of a checkpoint")]
-Limit = Annotated[int | None, Field(ge=1, description="Only the first images")]
+Name = Annotated[str, Field(min_length=1)]
+Count = Annotated[int, Field(ge=1)]
 
 
 @flow(name="pti", flow_run_name="pti-{preset}", validate_parameters=True)
 def pti(
-    dataset: Dataset = "demo",
-    output: Output = "out/demo",
-    generator: GeneratorRef = "pocket-ffhq-128",
-    preset: Literal["demo", "fast", "paper"] = "fast",
-    mode: Annotated[Literal["single", "multi"], Field(description="A generator an image, or one a folder")] = "single",
-    limit: Limit = None,
-    existing: Literal["resume", "overwrite"] = "resume",
+    dataset: Name = "demo",
+    output: Name = "out/demo",
+    generator: Name = "pocket-ffhq-128",
+    preset: Literal["demo", "fast", "paper", "noop"] = "fast",
+    mode: Literal["single", "multi"] = "single",
+    group_by: str | None = None,
+    limit: Count | None = None,
+    existing: Literal["resume", "extend", "overwrite"] = "resume",
+    retry_rejects: bool = False,
     convert: bool = False,
     seed: int = 0,
-    shard_size: Annotated[int, Field(ge=1, description="Images in a shard, the unit of work")] = 64,
-    workers: Annotated[int, Field(ge=1, description="Shards at once in this process")] = 1,
-    settings: Annotated[dict[str, Any] | None, Field(description="Single settings, e.g. {'tuning.steps': 100}")] = None,
+    shard_size: Count = 64,
+    shards_per_task: Count = 1,
+    runner: RunnerName = "threads",
+    address: str | None = None,
+    workers: Count | None = None,
+    resources: dict[str, float] | None = None,
+    credentials: str | None = None,
+    settings: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Invert a data set into a generator: pivots, weight deltas, metrics and locality as Parquet tables.
 
+    The form of a deployment shows what is said here of the arguments.
+
     Args:
-        dataset: a folder, glob, file or archive behind any fsspec URL, or `demo`, the packaged faces.
-        output: root of the tables, a folder or any fsspec URL.
-        generator: a built-in name, or the path or URL of a checkpoint.
-        preset: `demo` (minutes on a laptop), `fast`, or `paper` (as published).
-        mode: a generator for each image (`single`), or one for each folder of images (`multi`).
+        dataset: folder, glob, archive, Parquet or one file (any fsspec URL), or 'demo', the packaged faces.
+        output: where the tables go: a folder or any fsspec URL.
+        generator: a built-in name ('pocket-ffhq-128'), or the path or URL of a checkpoint.
+        preset: steps and weights of the method; 'demo' takes minutes on a laptop, 'noop' does nothing.
+        mode: a generator for each image ('single'), or one for each group ('multi').
+        group_by: groups of mode 'multi': 'folder', 'column:NAME' or 'regex:PATTERN'.
         limit: only the first images.
-        existing: finish what is missing of the same job (`resume`), or do it again (`overwrite`).
-        convert: accept grey, palette, CMYK, 16-bit and transparent images too, converted to RGB.
+        existing: a job that was done before: finish it ('resume'), add new and changed images ('extend'), or do all
+            of it again ('overwrite').
+        retry_rejects: try again what failed for a passing reason.
+        convert: accept grey, palette, CMYK, 16-bit and transparent images, converted to RGB.
         seed: of all random numbers.
-        shard_size: images in a shard.
-        workers: shards at once in this process; more than one needs a device that holds as many.
-        settings: single settings by dotted name, over the preset's.
+        shard_size: images in a shard, the unit of work.
+        shards_per_task: shards that one task does; more cost less.
+        runner: where tasks run: in this process ('threads'), or on a Dask or Ray cluster.
+        address: of the Dask scheduler or the Ray head; without one a cluster is started here.
+        workers: tasks at once; by default one thread, or what the cluster has room for.
+        resources: what a task takes of a cluster's worker, e.g. {"GPU": 1}.
+        credentials: name of a Prefect Secret block with storage options as JSON; never the secrets themselves.
+        settings: single settings over the preset's, e.g. {"tuning.steps": 100}.
     """
     overrides = {"mode": mode, "seed": seed, "image.convert": convert, **(settings or {})}
     config = configure(preset, overrides).model_dump(mode="json")
-    frozen = freeze_manifest(dataset, output, generator, config, limit, shard_size, existing)
-    root, run = output, frozen["run"]
+    frozen = freeze_manifest(
+        dataset, output, generator, config, limit, shard_size, existing, group_by, retry_rejects, credentials
+    )
+    common = {"root": output, "run": frozen["run"], "version": frozen["version"], "credentials": credentials}
 
-    failed: dict[int, str] = {}
-    # Twice the threads, since a measuring task holds one while it waits for its inversion.
-    threads: Any = ThreadPoolTaskRunner(max_workers=2 * workers)  # its types know only coroutines
-    with threads as runner:
-        in_flight: deque[tuple[int, list[PrefectFuture[Any]]]] = deque()
-        for shard in frozen["pending"]:
-            if len(in_flight) >= workers:  # a window, so that memory does not grow with the number of shards
-                failed |= _failure(*in_flight.popleft())
-            inverted = runner.submit(invert_shard, {"root": root, "run": run, "shard": shard})
-            measured = runner.submit(measure_shard, {"root": root, "run": run, "inverted": inverted})
-            in_flight.append((shard, [inverted, measured]))
-        for shard, futures in in_flight:
-            failed |= _failure(shard, futures)
-    if failed:
-        first = min(failed)
-        raise ShardsFailed(
-            f"{len(failed)} of {len(frozen['pending'])} shards failed and are left for the next run, "
-            f"first shard {first}: {failed[first]}"
-        )
-    return publish_summary(root, run)
+    def parameters(step: int, content: Any) -> dict[str, Any]:
+        own = {"inverted": content} if step else {"numbers": content, "retry_rejects": retry_rejects}
+        return common | own
 
-
-class ShardsFailed(RuntimeError):
-    """Some shards could not be done; the others are in the store."""
-
-
-def _failure(shard: int, futures: list[PrefectFuture[Any]]) -> dict[int, str]:
-    """Wait for a shard's tasks; what the first that failed of them failed of, by the shard's number."""
-    for future in futures:
-        future.wait()
-        if not future.state.is_completed():
-            error = future.result(raise_on_failure=False)
-            return {shard: str(error) if isinstance(error, Exception) else str(future.state.message)}
-    return {}
+    pool = started(runner, workers, address, resources)
+    do_shards([invert_shards, measure_shards], frozen, shards_per_task, parameters, pool)
+    return publish_summary(output, frozen["run"], credentials)

@@ -7,8 +7,9 @@ from typing import Any
 from prefect import task
 from prefect.logging import get_run_logger
 
-from pti_core import runs
+from pti_core import freezing
 from pti_core.config import RunConfig
+from tasks.credentials import use_credentials
 
 
 @task(name="freeze-manifest")
@@ -19,10 +20,17 @@ def freeze_manifest(
     config: dict[str, Any],
     limit: int | None,
     shard_size: int,
-    existing: runs.Existing,
+    existing: freezing.Existing,
+    group_by: str | None = None,
+    retry_rejects: bool = False,
+    credentials: str | None = None,
 ) -> dict[str, Any]:
-    """Freeze the run, or find it again; its name, and the shards that are still to do."""
-    run = runs.freeze(dataset, output, generator, RunConfig.model_validate(config), limit, shard_size, existing)
+    """Freeze the run, or find it again; its name, its size, and the shards that are still to do."""
+    use_credentials(credentials)
+    run = freezing.freeze(
+        dataset, output, generator, RunConfig.model_validate(config), limit, shard_size, existing, group_by
+    )
     for remark in run.remarks:
         get_run_logger().warning(remark)
-    return {"run": run.name, "images": len(run.manifest), "pending": run.pending()}
+    pending, done = run.left(retry_rejects)
+    return {"run": run.name, "version": run.version, "images": run.manifest.rows, "done": done, "pending": pending}

@@ -1,19 +1,26 @@
-"""Where a task's progress goes: to whoever called the flow in this process, or to the task's log."""
+"""Where a task's progress goes: its log, the page of the flow run, whoever called the flow in this process."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
+from contextvars import ContextVar, copy_context
+from threading import Event, Lock, Thread
+from uuid import UUID
 
+from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.logging import get_run_logger
 
 from pti_core.shards import OnShardProgress, ShardProgress
 
+ARTIFACT = "pti-progress"
 LOG_EVERY = 15.0  # seconds
+UPDATE_EVERY = 10.0  # seconds between requests to the server, however many images are done meanwhile
+UPDATE_AT_LEAST_EVERY = 300.0  # seconds; between the two a hundredth of the time so far, so that days cost few requests
 
 _listener: ContextVar[OnShardProgress | None] = ContextVar("pti_progress_listener", default=None)
+_run: ContextVar[RunProgress | None] = ContextVar("pti_run_progress", default=None)
 
 
 @contextmanager
@@ -27,8 +34,123 @@ def listen(listener: OnShardProgress) -> Iterator[None]:
 
 
 def reporter() -> OnShardProgress:
-    """The listener of this context; without one, a line in the task's log every quarter of a minute."""
-    return _listener.get() or _log_reporter()
+    """Tells the run's progress artifact and the listener of this context; without a listener, the task's log."""
+    run, other = _run.get(), _listener.get() or _log_reporter()
+    if run is None:  # also in the process of a cluster's worker: there the flow counts finished shards
+        return other
+
+    def report(progress: ShardProgress) -> None:
+        run.in_work(progress.shard, progress.done)
+        other(progress)
+
+    return report
+
+
+class RunProgress:
+    """Images done of all of a run, as one artifact on the flow run's page.
+
+    The work only counts; a thread of its own talks to the server, so that a slow or lost server costs no work.
+    """
+
+    def __init__(self, total: int, done: int, warn: Callable[[str], None]) -> None:
+        """Of `total` images, `done` were done before; `warn` gets a sentence where the server cannot be told."""
+        self._total, self._before, self._done = total, done, float(done)
+        self._in_work: dict[int, float] = {}  # by shard, images with the share of those in work
+        self._lock, self._closed, self._start = Lock(), Event(), time.monotonic()
+        self._artifact: UUID | None = None
+        self._failed = False
+        self._warn = warn
+
+    def in_work(self, shard: int, images: float) -> None:
+        """So much of a shard that is not finished is done; told again, it replaces what was told before."""
+        with self._lock:
+            self._in_work[shard] = images
+
+    def finished(self, shard: int, images: int) -> None:
+        """A shard is done, with so many images, rejects included."""
+        with self._lock:
+            self._in_work.pop(shard, None)
+            self._done += images
+        if (listener := _listener.get()) is not None:  # which tasks in the processes of a cluster cannot reach
+            listener(ShardProgress(shard, images, images, None))
+
+    def dropped(self, shard: int) -> None:
+        """A shard has failed: it does not count."""
+        with self._lock:
+            self._in_work.pop(shard, None)
+
+    def percent(self) -> float:
+        """Of all images, 0 to 100."""
+        with self._lock:
+            done = self._done + sum(self._in_work.values())
+        return 100.0 * min(1.0, done / self._total) if self._total else 100.0
+
+    def describe(self) -> str:
+        """One line for a person: images, speed, time left."""
+        done = self.percent() / 100.0 * self._total
+        seconds = time.monotonic() - self._start
+        words = f"{int(done + 1e-6):,} of {self._total:,} images"
+        if done >= self._before + 1:
+            rate = (done - self._before) / max(seconds, 1e-9)
+            speed = f"{rate:.2f} images a second" if rate >= 1 else f"{1 / rate:.1f} s an image"
+            left = f", about {_duration((self._total - done) / rate)} left" if done < self._total else ""
+            words += f", {speed}{left}"
+        return words
+
+    def send(self) -> None:
+        """Create the artifact, or update it. A server's failure is logged once, and the work goes on."""
+        percent, description = round(self.percent(), 1), self.describe()
+        try:
+            if self._artifact is None:
+                self._artifact = create_progress_artifact(percent, ARTIFACT, description)  # type: ignore[assignment]
+            else:
+                update_progress_artifact(self._artifact, percent, description)
+        except Exception as error:
+            if not self._failed:
+                self._warn(f"the progress on the run's page could not be updated: {error}")
+            self._failed = True
+
+    def _send_until_closed(self) -> None:
+        while not self._closed.wait(self._pause()):
+            self.send()
+
+    def _pause(self) -> float:
+        return min(UPDATE_AT_LEAST_EVERY, max(UPDATE_EVERY, (time.monotonic() - self._start) / 100))
+
+    @contextmanager
+    def shown(self) -> Iterator[None]:
+        """Keep the artifact up to date; tasks in threads of this context add what they have in work."""
+        self.send()
+        token = _run.set(self)
+        # The thread needs this context: it says which run the artifact belongs to, and which server to ask.
+        sender = Thread(target=copy_context().run, args=(self._send_until_closed,), name="pti-progress", daemon=True)
+        sender.start()
+        try:
+            yield
+        finally:
+            _run.reset(token)
+            self._closed.set()
+            sender.join(UPDATE_EVERY)
+            self.send()
+
+
+@contextmanager
+def run_progress(total: int, done: int = 0) -> Iterator[RunProgress]:
+    """The progress of a run of `total` images, `done` of them done before, on the flow run's page while this lasts."""
+    progress = RunProgress(total, done, get_run_logger().warning)
+    with progress.shown():
+        yield progress
+
+
+def _duration(seconds: float) -> str:
+    """`45 s`, `12 min`, `3 h 20 min`, `2 d 4 h`."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    if minutes < 90:
+        return f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"
 
 
 def _log_reporter() -> Callable[[ShardProgress], None]:

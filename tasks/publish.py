@@ -2,21 +2,73 @@
 
 from __future__ import annotations
 
+import base64
+import io
 from typing import Any
 
+from PIL import Image
 from prefect import task
-from prefect.artifacts import create_markdown_artifact, create_table_artifact
+from prefect.artifacts import create_image_artifact, create_markdown_artifact, create_table_artifact
 
 from pti_core import report
 from pti_core.runs import load_run
+from tasks.credentials import use_credentials
+
+MAX_PICTURE = 250_000  # bytes of JPEG; the server keeps artifacts in its database
+MAX_WIDTH = 1400  # pixels
+COLUMNS = {  # of the table of medians: heading, decimals
+    "lpips": ("LPIPS", 4),
+    "mse": ("MSE", 4),
+    "psnr": ("PSNR dB", 2),
+    "ssim": ("SSIM", 3),
+    "ms_ssim": ("MS-SSIM", 3),
+    "steps": ("steps", 0),
+    "seconds": ("s an image", 1),
+}
 
 
-@task(name="publish-summary")
-def publish_summary(root: str, run: str) -> dict[str, Any]:
-    """Write the contact sheet where it is missing; publish the table of medians; return the summary."""
+@task(name="publish-summary", task_run_name="publish")
+def publish_summary(root: str, run: str, credentials: str | None = None) -> dict[str, Any]:
+    """Write the contact sheet where it is missing; publish medians, summary and picture; return the summary."""
+    use_credentials(credentials)
     opened = load_run(root, run)
     summary = report.publish(opened)
-    rows = [{"stage": stage, **values} for stage, values in summary["medians"].items()]
-    create_table_artifact(table=rows, key="pti-medians", description=f"Medians of run {run}")
-    create_markdown_artifact(key="pti-summary", markdown=report.markdown(summary))
+    create_table_artifact(
+        table=_table(summary["medians"]),
+        key="pti-medians",
+        description=f"Medians of the {summary['images']} images of run {run}",
+    )
+    create_markdown_artifact(key="pti-summary", markdown=report.markdown(summary), description=f"Run {run}: {root}")
+    if summary["contact_sheet"]:
+        sheet = opened.store.files.get(f"runs/{run}/report/{report.CONTACT_SHEET}", f"run {run}: no contact sheet")
+        create_image_artifact(
+            as_data_uri(sheet), key="pti-contact-sheet", description=f"Run {run}, in full: {summary['contact_sheet']}"
+        )
     return summary
+
+
+def _table(medians: dict[str, dict[str, float | None]]) -> list[dict[str, str]]:
+    """The medians as a person reads them, without columns that nothing was measured for."""
+    columns = {name: how for name, how in COLUMNS.items() if any(row.get(name) is not None for row in medians.values())}
+
+    def text(value: float | None, decimals: int) -> str:
+        return "" if value is None else f"{value:.{decimals}f}"
+
+    return [
+        {"stage": stage} | {heading: text(row.get(name), digits) for name, (heading, digits) in columns.items()}
+        for stage, row in medians.items()
+    ]
+
+
+def as_data_uri(picture: bytes, most: int = MAX_PICTURE) -> str:
+    """A picture as a JPEG of at most so many bytes that needs no other server: the store may be private."""
+    image = Image.open(io.BytesIO(picture)).convert("RGB")
+    scale = min(1.0, MAX_WIDTH / image.width)
+    while True:
+        reduced = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.LANCZOS)
+        for quality in (85, 60):
+            buffer = io.BytesIO()
+            reduced.save(buffer, "JPEG", quality=quality, optimize=True)
+            if buffer.tell() <= most:
+                return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+        scale *= 0.85

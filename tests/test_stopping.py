@@ -1,17 +1,24 @@
-"""Ctrl-C in the middle of a real run, and the run after it."""
+"""Ctrl-C, SIGTERM and SIGKILL in the middle of real runs, cancelled runs, and the same again after each."""
 
 import os
 import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
+from pti_core.store import Store
+
 pytestmark = pytest.mark.slow
 PTI = [sys.executable, "-m", "flows.cli"]
 ROOT = Path(__file__).parents[1]
+IMAGES = 6
+SETTINGS = {"batch": 1, "pivot.steps": 150, "pivot.w_samples": 300, "tuning.steps": 3, "measure.z_samples": 1}
+"""Parts of one image that take a second or more: time to stop in the middle of one."""
 
 
 def session_members(session: int) -> list[str]:
@@ -27,30 +34,110 @@ def session_members(session: int) -> list[str]:
     return found
 
 
-def test_ctrl_c_ends_the_run_and_the_next_run_finishes_it(dataset, tmp_path, tiny_checkpoint):
-    folder, out = dataset(4), tmp_path / "out"
-    command = [*PTI, "run", folder, "--output", out, "--generator", tiny_checkpoint, "--preset", "demo"]
-    command += ["--set", "batch=1", "--set", "pivot.w_samples=300", "--set", "measure.z_samples=1"]
-    slow = [*command, "--set", "pivot.steps=100000"]
-    process = subprocess.Popen(
-        slow, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
-    )
-    said = []
-    for line in process.stdout:
-        said.append(line)
-        if "pivot LPIPS" in line:
-            break
+def process_of(flow_run: str) -> int:
+    """The process of a flow run that a worker has started."""
+    for environ in Path("/proc").glob("[0-9]*/environ"):
+        try:
+            if f"PREFECT__FLOW_RUN_ID={flow_run}" in environ.read_text().split("\0"):
+                return int(environ.parent.name)
+        except OSError:
+            continue
+    raise AssertionError(f"no process of {flow_run}")
+
+
+def parts(out: Path) -> dict[Path, int]:
+    """The parts that are inverted, by their seals, and when they were written."""
+    return {path: path.stat().st_mtime_ns for path in out.glob("metrics/**/part-*.parquet")}
+
+
+def until(what: Callable[[], object], of: str, alive: Callable[[], bool] = lambda: True) -> None:
+    """Wait until something is true; fails where it cannot become so."""
+    for _ in range(1200):
+        if what():
+            return
+        assert alive(), of
+        time.sleep(0.1)
+    pytest.fail(f"after two minutes: {of}")
+
+
+def check_whole(out: Path, kept: dict[Path, int]) -> None:
+    """All is done, and what was done before a stop was not done again."""
+    assert {path: written for path, written in parts(out).items() if path in kept} == kept
+    store = Store(str(out))
+    (run,) = store.runs()
+    assert store.check_complete(run) == {"manifest": IMAGES, "pivots": IMAGES, "rejects": 0}
+    assert [problem for marker in store.done(run).values() for problem in store.verify(marker)] == []
+    assert len(pd.read_parquet(out / "metrics")) == IMAGES * 3
+
+
+@pytest.mark.parametrize("told", [signal.SIGINT, signal.SIGTERM])
+def test_a_command_that_is_told_to_end_does_so_and_the_same_command_goes_on(
+    told, dataset, tmp_path, tiny_checkpoint, server
+):
+    out = tmp_path / "out"
+    command = [*PTI, "run", dataset(IMAGES), "--output", out, "--generator", tiny_checkpoint, "--preset", "demo"]
+    command += ["--shard-size", "4", *(x for k, v in SETTINGS.items() for x in ("--set", f"{k}={v}"))]
+    alone = {name: value for name, value in os.environ.items() if name != "PREFECT_API_URL"}
+    into = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    process = subprocess.Popen(command, cwd=ROOT, env=alone, start_new_session=True, **into)
+    until(lambda: parts(out), "no part is written", lambda: process.poll() is None)
+    if told == signal.SIGINT:
+        os.killpg(process.pid, told)  # as a terminal does: every process of the group
     else:
-        pytest.fail("".join(said))
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: every process of the group
-    rest, _ = process.communicate(timeout=60)
-    assert process.returncode == 130, rest
-    assert "stopped; the same command goes on where it was" in rest
-    assert "Traceback" not in rest
+        process.send_signal(told)
+    said, _ = process.communicate(timeout=30)
+    assert process.returncode == 128 + told, said
+    assert "stopped; the same command goes on where it was" in said
+    assert "Traceback" not in said
     assert session_members(process.pid) == []  # no server is left behind
-    # The same job again, with steps that end.
-    done = subprocess.run(
-        [*command, "--set", "pivot.steps=3", "--set", "tuning.steps=3"], cwd=ROOT, capture_output=True, text=True
-    )
+    kept = parts(out)
+    assert 0 < len(kept) < IMAGES
+    done = subprocess.run(command, cwd=ROOT, env=server.env, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert len(pd.read_parquet(out / "metrics")) == 4 * 3
+    check_whole(out, kept)
+
+
+def start(server, parameters) -> str:
+    """Have the worker run `pti/demo`; the id of the flow run."""
+    body = {"parameters": parameters, "state": {"type": "SCHEDULED"}}
+    return server.api("POST", f"deployments/{server.deployment('demo')['id']}/create_flow_run", body)["id"]
+
+
+def test_a_workers_run_that_is_killed_or_cancelled_ends_and_the_next_one_goes_on(
+    dataset, tmp_path, tiny_checkpoint, server
+):
+    out, kept = tmp_path / "out", {}
+    parameters = {"dataset": str(dataset(IMAGES)), "output": str(out), "generator": tiny_checkpoint}
+    parameters |= {"preset": "demo", "shard_size": 4, "settings": SETTINGS}
+    for how, expected in (("SIGKILL", "CRASHED"), ("cancel", "CANCELLED")):
+        run = start(server, parameters)
+        until(lambda kept=kept: parts(out).keys() - kept.keys(), f"no new part before {how}")
+        process = process_of(run)
+        if how == "SIGKILL":
+            os.kill(process, signal.SIGKILL)
+        else:
+            server.api("POST", f"flow_runs/{run}/set_state", {"state": {"type": "CANCELLING"}})
+        (ended,) = server.wait([run], 60)
+        assert ended["state_type"] == expected, (how, ended["state"])
+        assert not Path(f"/proc/{process}").exists(), how
+        kept = parts(out)
+        assert len(kept) < IMAGES
+    (ended,) = server.wait([start(server, parameters)])
+    assert ended["state_type"] == "COMPLETED", ended["state"]
+    check_whole(out, kept)
+
+
+def test_a_run_that_is_told_to_end_does_so_though_a_task_does_not_notice(dataset, tmp_path, tiny_checkpoint, server):
+    out = tmp_path / "out"
+    endless = {"pivot.steps": 2, "measure.z_samples": 1_000_000}  # the locality check of one image looks up at its end
+    parameters = {"dataset": str(dataset(1)), "output": str(out), "generator": tiny_checkpoint}
+    run = start(server, parameters | {"preset": "demo", "settings": SETTINGS | endless})
+    tasks = {"flow_runs": {"id": {"any_": [run]}}, "task_runs": {"state": {"type": {"any_": ["RUNNING"]}}}}
+
+    def measuring() -> bool:
+        return any(task["name"].startswith("measure") for task in server.api("POST", "task_runs/filter", tasks))
+
+    until(measuring, "nothing is measured")
+    os.kill(process_of(run), signal.SIGTERM)
+    (ended,) = server.wait([run], 60)
+    assert ended["state_type"] == "CRASHED"

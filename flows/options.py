@@ -1,0 +1,45 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+import json
+from enum import StrEnum
+from typing import Annotated, Any
+
+import typer
+
+
+class RunnerKind(StrEnum):
+    """Where tasks run."""
+
+    threads = "threads"
+    dask = "dask"
+    ray = "ray"
+
+
+Root = Annotated[str, typer.Argument(help="Root of the tables: a folder or any fsspec URL.")]
+RunName = Annotated[str | None, typer.Option("--run", help="Name of a run; the newest if left out.")]
+ShardsPerTask = Annotated[int, typer.Option(min=1, help="Shards that one task does.")]
+Runner = Annotated[RunnerKind, typer.Option(help="Where tasks run: here, or on a cluster.")]
+Address = Annotated[str | None, typer.Option(help="Of the Dask scheduler or the Ray head.")]
+Workers = Annotated[int | None, typer.Option(min=1, help="Tasks at once: 1 here, all that a cluster has room for.")]
+Resource = Annotated[
+    list[str] | None, typer.Option(metavar="NAME=AMOUNT", help="What a task takes of a cluster's worker: GPU=1.")
+]
+Credentials = Annotated[str | None, typer.Option(help="Name of a Prefect Secret block with storage options as JSON.")]
+
+
+def parse_setting(option: str, text: str) -> tuple[str, Any]:
+    """`tuning.steps=100` as name and value; the value is JSON, or a word."""
+    name, equals, value = text.partition("=")
+    if not equals or not name:
+        raise ValueError(f"{option} {text!r}: NAME=VALUE expected, e.g. tuning.steps=100 or GPU=1")
+    try:
+        return name, json.loads(value)
+    except json.JSONDecodeError:
+        return name, value
+
+
+def resources_of(given: list[str] | None) -> dict[str, float] | None:
+    """`--resource GPU=1` as what a task takes of a worker; None where nothing was given."""
+    return {name: float(amount) for name, amount in (parse_setting("--resource", text) for text in given or [])} or None

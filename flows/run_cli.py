@@ -1,0 +1,120 @@
+"""`pti run`: a data set from the terminal."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from flows import options
+
+console = Console()
+
+
+class Preset(StrEnum):
+    """How much work an image is worth."""
+
+    demo = "demo"
+    fast = "fast"
+    paper = "paper"
+    noop = "noop"
+
+
+class Mode(StrEnum):
+    """Who gets a generator."""
+
+    single = "single"
+    multi = "multi"
+
+
+def run(
+    dataset: Annotated[
+        str, typer.Argument(help="Folder, glob, archive, Parquet or one file (any fsspec URL), or 'demo'.")
+    ],
+    output: Annotated[str, typer.Option("--output", "-o", help="Where the tables go: a folder or any fsspec URL.")],
+    generator: Annotated[str, typer.Option(help="Built-in name, or path of a checkpoint.")] = "pocket-ffhq-128",
+    preset: Annotated[Preset, typer.Option(help="Steps and weights of the method; noop does nothing.")] = Preset.fast,
+    mode: Annotated[Mode, typer.Option(help="A generator for each image, or one for each group.")] = Mode.single,
+    group_by: Annotated[
+        str | None, typer.Option(help="Groups of mode multi: folder (default), column:NAME or regex:PATTERN.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first images.")] = None,
+    extend: Annotated[bool, typer.Option("--extend", help="Add new and changed images to the run.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Do a finished job again.")] = False,
+    retry_rejects: Annotated[
+        bool, typer.Option("--retry-rejects", help="Try again what failed for a passing reason.")
+    ] = False,
+    convert: Annotated[
+        bool, typer.Option("--convert", help="Accept grey, palette, CMYK, 16-bit, transparent.")
+    ] = False,
+    seed: Annotated[int, typer.Option(help="Of all random numbers.")] = 0,
+    shard_size: Annotated[int, typer.Option(min=1, help="Images in a shard.")] = 64,
+    shards_per_task: options.ShardsPerTask = 1,
+    runner: options.Runner = options.RunnerKind.threads,
+    address: options.Address = None,
+    workers: options.Workers = None,
+    resource: options.Resource = None,
+    credentials: options.Credentials = None,
+    setting: Annotated[
+        list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="One setting, e.g. tuning.steps=100.")
+    ] = None,
+) -> None:
+    """Invert a data set: pivots, weight deltas, metrics and locality as Parquet tables under OUTPUT.
+
+    Run the same command again to finish what is missing.
+    """
+    from flows.console import ProgressView, show_summary
+
+    if extend and overwrite:
+        raise ValueError("--extend and --overwrite: choose one, to add to the run or to do all of it again")
+    settings = dict(options.parse_setting("--set", text) for text in setting or [])
+    resources = options.resources_of(resource)
+    with ProgressView(console) as view:
+        from pti_core.freezing import freeze
+        from pti_core.presets import configure
+        from pti_core.report import publish
+        from tasks.credentials import use_credentials
+
+        use_credentials(credentials)
+        overrides = {"mode": mode.value, "seed": seed, "image.convert": convert, **settings}
+        existing: Any = "overwrite" if overwrite else "extend" if extend else "resume"
+        # All that can go wrong is found here, in seconds, before a server or a worker is started.
+        config = configure(preset.value, overrides)
+        frozen = freeze(dataset, output, generator, config, limit, shard_size, existing, group_by)
+        for remark in frozen.remarks:
+            view.note(remark)
+        pending, done = frozen.left(retry_rejects)
+        if pending:
+            view.say("starting Prefect")
+            from flows.pti import pti
+            from flows.stopping import stop_at_once
+            from tasks.progress import listen
+
+            view.expect(frozen.manifest.rows, done)
+            with listen(view), stop_at_once(view.say_last):
+                summary = pti(
+                    dataset=dataset,
+                    output=output,
+                    generator=generator,
+                    preset=preset.value,
+                    mode=mode.value,
+                    group_by=group_by,
+                    limit=limit,
+                    retry_rejects=retry_rejects,
+                    convert=convert,
+                    seed=seed,
+                    shard_size=shard_size,
+                    shards_per_task=shards_per_task,
+                    runner=runner.value,
+                    address=address,
+                    workers=workers,
+                    resources=resources,
+                    credentials=credentials,
+                    settings=settings,
+                )
+        else:
+            view.say("everything is done already")
+            summary = publish(frozen)
+    show_summary(console, summary, output)

@@ -1,0 +1,263 @@
+"""Where tasks run: threads of this process, a Dask or a Ray cluster; and the window of shards in flight."""
+
+from __future__ import annotations
+
+import math
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from queue import SimpleQueue
+from typing import Any, Final, Literal
+from urllib.parse import urlsplit
+
+from prefect import Task
+from prefect.futures import PrefectFuture
+from prefect.settings import PREFECT_API_URL
+from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
+
+RunnerName = Literal["threads", "dask", "ray"]
+
+CONNECT: Final = 10.0
+"""Seconds for a cluster to answer, also where the connection was lost."""
+
+ASK_EVERY: Final = 2.0
+"""Seconds between two questions for the size of a cluster."""
+
+
+class RunnerError(ValueError):
+    """A runner that cannot be used; the message says what is missing."""
+
+
+class Runner:
+    """A started task runner, and how many tasks it can take."""
+
+    def __init__(
+        self,
+        tasks: TaskRunner[Any],
+        name: str,
+        room: Callable[[], int],
+        options: Callable[[], AbstractContextManager[Any]] = nullcontext,
+        most: int | None = None,
+    ) -> None:
+        """`room()`: tasks that can run at once; `options()`: around a submission; `most` tasks at all in flight."""
+        self._tasks, self._name, self._room, self._options, self._most = tasks, name, room, options, most
+        self._known, self._asked = 0, -math.inf
+
+    def window(self) -> int:
+        """Tasks to have in flight: those that can run now, and half as many that wait for their turn.
+
+        The cluster is asked again and again, since it may grow and shrink. Raises RunnerError where it is gone.
+        """
+        if time.monotonic() - self._asked > ASK_EVERY:
+            with self._there():
+                self._known = self._room()
+            self._asked = time.monotonic()
+        running = max(1, self._known)
+        window = running + math.ceil(running / 2)
+        return window if self._most is None else min(window, self._most)
+
+    def doubt(self) -> None:
+        """A task has failed: the next `window` finds out whether the cluster is still there."""
+        self._asked = -math.inf
+
+    def submit(self, task: Task[..., Any], parameters: dict[str, Any]) -> PrefectFuture[Any]:
+        """Start a task. Raises RunnerError where the cluster is gone."""
+        with self._there(), self._options():
+            return self._tasks.submit(task, parameters)
+
+    @contextmanager
+    def _there(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            raise RunnerError(
+                f"{self._name} is gone ({_text(error)}); the same run again finishes what is left"
+            ) from error
+
+
+@contextmanager
+def started(
+    name: RunnerName,
+    workers: int | None = None,
+    address: str | None = None,
+    resources: Mapping[str, float] | None = None,
+) -> Iterator[Runner]:
+    """Connect to a cluster, or make a pool of threads.
+
+    `workers`: tasks that run at the same time; one thread, or all that the cluster has room for, where it is None.
+    `resources`: what a task takes of its worker, such as `{"GPU": 1}`. Raises RunnerError.
+    """
+    if name == "threads":
+        if address or resources:
+            raise RunnerError(f"address {address!r}, resources {resources!r}: only of runner 'dask' or 'ray'")
+        count = workers or 1
+        pool: Any = ThreadPoolTaskRunner(max_workers=count + math.ceil(count / 2))  # its types know only coroutines
+        with pool as tasks:
+            yield Runner(tasks, "the pool of threads", lambda: count)
+        return
+    if not PREFECT_API_URL.value():
+        raise RunnerError(
+            f"runner {name!r}: its workers need a Prefect server to report to; start one, set PREFECT_API_URL"
+        )
+    own = sorted((resources or {}).keys() - ({"GPU", "CPU"} if name == "ray" else set()))
+    if own and not address:
+        raise RunnerError(f"resources {', '.join(own)}: what workers of a cluster have; give the cluster's address")
+    with (_dask if name == "dask" else _ray)(address, dict(resources or {}), workers) as runner:
+        yield runner
+
+
+@contextmanager
+def _dask(address: str | None, resources: dict[str, float], workers: int | None) -> Iterator[Runner]:
+    try:
+        from dask.base import annotate
+        from prefect_dask.task_runners import DaskTaskRunner
+    except ImportError as error:
+        raise RunnerError("runner 'dask': install it with `pip install 'pti-at-scale[dask]'`") from error
+
+    def room() -> int:
+        found = tasks.client.scheduler_info(n_workers=-1)
+        if "workers" not in found:
+            raise ConnectionError("its scheduler does not answer")
+        return sum(_fits(worker["resources"], resources, worker["nthreads"]) for worker in found["workers"].values())
+
+    # A temporary cluster has a process for each worker, with one thread.
+    cluster: dict[str, Any] = {"n_workers": workers, "threads_per_worker": 1, "dashboard_address": None}
+    runner = DaskTaskRunner(
+        address=address, cluster_kwargs=None if address else cluster, client_kwargs={"timeout": CONNECT}
+    )
+    with ExitStack() as stack:
+        with _reached("Dask scheduler", address):
+            tasks = stack.enter_context(runner)
+            found = room()
+        if address and not workers:
+            _check_room(found, "Dask cluster", address, resources)
+        options = (lambda: annotate(resources=resources)) if resources else nullcontext
+        yield Runner(tasks, f"the Dask cluster {address or ''}".strip(), room, options, workers if address else None)
+
+
+@contextmanager
+def _ray(address: str | None, resources: dict[str, float], workers: int | None) -> Iterator[Runner]:
+    try:
+        import ray
+        from prefect_ray import RayTaskRunner
+        from prefect_ray.context import remote_options
+    except ImportError as error:
+        raise RunnerError("runner 'ray': install it with `pip install 'pti-at-scale[ray]'`") from error
+    wanted = {"CPU": 0.0 if resources else 1.0, **resources}
+    # A process stays for the next task and keeps its generator (`max_calls=0`; with GPUs Ray would start a new one).
+    options: dict[str, Any] = {"max_calls": 0, "num_cpus": wanted["CPU"]}
+    options |= {"num_gpus": wanted["GPU"]} if "GPU" in wanted else {}
+    options |= {"resources": {k: v for k, v in wanted.items() if k not in ("CPU", "GPU")}}
+
+    def room() -> int:
+        return sum(_fits(node["Resources"], wanted, 1) for node in ray.nodes() if node["Alive"])
+
+    # What workers log goes to the server and to Ray's own logs, not also into this terminal.
+    own: dict[str, Any] = {} if address else {"num_cpus": workers, "include_dashboard": False}
+    runner = RayTaskRunner(address=address, init_kwargs={"log_to_driver": False, **own})
+    with ExitStack() as stack:
+        with _reached("Ray cluster", address), _signals_kept():
+            if address and (place := urlsplit(address if "://" in address else f"//{address}")).port:
+                socket.create_connection((place.hostname, place.port), CONNECT).close()  # Ray itself tries for minutes
+            tasks = stack.enter_context(runner)
+        if address and not workers:
+            _check_room(room(), "Ray cluster", address, resources)
+        most = workers if address else None
+        yield Runner(tasks, f"the Ray cluster {address or ''}".strip(), room, lambda: remote_options(**options), most)
+
+
+def _fits(has: Mapping[str, float], wanted: Mapping[str, float], otherwise: int) -> int:
+    """How many tasks a worker has room for."""
+    counts = [int(has.get(name, 0) // amount) for name, amount in wanted.items() if amount]
+    return min(counts, default=otherwise)
+
+
+def _check_room(found: int, what: str, address: str, resources: Mapping[str, float]) -> None:
+    """RunnerError where no worker could ever take a task: it would wait for ever, and nobody be told."""
+    if not found:
+        asked = f" with {', '.join(f'{name}={amount:g}' for name, amount in resources.items())}" if resources else ""
+        raise RunnerError(
+            f"{what} {address}: no worker{asked} is there; start some, or say how many there will be: workers"
+        )
+
+
+@contextmanager
+def _reached(what: str, address: str | None) -> Iterator[None]:
+    """One sentence where a cluster does not answer, or cannot be started."""
+    try:
+        yield
+    except Exception as error:
+        if address is None:
+            raise RunnerError(f"no temporary {what} could be started here: {_text(error)}") from error
+        raise RunnerError(
+            f"no {what} answers at {address} ({_text(error)}); check the address and that it runs"
+        ) from error
+
+
+@contextmanager
+def _signals_kept() -> Iterator[None]:
+    """Ray sets a handler for SIGTERM of its own; Prefect's is needed to cancel a run."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _text(error: BaseException) -> str:
+    """The first line of a message."""
+    return str(error).strip().split("\n")[0] or type(error).__name__
+
+
+def in_window(
+    runner: Runner,
+    steps: Sequence[Task[..., Any]],
+    chunks: Sequence[Any],
+    parameters: Callable[[int, Any], dict[str, Any]],
+) -> Iterator[tuple[Any, Any, Exception | None]]:
+    """Take each chunk through the steps, each a task, a window of chunks at a time.
+
+    `parameters(step, content)` are those of a chunk's next task: `content` is the chunk at first, then what the task
+    before returned. Yields, as they end, each chunk with what its last task returned and None, or with what it failed
+    of. Memory does not grow with the number of chunks. Raises RunnerError where the cluster is gone.
+    """
+    ended: SimpleQueue[PrefectFuture[Any]] = SimpleQueue()
+    at_work: dict[Any, tuple[int, Any, PrefectFuture[Any]]] = {}  # by task run: which step of which chunk
+    waiting = iter(chunks)
+
+    def start(step: int, chunk: Any, content: Any) -> None:
+        future = runner.submit(steps[step], parameters(step, content))
+        at_work[future.task_run_id] = (step, chunk, future)  # a cluster forgets a task whose future nobody holds
+        future.add_done_callback(ended.put)
+
+    def fill() -> None:
+        while len(at_work) < runner.window():
+            chunk = next(waiting, None)
+            if chunk is None:
+                return
+            start(0, chunk, chunk)
+
+    fill()
+    while at_work:
+        step, chunk, future = at_work.pop(ended.get().task_run_id)
+        result, error = _outcome(future)
+        if error is not None:
+            runner.doubt()
+        if error is None and step + 1 < len(steps):
+            start(step + 1, chunk, result)
+        else:
+            yield chunk, result, error
+        fill()
+
+
+def _outcome(future: PrefectFuture[Any]) -> tuple[Any, Exception | None]:
+    try:
+        return future.result(), None
+    except Exception as error:  # of the task, or of the cluster: a worker that died too often
+        return None, error
