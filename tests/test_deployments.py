@@ -1,42 +1,123 @@
-"""prefect.yaml: its entry points exist, and its parameters are the flows' own."""
+"""prefect.yaml and deployments/: entry points exist, the form of parameters is usable, nothing secret is in a file."""
 
 import importlib
+import re
+import subprocess
+import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 import yaml
 from prefect import Flow
+from prefect.utilities.callables import parameter_schema
 
 ROOT = Path(__file__).parents[1]
-DEPLOYMENTS = {d["name"]: d for d in yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]}
+ALL = yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]
+DEPLOYMENTS = {f"{d['entrypoint'].partition(':')[2].replace('_', '-')}/{d['name']}": d for d in ALL}
+INVERSIONS = sorted(name for name in DEPLOYMENTS if name.startswith("pti/"))
+COMPOSE = ROOT / "deployments/compose.yaml"
+
+
+def flow_of(deployment):
+    path, function = deployment["entrypoint"].split(":")
+    assert (ROOT / path).is_file()
+    return getattr(importlib.import_module(path.removesuffix(".py").replace("/", ".")), function)
 
 
 def test_the_names_that_people_use():
-    assert {"demo", "ffhq"} <= DEPLOYMENTS.keys()
+    assert {"pti/demo", "pti/ffhq", "edit/demo", "alpha-study/demo"} <= DEPLOYMENTS.keys()
+    assert len(DEPLOYMENTS) == len(ALL)
 
 
 @pytest.mark.parametrize("name", sorted(DEPLOYMENTS))
 def test_entry_point_and_parameters(name):
     deployment = DEPLOYMENTS[name]
-    path, function = deployment["entrypoint"].split(":")
-    assert (ROOT / path).is_file()
-    flow = getattr(importlib.import_module(path.removesuffix(".py").replace("/", ".")), function)
+    flow = flow_of(deployment)
     assert isinstance(flow, Flow)
-    assert flow.name == "pti"
+    assert flow.name == name.split("/")[0]
     assert flow.validate_parameters(deployment["parameters"])
     assert deployment["work_pool"]["name"]
+    assert deployment["description"]
+    assert deployment["concurrency_limit"]["limit"] == 1
 
 
-def test_ffhq_has_a_pool_of_its_own_and_a_weekly_schedule_that_ships_inactive():
-    (schedule,) = DEPLOYMENTS["ffhq"]["schedules"]
+@pytest.mark.parametrize("name", INVERSIONS)
+def test_a_weekly_schedule_that_ships_inactive_and_extends(name):
+    deployment = DEPLOYMENTS[name]
+    (schedule,) = deployment["schedules"]
     assert schedule["active"] is False
     assert schedule["cron"].split()[-1] == "0"
-    assert DEPLOYMENTS["ffhq"]["work_pool"]["name"] != DEPLOYMENTS["demo"]["work_pool"]["name"]
+    assert flow_of(deployment).validate_parameters(deployment["parameters"] | schedule["parameters"])
+    assert schedule["parameters"] == {"existing": "extend"}
 
 
-def test_every_parameter_of_the_flow_is_explained():
-    from flows.pti import pti
+def test_what_needs_a_gpu_has_a_pool_of_its_own():
+    pools = {name: d["work_pool"]["name"] for name, d in DEPLOYMENTS.items()}
+    assert [name for name, pool in pools.items() if pool == pools["pti/ffhq"]] == ["pti/ffhq"]
 
-    properties = pti.parameters.properties
-    assert {"dataset", "output", "generator", "preset", "mode", "limit"} <= properties.keys()
-    assert all(p.get("description") for p in properties.values()), properties
+
+def form_of(name):
+    """The schema that Prefect makes the form of, in its order."""
+    properties = parameter_schema(flow_of(DEPLOYMENTS[name])).properties
+    return dict(sorted(properties.items(), key=lambda item: item[1]["position"]))
+
+
+@pytest.fixture(scope="module")
+def form():
+    return form_of("pti/demo")
+
+
+@pytest.mark.parametrize("name", sorted(DEPLOYMENTS))
+def test_every_parameter_is_explained_in_the_form(name):
+    """Prefect shows what the flow's docstring says of its arguments; a Field's description does not reach the form."""
+    assert [name for name, p in form_of(name).items() if not p.get("description")] == []
+
+
+def test_the_form_begins_with_what_everyone_gives(form):
+    assert list(form)[:4] == ["dataset", "output", "generator", "preset"]
+    assert list(form)[-1] == "settings"
+
+
+@pytest.mark.parametrize("name", ["preset", "mode", "existing", "runner"])
+def test_choices_are_choices(form, name):
+    assert form[name]["default"] in form[name]["enum"]
+
+
+@pytest.mark.parametrize("name", ["limit", "shard_size", "shards_per_task", "workers"])
+def test_counts_have_limits(form, name):
+    kinds = form[name].get("anyOf", [form[name]])
+    assert {"type": "integer", "minimum": 1}.items() <= kinds[0].items()
+
+
+def test_what_compose_asks_for_is_in_the_example_and_nothing_secret_is_in_a_file():
+    text = COMPOSE.read_text()
+    wanted = set(re.findall(r"\$\{(\w+)", text)) | set(re.findall(r"^  (AWS_\w+):", text, re.MULTILINE))
+    example = dict(re.findall(r"^#?(\w+)=(.*)$", (ROOT / "deployments/env.example").read_text(), re.MULTILINE))
+    assert wanted == example.keys()
+    assert [name for name, value in example.items() if value and not value.startswith("http://localhost")] == []
+
+
+def test_compose_runs_what_is_there():
+    services = yaml.safe_load(COMPOSE.read_text())["services"]
+    build = services["server"]["build"]
+    assert (COMPOSE.parent / build["context"] / build["dockerfile"]).is_file()
+    pools = {
+        command[command.index("--pool") + 1] for s in services.values() if "--pool" in (command := s.get("command", []))
+    }
+    in_image = re.search(r'"--pool", "([\w-]+)"', (ROOT / "deployments/Dockerfile").read_text())
+    assert pools | {in_image[1]} == {d["work_pool"]["name"] for d in DEPLOYMENTS.values()}
+
+
+def test_the_images_requirements_are_those_of_the_project():
+    command = [sys.executable, "deployments/requirements.py", "dask", "ray"]
+    printed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\n")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    assert {*project["dependencies"], *extras["dask"], *extras["ray"]} < set(printed)
+
+
+def test_the_image_gets_every_package():
+    ignore = (ROOT / "deployments/Dockerfile.dockerignore").read_text().split("\n")
+    setuptools = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    assert {f"!{name.rstrip('*')}" for name in setuptools["packages"]["find"]["include"]} <= set(ignore)

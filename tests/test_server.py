@@ -1,121 +1,112 @@
-"""The same flow against a real server: work pools, deployments of prefect.yaml, a worker, `prefect deployment run`."""
+"""The flow against a real server: deployments of prefect.yaml, a worker, schedules, and what the run's page shows."""
 
+import base64
+import hashlib
+import io
 import json
-import os
-import signal
-import socket
-import subprocess
-import sys
-import time
-import urllib.request
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pandas as pd
 import pytest
 from conftest import QUICK_SETTINGS
+from PIL import Image
+from prefect_server import prefect_server
 
 pytestmark = pytest.mark.slow
-ROOT = Path(__file__).parents[1]
-PREFECT = [sys.executable, "-m", "prefect"]
-
-
-def prefect(env, *args, timeout=240):
-    return subprocess.run(
-        [*PREFECT, *args], env=env, cwd=ROOT, capture_output=True, text=True, timeout=timeout, stdin=subprocess.DEVNULL
-    )
-
-
-def post(env, path, body):
-    request = urllib.request.Request(
-        f"{env['PREFECT_API_URL']}/{path}", json.dumps(body).encode(), {"Content-Type": "application/json"}
-    )
-    with urllib.request.urlopen(request, timeout=30) as response:
-        return json.loads(response.read())
-
-
-def stop(process):
-    process.send_signal(signal.SIGINT)
-    try:
-        process.wait(timeout=30)
-    except subprocess.TimeoutExpired:
-        process.kill()
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
-    """A server with the deployments of prefect.yaml and a worker for pti/demo; the environment to reach it."""
-    home = tmp_path_factory.mktemp("prefect")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    env = os.environ | {
-        "PREFECT_HOME": str(home),
-        "PREFECT_API_URL": f"http://127.0.0.1:{port}/api",
-        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-        "DO_NOT_TRACK": "1",
-    }
-    with (home / "log").open("w") as log:
-        start = {"env": env, "cwd": ROOT, "stdout": log, "stderr": log}
-        running = [subprocess.Popen([*PREFECT, "server", "start", "--host", "127.0.0.1", "--port", port], **start)]
-        try:
-            for _ in range(120):
-                try:
-                    urllib.request.urlopen(f"{env['PREFECT_API_URL']}/health", timeout=2)
-                    break
-                except OSError:
-                    time.sleep(1)
-            for pool in ("pti-cpu", "pti-gpu"):
-                made = prefect(env, "work-pool", "create", pool, "--type", "process", "--overwrite")
-                assert made.returncode == 0, made.stderr
-            deployed = prefect(env, "--no-prompt", "deploy", "--all")
-            assert deployed.returncode == 0, deployed.stdout + deployed.stderr
-            running.append(subprocess.Popen([*PREFECT, "worker", "start", "--pool", "pti-cpu"], **start))
-            yield env
-        finally:
-            for process in reversed(running):
-                stop(process)
+    with prefect_server(tmp_path_factory.mktemp("prefect")) as running:
+        yield running
 
 
-def test_deployment_run_of_the_demo_ends_completed_with_tables_and_artifacts(
-    server, dataset, tmp_path, tiny_checkpoint
-):
-    parameters = {
+@pytest.fixture
+def parameters(dataset, tmp_path, tiny_checkpoint):
+    """A small job: five pictures in three shards."""
+    return {
         "dataset": str(dataset(5)),
         "output": str(tmp_path / "out"),
         "generator": tiny_checkpoint,
         "shard_size": 2,
-        "settings": json.dumps(QUICK_SETTINGS),
+        "settings": QUICK_SETTINGS,
     }
-    arguments = [arg for name, value in parameters.items() for arg in ("-p", f"{name}={value}")]
-    result = prefect(server, "deployment", "run", "pti/demo", *arguments, "--watch")
+
+
+def test_deployment_run_of_the_demo_ends_completed_with_tables_and_artifacts(server, parameters):
+    result = server.run("pti/demo", parameters)
     assert result.returncode == 0, result.stdout + result.stderr
-    assert pd.read_parquet(tmp_path / "out/metrics")["image_id"].nunique() == 5
-    assert len(list((tmp_path / "out/runs").rglob("done/*.json"))) == 3
-    artifacts = {a["key"]: a for a in post(server, "artifacts/latest/filter", {})}
-    stages = [row["stage"] for row in json.loads(artifacts["pti-medians"]["data"])]
-    assert stages == ["pivot", "tuned", "stored"]
-    assert "contact_sheet.png" in artifacts["pti-summary"]["data"]
+    out = Path(parameters["output"])
+    assert pd.read_parquet(out / "metrics")["image_id"].nunique() == 5
+    assert len(list((out / "runs").rglob("done/*.json"))) == 3
+
+    run = server.flow_runs(name={"any_": ["pti-demo"]})[-1]
+    shown = server.artifacts(run["id"])
+    assert shown["pti-progress"]["data"] == 100
+    assert shown["pti-progress"]["description"].startswith("5 of 5 images")
+    medians = json.loads(shown["pti-medians"]["data"])
+    assert [row["stage"] for row in medians] == ["pivot", "tuned", "stored"]
+    assert float(medians[0]["LPIPS"]) > 0
+    assert "contact_sheet.png" in shown["pti-summary"]["data"]
+    kind, _, data = shown["pti-contact-sheet"]["data"].partition(";base64,")
+    assert kind == "data:image/jpeg"
+    picture = base64.b64decode(data)
+    (sheet,) = out.glob("runs/*/report/contact_sheet.png")
+    small, full = Image.open(io.BytesIO(picture)), Image.open(sheet)
+    assert len(picture) < 300_000
+    assert small.width / small.height == pytest.approx(full.width / full.height, rel=0.01)
 
 
-def test_a_run_that_cannot_work_fails_with_its_sentence(server, tmp_path, tiny_checkpoint):
-    arguments = [
-        "-p",
-        f"dataset={tmp_path}/nowhere",
-        "-p",
-        f"output={tmp_path}/out",
-        "-p",
-        f"generator={tiny_checkpoint}",
-    ]
-    result = prefect(server, "deployment", "run", "pti/demo", *arguments, "--watch")
+def test_a_run_that_cannot_work_fails_with_its_sentence(server, parameters, tmp_path):
+    result = server.run("pti/demo", parameters | {"dataset": f"{tmp_path}/nowhere"})
     assert result.returncode == 1
-    (run,) = post(server, "flow_runs/filter", {"limit": 1, "sort": "START_TIME_DESC"})
+    (run,) = server.flow_runs(state={"type": {"any_": ["FAILED"]}})
     assert "nowhere" in run["state"]["message"]
 
 
-def test_deployed_as_prefect_yaml_says(server):
-    deployments = {d["name"]: d for d in post(server, "deployments/filter", {})}
-    (schedule,) = deployments["ffhq"]["schedules"]
+@pytest.mark.parametrize("name", ["demo", "ffhq"])
+def test_deployed_as_prefect_yaml_says(server, name):
+    deployed = server.deployment(name)
+    (schedule,) = deployed["schedules"]
     assert schedule["active"] is False
-    assert deployments["ffhq"]["work_pool_name"] == "pti-gpu"
-    described = deployments["demo"]["parameter_openapi_schema"]["properties"]
-    assert all(p.get("description") for p in described.values())
+    assert schedule["parameters"] == {"existing": "extend"}
+    assert deployed["global_concurrency_limit"]["limit"] == 1
+    assert deployed["concurrency_options"]["collision_strategy"] == "ENQUEUE"
+    assert deployed["work_pool_name"] == {"demo": "pti-cpu", "ffhq": "pti-gpu"}[name]
+    assert all(p.get("description") for p in deployed["parameter_openapi_schema"]["properties"].values())
+
+
+def test_two_runs_of_a_deployment_never_overlap(server, parameters):
+    deployment = server.deployment("demo")["id"]
+    body = {"parameters": parameters | {"preset": "noop"}, "state": {"type": "SCHEDULED"}}
+    both = [server.api("POST", f"deployments/{deployment}/create_flow_run", body)["id"] for _ in range(2)]
+    first, second = sorted(server.wait(both), key=lambda run: run["start_time"])
+    assert first["state_type"] == second["state_type"] == "COMPLETED"
+    assert first["end_time"] <= second["start_time"]
+
+
+def test_a_schedule_adds_what_is_new_in_the_data_set_and_does_nothing_twice(server, parameters, pictures):
+    data, out = Path(parameters["dataset"]), Path(parameters["output"])
+    assert server.run("pti/demo", parameters).returncode == 0
+    before = {path: hashlib.sha256(path.read_bytes()).digest() for path in out.rglob("part-*.parquet")}
+    Image.fromarray(pictures[7]).save(data / "7.png")  # new
+    Image.fromarray(pictures[8]).save(data / "0.png")  # changed
+
+    deployment = server.deployment("demo")["id"]
+    every = {"interval": 20, "anchor_date": datetime.now(UTC).isoformat()}
+    schedule = {"schedule": every, "active": True, "parameters": parameters | {"existing": "extend"}}
+    (created,) = server.api("POST", f"deployments/{deployment}/schedules", [schedule])
+    try:
+        ended = server.wait(server.scheduled(deployment, 2))
+    finally:
+        server.api("DELETE", f"deployments/{deployment}/schedules/{created['id']}")
+    assert [run["state_type"] for run in ended] == ["COMPLETED", "COMPLETED"]
+    assert ended[0]["end_time"] <= ended[1]["start_time"]
+
+    pivots = pd.read_parquet(out / "pivots")
+    assert sorted(pivots["image_id"]) == ["0.png", "0.png@2", "1.png", "2.png", "3.png", "4.png", "7.png"]
+    assert len(list(out.glob("runs/*"))) == 1
+    after = {path: hashlib.sha256(path.read_bytes()).digest() for path in before}
+    assert after == before
+    assert len(list(out.rglob("done/*.json"))) == 4
