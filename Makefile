@@ -5,7 +5,7 @@ OUT ?= out/demo
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: install demo test test-slow lint format clean
+.PHONY: install demo test test-slow test-tools lint format clean
 
 install: $(INSTALLED)
 
@@ -24,6 +24,11 @@ test: $(INSTALLED)
 
 test-slow: $(INSTALLED)
 	$(BIN)/python -m pytest -m slow
+
+# Slow tests of the report's page and of the server on Postgres need these; without them they are skipped.
+test-tools:
+	apt-get update -qq
+	apt-get install -y -qq --no-install-recommends chromium postgresql
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -233,6 +233,7 @@ def main() -> None:
     z = torch.from_numpy(np.random.RandomState(1).randn(10_000, 512).astype("float32"))
     with torch.no_grad():
         w_avg = generator.mapping(z)[:, 0].mean(dim=0)
+        args.out.mkdir(parents=True, exist_ok=True)
         for name, seed, paint in FACES:
             if args.only and name not in args.only:
                 continue

@@ -36,10 +36,10 @@ HEADINGS = "| setting | pivot LPIPS | MSE | tuned LPIPS | MSE | PSNR gain dB | d
 def load(images: str, resolution: int, config: RunConfig) -> list[Target]:
     """The images of a data set as targets."""
     targets = []
-    for entry in scan(images):
-        pixels = decode(read_bytes(entry.uri), entry.image_id, config.image)
-        pixels = fit(pixels, resolution, entry.image_id, config.image)
-        targets.append(Target(entry.image_id, entry.image_id, torch.from_numpy(to_float(pixels))))
+    for entry in scan(images).to_pylist():
+        name = entry["image_id"]
+        pixels = fit(decode(read_bytes(entry["uri"]), name, config.image), resolution, name, config.image)
+        targets.append(Target(name, name, torch.from_numpy(to_float(pixels))))
     return targets
 
 

@@ -60,3 +60,12 @@ def dataset(pictures, tmp_path):
         return folder
 
     return write
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory):
+    """A real Prefect server with the deployments and a worker, started once for all modules that use this one."""
+    from prefect_server import prefect_server
+
+    with prefect_server(tmp_path_factory.mktemp("prefect")) as running:
+        yield running

@@ -123,3 +123,22 @@ def test_status_and_show_of_a_place_without_runs(tmp_path):
         assert result.returncode == 1
         assert "no run there" in result.stderr
         assert "Traceback" not in result.stderr
+
+
+def test_damage_that_keeps_the_size_is_found_by_check_and_done_again(finished, tiny_checkpoint):
+    folder, _ = finished  # the last test that uses it: what is done again took other seconds
+    part = next((folder / "out/deltas").rglob("shard=00000/*.parquet"))
+    good = part.read_bytes()
+    bad = bytearray(good)
+    bad[len(bad) // 2] ^= 1
+    assert "2 shards read" in pti("check", folder / "out").stdout
+    part.write_bytes(bytes(bad))
+    found = pti("check", folder / "out")
+    assert found.returncode == 1
+    assert part.name in found.stdout
+    assert "1 shard is not as written" in found.stderr
+    assert "unfinished" in pti("status", folder / "out").stdout
+    again = run(folder / "data", folder / "out", tiny_checkpoint, "--shard-size", 3)
+    assert again.returncode == 0, again.stderr
+    assert part.read_bytes() == good
+    assert pti("check", folder / "out").returncode == 0
