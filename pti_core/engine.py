@@ -1,8 +1,8 @@
 """One batch of images through the whole method: pivot, tuning, delta, measures; a status for every image.
 
-On a GPU the batch shares its pivot search, and tuning is for one image (or one group) after the other. On a CPU every
-core has an image of its own (see `parallel`). What goes wrong with one image stays with it: it becomes a `Failure`,
-the others go on. Out of memory halves the batch.
+On a CPU every core has an image of its own (see `parallel`). On a GPU as many images at once as cost least an image
+there: they share a pivot search, and are tuned with stacked weights (`stacked`). What goes wrong with one image stays
+with it: it becomes a `Failure`, the others go on. Out of memory halves what is done at once.
 """
 
 from __future__ import annotations
@@ -25,10 +25,12 @@ from pti_core.metrics import measure
 from pti_core.parallel import in_parallel
 from pti_core.perceptual import LPIPS, load_lpips
 from pti_core.pivot import Pivots, find_pivots
-from pti_core.progress import OnProgress, WorkCounter
+from pti_core.progress import OnImageStep, OnProgress, WorkCounter
 from pti_core.progress import Progress as Progress
 from pti_core.sampling import WStatistics, seed_for, w_statistics
-from pti_core.tuning import tune
+from pti_core.stacked import tune_stack
+from pti_core.tuning import Tuned, tune
+from pti_core.widths import widths
 
 Measures = dict[str, float | None]
 Stage = Literal["pivot", "tuned", "stored"]
@@ -86,6 +88,7 @@ class _Found:
 
 
 Result = Inversion | Delta | Failure
+_Owner = tuple[str, Sequence[_Found]]  # whose delta it is, and its images
 
 
 class Engine:
@@ -97,7 +100,9 @@ class Engine:
         self.generator: Generator = generator.to(self.device).eval().requires_grad_(False)  # type: ignore[attr-defined]
         self.drawing = self.generator.with_precision(config.precision)  # the same weights; what is optimised through
         self.config = config
-        self.at_once = 1 if self.device.type == "cpu" else config.batch  # images that share a pivot search
+        self.at_once = 1 if self.device.type == "cpu" else config.batch  # images that are drawn together
+        self.stack = 1  # images that are tuned together, each with weights of its own
+        self._tried = self.device.type == "cpu"  # an image a core is best there; elsewhere widths are tried once
 
     @cached_property
     def lpips(self) -> LPIPS:
@@ -109,13 +114,23 @@ class Engine:
         """Of the generator's W; the same for every batch, since the seed is fixed."""
         return w_statistics(self.generator, self.config.pivot.w_samples)
 
-    def invert(self, targets: Sequence[Target], on_progress: OnProgress | None = None) -> Iterator[Result]:
+    def invert(
+        self,
+        targets: Sequence[Target],
+        on_progress: OnProgress | None = None,
+        on_step: OnImageStep | None = None,
+    ) -> Iterator[Result]:
         """Invert targets, in order: an `Inversion` or a `Failure` for each, and the `Delta` of each owner.
 
         In mode "multi" all targets of a group have to be in one call.
         """
-        counter = WorkCounter(self.config, len(targets), on_progress)
+        counter = WorkCounter(self.config, len(targets), on_progress, on_step)
         _ = self.statistics, self.lpips  # made before threads share them
+        if not self._tried:
+            self.at_once, self.stack = widths(
+                self.drawing, self.config, self.statistics, self.lpips, self.config.batch, self.device
+            )
+            self._tried = True
         batches = [targets[i : i + self.at_once] for i in range(0, len(targets), self.at_once)]
         owners: dict[str, list[_Found]] = {}
         for found in in_parallel(partial(self._pivots, counter), batches, self.device):
@@ -125,7 +140,9 @@ class Engine:
                 else:
                     owner = self.config.owner(one.target.image_id, one.target.group)
                     owners.setdefault(owner, []).append(one)
-        for results in in_parallel(partial(self._tune, counter), owners.items(), self.device):
+        found_owners, size = list(owners.items()), 1 if self.config.mode == "multi" else self.stack
+        jobs = [found_owners[i : i + size] for i in range(0, len(found_owners), size)]
+        for results in in_parallel(partial(self._tune, counter), jobs, self.device):
             yield from results
 
     def _pivots(
@@ -167,52 +184,70 @@ class Engine:
                 results.append(Failure(target.image_id, "pivot", "NotFinite", message, permanent=True))
         return results
 
-    def _tune(self, counter: WorkCounter, item: tuple[str, list[_Found]], check: Callable[[], None]) -> list[Result]:
-        """Tune for an owner; its inversions and its delta, or a failure for each of its images."""
-        owner, members = item
+    def _tune(
+        self, counter: WorkCounter, job: Sequence[_Owner], check: Callable[[], None], at_once: int | None = None
+    ) -> list[Result]:
+        """Tune for owners: their inversions and deltas, or a failure for each image.
 
-        def on_step(step: int, lpips: Tensor) -> None:
-            check()
-            counter.step("tuning", owner, step, lpips)
-
-        images = torch.stack([m.target.image for m in members]).to(self.device)
-        pivots = Pivots(
-            torch.cat([m.pivot.w for m in members]),
-            [torch.cat(maps) for maps in zip(*(m.pivot.noise for m in members), strict=True)],
-            self.generator.num_ws,
-        )
-        config, start = self.config, time.perf_counter()
+        What does not fit into memory is done by halves: a stack's owners, or the images of a group that are drawn
+        at once, whose gradients add up.
+        """
+        at_once = at_once or self.at_once
+        count = sum(len(members) for _, members in job)
         try:
-            tuned = tune(
-                self.drawing,
-                images,
-                pivots,
-                [seed_for(m.target.image_id, "tuning", config.seed) for m in members],
-                config.tuning,
-                config.locality,
-                self.lpips,
-                on_step,
-                self.at_once,
-            )
-            seconds = (time.perf_counter() - start) / len(members)
-            delta = tuned.delta(self.generator)
-            if not all(bool(torch.isfinite(d).all()) for d in delta.values()):
-                message = "the tuning diverged to NaN"
-                return [Failure(m.target.image_id, "tuning", "NotFinite", message, permanent=True) for m in members]
-            encoded = deltas.encode(delta, config.codec)
-            noise = [deltas.encode_noise([n[i] for n in pivots.noise]) for i in range(len(members))]
-            measures: dict[Stage, list[Measures]] = {
-                "pivot": self._measure(self.generator, images, pivots),
-                "tuned": self._measure(tuned.generator.with_precision("fp32"), images, pivots),
-                "stored": self._measure(self.stored_generator(encoded), images, self._stored_pivots(pivots, noise)),
-            }
+            start = time.perf_counter()
+            tuned = self._optimise(counter, job, check, at_once)
+            seconds = (time.perf_counter() - start) / count
+            results: list[Result] = []
+            for (owner, members), one in zip(job, tuned, strict=True):
+                results += self._results(owner, members, one, seconds, at_once)
+            return results
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
             self._free_memory()
-            return [_failure(m.target, "tuning", error, permanent=False) for m in members]
+            if len(job) > 1:
+                half = len(job) // 2
+                return self._tune(counter, job[:half], check) + self._tune(counter, job[half:], check)
+            if min(at_once, count) > 1:
+                return self._tune(counter, job, check, min(at_once, count) // 2)
+            return [_failure(m.target, "tuning", error, permanent=False) for m in job[0][1]]
         finally:
-            counter.finish(owner, len(members))
+            for owner, members in job:
+                counter.finish(owner, len(members))
+
+    def _optimise(
+        self, counter: WorkCounter, job: Sequence[_Owner], check: Callable[[], None], at_once: int
+    ) -> list[Tuned]:
+        """One tuned generator for each owner."""
+        config, members = self.config, [m for _, found in job for m in found]
+
+        def on_step(step: int, lpips: Tensor) -> None:
+            check()
+            counter.step("tuning", job[0][0], step, lpips)
+
+        images, pivots = self._together(members)
+        seeds = [seed_for(m.target.image_id, "tuning", config.seed) for m in members]
+        common = (self.drawing, images, pivots, seeds, config.tuning, config.locality, self.lpips, on_step)
+        return tune_stack(*common) if len(job) > 1 else [tune(*common, at_once)]
+
+    def _results(
+        self, owner: str, members: Sequence[_Found], tuned: Tuned, seconds: float, at_once: int
+    ) -> list[Result]:
+        """The rows of an owner whose generator is tuned."""
+        config, (images, pivots) = self.config, self._together(members)
+        delta = tuned.delta(self.generator)
+        if not all(bool(torch.isfinite(d).all()) for d in delta.values()):
+            message = "the tuning diverged to NaN"
+            return [Failure(m.target.image_id, "tuning", "NotFinite", message, permanent=True) for m in members]
+        encoded = deltas.encode(delta, config.codec)
+        noise = [deltas.encode_noise([n[i] for n in pivots.noise]) for i in range(len(members))]
+        stored = self._stored_pivots(pivots, noise)
+        measures: dict[Stage, list[Measures]] = {
+            "pivot": self._measure(self.generator, images, pivots, at_once),
+            "tuned": self._measure(tuned.generator.with_precision("fp32"), images, pivots, at_once),
+            "stored": self._measure(self.stored_generator(encoded), images, stored, at_once),
+        }
         inversions = [
             Inversion(
                 image_id=member.target.image_id,
@@ -230,6 +265,12 @@ class Engine:
         ]
         return [*inversions, Delta(owner, encoded)]
 
+    def _together(self, members: Sequence[_Found]) -> tuple[Tensor, Pivots]:
+        """Targets and pivots of several images as one batch."""
+        images = torch.stack([m.target.image for m in members]).to(self.device)
+        noise = [torch.cat(maps) for maps in zip(*(m.pivot.noise for m in members), strict=True)]
+        return images, Pivots(torch.cat([m.pivot.w for m in members]), noise, self.generator.num_ws)
+
     def stored_generator(self, tensors: Sequence[deltas.EncodedTensor]) -> Generator:
         """A copy of the generator with a decoded delta added: what a reader of the tables gets."""
         generator = copy.deepcopy(self.generator)
@@ -241,13 +282,13 @@ class Engine:
         merged = [torch.cat(layer).to(self.device) for layer in zip(*maps, strict=True)]
         return Pivots(pivots.w, merged, pivots.num_ws)
 
-    def _measure(self, generator: Generator, images: Tensor, pivots: Pivots) -> list[Measures]:
+    def _measure(self, generator: Generator, images: Tensor, pivots: Pivots, at_once: int) -> list[Measures]:
         rows: list[Measures] = []
         with torch.no_grad():
-            for i in range(0, len(images), self.at_once):
-                part = pivots[i : i + self.at_once]
+            for i in range(0, len(images), at_once):
+                part = pivots[i : i + at_once]
                 drawn = generator.synthesis(part.ws, noise=part.noise)
-                rows += measure(images[i : i + self.at_once], drawn, self.lpips)
+                rows += measure(images[i : i + at_once], drawn, self.lpips)
         return rows
 
     def _free_memory(self) -> None:

@@ -25,13 +25,17 @@ class Progress:
 
 
 OnProgress = Callable[[Progress], None]
+OnImageStep = Callable[[Literal["pivot", "tuning"], str, int, Tensor], None]
+"""Stage, name of what is in work (an image, a group, the first of a batch), step from 1, LPIPS `[N]` before it."""
 
 
 class WorkCounter:
     """Turns steps of images in work, in whatever thread, into the share of a batch's work, for the display."""
 
-    def __init__(self, config: RunConfig, images: int, on_progress: OnProgress | None) -> None:
-        self.on_progress, self.lock = on_progress, Lock()
+    def __init__(
+        self, config: RunConfig, images: int, on_progress: OnProgress | None = None, on_step: OnImageStep | None = None
+    ) -> None:
+        self.on_progress, self.on_step, self.lock = on_progress, on_step, Lock()
         regularised = 1 / config.locality.interval if config.locality.enabled else 0.0
         self.steps = {"pivot": config.pivot.steps, "tuning": config.tuning.steps}
         # In steps of the pivot search; only the display depends on it.
@@ -44,6 +48,8 @@ class WorkCounter:
         """Step `step` of the images that go by `name` is done; their LPIPS `[N]`."""
         steps, key = self.steps[stage], (stage, name)
         with self.lock:
+            if self.on_step is not None:
+                self.on_step(stage, name, step, lpips)
             self.work[key] = len(lpips) * step * self.cost[stage]
             self.lpips[key] = lpips.tolist()
             values = [value for (s, _), found in self.lpips.items() if s == stage for value in found]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -64,7 +64,7 @@ def tune(
         raise ValueError(f"{len(targets)} images, {len(pivots.w)} pivots, {len(seeds)} seeds: one each expected")
     new = tunable_copy(generator)  # type: ignore[type-var]
     parameters = list(new.tunable().values())
-    optimizer = torch.optim.Adam(parameters, lr=config.lr)
+    optimizer = torch.optim.Adam(parameters, lr=config.lr, fused=True)
     random = ImageRandom(seeds, targets.device)
     small = area_downsample(targets, config.max_resolution)
     with torch.no_grad():
@@ -94,7 +94,7 @@ def tune(
             for _ in range(locality.samples):
                 ws_r = interpolate(ws, sample_w(generator, random), locality.alpha).ws
                 for part in parts:
-                    loss_r = locality_loss(generator, new, ws_r[part], locality, config.max_resolution, lpips)
+                    loss_r = locality_loss(generator, new.synthesis, ws_r[part], locality, config.max_resolution, lpips)
                     (weight * loss_r).sum().backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -105,7 +105,7 @@ def tune(
 
 def locality_loss(
     old: Generator,
-    new: Generator,
+    draw_new: Callable[[Tensor], Tensor],
     ws: Tensor,
     config: LocalityConfig,
     max_resolution: int,
@@ -115,7 +115,7 @@ def locality_loss(
     with torch.no_grad():
         before = old.synthesis(ws)
         features = lpips.features(area_downsample(before, max_resolution))
-    after = new.synthesis(ws)
+    after = draw_new(ws)
     loss = config.mse_weight * (after - before).square().mean(dim=(1, 2, 3))
     if config.lpips_weight > 0:
         distance = lpips.distance(lpips.features(area_downsample(after, max_resolution)), features)

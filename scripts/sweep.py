@@ -22,7 +22,7 @@ import torch
 
 from pti_core.config import RunConfig
 from pti_core.datasets import read_bytes, scan
-from pti_core.engine import Delta, Engine, Failure, Inversion, Target, _Found
+from pti_core.engine import Delta, Engine, Failure, Inversion, Target, _Found, _Owner
 from pti_core.generators.checkpoints import load_generator
 from pti_core.images import decode, fit, to_float
 from pti_core.measure import measure_locality
@@ -67,7 +67,7 @@ def row(label: str, engine: Engine, found: Sequence[_Found]) -> str:
     """Tune at these pivots; the line of the table."""
     start = time.perf_counter()
     work = partial(engine._tune, WorkCounter(engine.config, len(found), None))
-    jobs: list[tuple[str, list[_Found]]] = [(one.target.image_id, [one]) for one in found]
+    jobs: list[list[_Owner]] = [[(one.target.image_id, [one])] for one in found]
     done = list(in_parallel(work, jobs, engine.device))
     seconds = time.perf_counter() - start
     inversions = [results[0] for results in done]

@@ -21,9 +21,9 @@ def targets(tiny_generator) -> list[Target]:
     return [Target(f"faces/{i}.png", f"group-{i // 4}", image) for i, image in enumerate(images)]
 
 
-def invert(generator, targets, overrides=None, preset="demo", at_once=None, **more):
+def invert(generator, targets, overrides=None, preset="demo", at_once=1, stack=1, **more):
     engine = Engine(generator, configure(preset, {**QUICK, **(overrides or {})}))
-    engine.at_once = at_once or engine.at_once
+    engine.at_once, engine.stack = at_once, stack  # one of each is a CPU's choice, more are a GPU's
     return list(engine.invert(targets, **more)), engine
 
 
@@ -95,6 +95,17 @@ def test_an_image_that_diverges_is_a_failure_and_the_others_go_on(tiny_generator
         )
 
 
+def test_a_stack_gives_what_one_image_after_the_other_gives(tiny_generator, targets):
+    single = by_id(invert(tiny_generator, targets[:5])[0])
+    results, _ = invert(tiny_generator, targets[:5], stack=3)
+    assert [r.owner for r in results if isinstance(r, Delta)] == list(single)
+    for image_id, inversion in by_id(results).items():
+        assert inversion.tuning_steps == single[image_id].tuning_steps
+        for stage in ("tuned", "stored"):
+            expected = single[image_id].measures[stage]["lpips"]
+            assert inversion.measures[stage]["lpips"] == pytest.approx(expected, abs=1e-3), (image_id, stage)
+
+
 class Hungry(torch.nn.Module):
     """A synthesis that runs out of memory above a number of images, as a real device does."""
 
@@ -131,6 +142,18 @@ def test_out_of_memory_halves_the_batch_and_goes_on(tiny_generator, targets):
     for image_id, inversion in by_id(results).items():
         assert inversion.measures["pivot"]["lpips"] == pytest.approx(
             plain[image_id].measures["pivot"]["lpips"], abs=0.02
+        )
+
+
+def test_a_group_that_does_not_fit_is_done_by_accumulation(tiny_generator, targets):
+    settings = {"mode": "multi"}
+    results, _ = invert(HungryGenerator(tiny_generator, 3), targets, settings, at_once=8)
+    plain = by_id(invert(tiny_generator, targets, settings)[0])
+    assert [r.owner for r in results if isinstance(r, Delta)] == ["group-0", "group-1"]
+    assert list(by_id(results)) == list(plain)
+    for image_id, inversion in by_id(results).items():
+        assert inversion.measures["stored"]["lpips"] == pytest.approx(
+            plain[image_id].measures["stored"]["lpips"], abs=0.02
         )
 
 

@@ -75,7 +75,7 @@ class StyledConv(nn.Module):
         else:
             x = F.conv2d(x, self.weight, bias=self.bias, padding=1)
         if noise is not None:
-            x = x.addcmul_(noise, self.noise_strength)
+            x = x.add_(noise * self.noise_strength)
         return F.leaky_relu_(x, LRELU_SLOPE)  # in place: nothing before it keeps this tensor for its gradient
 
 

@@ -1,0 +1,1 @@
+"""What the engine gains over the plain method, measured: `make bench`."""

@@ -1,0 +1,174 @@
+"""The engine beside the plain method: same generator, images, seeds and machine, one after the other.
+
+    python -m benchmarks.bench                       # twelve faces, all sides: a table, a plot, all rows
+    python -m benchmarks.bench --small               # two faces, few steps: fails where the engine has become slow
+    python -m benchmarks.bench --generator random-1024 --images 1024/ --limit 4   # speed at 1024, for a GPU
+
+Each side runs in a process of its own (`benchmarks.side`) on the whole machine. Measure on a quiet one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from matplotlib.figure import Figure
+
+PLAIN = "plain loop"
+COLOURS = ("#6b7280", "#2563eb", "#059669", "#f59e0b", "#dc2626")
+SMALL = {"pivot.steps": 6, "tuning.steps": 5, "locality.interval": 1, "tuning.stop_lpips": 0.0, "pivot.w_samples": 500}
+LARGE_LOSS = 1.0  # images an hour of the engine by the plain loop's, with the same steps: below this it fails
+LPIPS_LOSS = 1.15  # final LPIPS of the engine by the plain loop's, with the same settings
+
+
+def run_side(side: str, preset: str, args: argparse.Namespace, settings: dict[str, Any]) -> dict[str, Any]:
+    """Rows, peak memory and the generator's size of one side, from a process of its own."""
+    said = {"side": side, "preset": preset, "settings": settings, "images": args.images, "limit": args.limit}
+    said |= {"generator": args.generator, "device": args.device}
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "out.json"
+        command = [sys.executable, "-m", "benchmarks.side", json.dumps(said), str(out)]
+        root = str(Path(__file__).parents[1])
+        path = os.pathsep.join([root, *os.environ.get("PYTHONPATH", "").split(os.pathsep)]).rstrip(os.pathsep)
+        subprocess.run(command, check=True, env=os.environ | {"PYTHONPATH": path})
+        found: dict[str, Any] = json.loads(out.read_text())
+        return found
+
+
+def summary(sides: dict[str, dict[str, Any]]) -> pd.DataFrame:
+    """Medians over the images, a row a side."""
+    lines = []
+    for name, found in sides.items():
+        rows = pd.DataFrame(found["rows"])
+        median = rows.median(numeric_only=True)
+        lines.append(
+            {
+                "side": name,
+                "steps": median["steps"],
+                "s an image": median["seconds"],
+                "images an hour": 3600 / rows["seconds"].mean(),
+                "LPIPS": median["lpips"],
+                "PSNR dB": median["psnr"],
+                "drift w_r": median["drift_wr"],
+                "drift w_z": median["drift_wz"],
+                "MB an image": median["bytes"] / 1e6,
+                "share of fp32": median["bytes"] / found["fp32_bytes"],
+                "peak GB": found["peak"] / 1e9,
+                "matrix work": found.get("matrix", float("nan")),
+            }
+        )
+    table = pd.DataFrame(lines).set_index("side")
+    table.insert(2, "times", table["images an hour"] / table["images an hour"].iloc[0])
+    return table
+
+
+FORMATS = {
+    "steps": "{:.0f}",
+    "s an image": "{:.1f}",
+    "times": "{:.1f} x",
+    "images an hour": "{:.0f}",
+    "LPIPS": "{:.4f}",
+    "PSNR dB": "{:.2f}",
+    "drift w_r": "{:.4f}",
+    "drift w_z": "{:.4f}",
+    "MB an image": "{:.2f}",
+    "share of fp32": "{:.1%}",
+    "peak GB": "{:.2f}",
+    "matrix work": "{:.0%}",
+}
+
+
+def markdown(table: pd.DataFrame) -> str:
+    """The table as Markdown."""
+    lines = [f"| side | {' | '.join(table.columns)} |", "| --- |" + " ---: |" * len(table.columns)]
+    for side, row in table.iterrows():
+        cells = ["" if value != value else FORMATS[name].format(value) for name, value in row.items()]
+        lines.append(f"| {side} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def plot(sides: dict[str, dict[str, Any]]) -> Figure:
+    """LPIPS against an image's share of the machine's time; thin lines are images, thick ends medians."""
+    figure = Figure(figsize=(8, 4.6), layout="constrained")
+    axes = figure.subplots()
+    for (name, found), colour in zip(sides.items(), COLOURS, strict=False):
+        for row in found["rows"]:
+            seconds, values = zip(*row["curve"], strict=True)
+            axes.plot(seconds, values, color=colour, alpha=0.3, linewidth=1)
+        rows = pd.DataFrame(found["rows"])
+        axes.scatter(
+            rows["seconds"].median(), rows["lpips"].median(), s=110, color=colour, edgecolors="white", zorder=3, label=name
+        )
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_xlabel("seconds of the machine for one image")
+    axes.set_ylabel("LPIPS to the target")
+    axes.grid(alpha=0.25, which="both")
+    axes.legend(frameon=False)
+    return figure
+
+
+def machine(device: str) -> str:
+    """What it was measured on."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    gpu = torch.cuda.get_device_name() if device == "cuda" else "no GPU"
+    return f"{cores} cores ({platform.machine()}), {gpu}, torch {torch.__version__}"
+
+
+def check_small(args: argparse.Namespace) -> None:
+    """Both sides with the same few steps; exits with a sentence where the engine is much worse than the plain loop."""
+    sides = {PLAIN: run_side("plain", "paper", args, SMALL), "engine": run_side("engine", "paper", args, SMALL)}
+    table = summary(sides)
+    print(markdown(table))
+    speed, quality = table.loc["engine", "times"], table.loc["engine", "LPIPS"] / table.loc[PLAIN, "LPIPS"]
+    if speed < LARGE_LOSS:
+        sys.exit(f"the engine does {speed:.2f} times the plain loop's images an hour; at least {LARGE_LOSS} expected")
+    if quality > LPIPS_LOSS:
+        sys.exit(f"the engine ends at {quality:.2f} times the plain loop's LPIPS; at most {LPIPS_LOSS} expected")
+
+
+def main() -> None:
+    """Parse the arguments, run the sides, write the table, the plot and all rows."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", default="demo")
+    parser.add_argument("--generator", default="pocket")
+    parser.add_argument("--limit", type=int)
+    parser.add_argument("--preset", action="append", help="of the engine; default: fast, demo and paper")
+    parser.add_argument("--precision", action="append", help="of the engine; default: fp32, on a GPU half too")
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="of the engine's sides")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--output", type=Path, default=Path("out/bench"))
+    parser.add_argument("--small", action="store_true", help="a quick check that the engine is not slow")
+    args = parser.parse_args()
+    if args.small:
+        args.limit = args.limit or 2
+        check_small(args)
+        return
+    settings = {name: json.loads(value) for name, value in (text.split("=", 1) for text in args.set)}
+    sides = {}
+    for preset in args.preset or ["fast", "demo", "paper"]:
+        for precision in args.precision or (["fp32", "half"] if args.device == "cuda" else ["fp32"]):
+            name = f"engine, {preset}" + (f", {precision}" if precision != "fp32" else "")
+            sides[name] = run_side("engine", preset, args, settings | {"precision": precision})
+            print(f"{name} is done", file=sys.stderr, flush=True)
+    sides = {f"{PLAIN}, paper": run_side("plain", "paper", args, {})} | sides
+    args.output.mkdir(parents=True, exist_ok=True)
+    table = f"{machine(args.device)}, medians of {len(next(iter(sides.values()))['rows'])} images\n\n"
+    table += markdown(summary(sides))
+    (args.output / "bench.md").write_text(table + "\n")
+    (args.output / "bench.json").write_text(json.dumps(sides))
+    plot(sides).savefig(args.output / "bench.png", dpi=130)
+    print(f"{table}\n\nplot  {args.output / 'bench.png'}")
+
+
+if __name__ == "__main__":
+    main()

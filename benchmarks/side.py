@@ -1,0 +1,198 @@
+"""One side of the comparison in a process of its own: the plain loop, or the engine with a preset.
+
+    python -m benchmarks.side '{"side": "engine", "preset": "fast", ...}' out.json
+
+Started by `benchmarks.bench`, so that its peak memory and its threads are its own.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.reference import invert
+from pti_core.config import MeasureConfig, RunConfig
+from pti_core.datasets import read_bytes, scan
+from pti_core.engine import Delta, Engine, Inversion, Target
+from pti_core.generators.base import Generator
+from pti_core.generators.checkpoints import load_generator
+from pti_core.generators.stylegan2 import StyleGAN2
+from pti_core.images import decode, fit, to_float
+from pti_core.measure import measure_locality
+from pti_core.metrics import measure
+from pti_core.perceptual import LPIPS, load_lpips, reference_lpips
+from pti_core.pivot import find_pivots
+from pti_core.presets import configure
+from pti_core.sampling import w_statistics
+from pti_core.tuning import tune
+
+RANDOM = "random-1024"  # a StyleGAN2 config-f at 1024 with random weights, for speed only
+CURVE_POINTS = 60
+PROFILED = 4  # steps of each stage
+MATRIX = ("conv", "gemm", "mm", "xmma", "cutlass", "wgrad", "dgrad", "fprop")  # in names of operators and kernels
+
+
+@dataclass
+class Row:
+    """One image of one side."""
+
+    image_id: str
+    seconds: float  # of the machine, this image's share
+    steps: int
+    lpips: float  # of what a reader gets: theta* in memory for the plain loop, decoded from its delta for the engine
+    psnr: float
+    pivot_lpips: float
+    drift_wr: float  # LPIPS between old and new generator at w_r, alpha 30
+    drift_wz: float
+    bytes: int  # weights, pivot and noise
+    curve: list[tuple[float, float]] = field(default_factory=list)  # seconds from the image's start, LPIPS
+
+
+def generator_for(name: str) -> Generator:
+    """A generator by its reference, or the random one."""
+    if name != RANDOM:
+        return load_generator(name).generator
+    torch.manual_seed(0)
+    kwargs = {"channel_base": 32768, "channel_max": 512}
+    return StyleGAN2(512, 0, 512, 1024, 3, {"num_layers": 8}, kwargs).eval().requires_grad_(False)
+
+
+def load(images: str, limit: int | None, resolution: int, config: RunConfig) -> list[Target]:
+    """The images of a data set as targets."""
+    targets = []
+    for entry in scan(images).to_pylist()[:limit]:
+        name = entry["image_id"]
+        pixels = fit(decode(read_bytes(entry["uri"]), name, config.image), resolution, name, config.image)
+        targets.append(Target(name, name, torch.from_numpy(to_float(pixels))))
+    return targets
+
+
+def drift(old: Generator, new: Generator, ws: Tensor, image_id: str, lpips: LPIPS) -> tuple[float, float]:
+    """Median LPIPS between both at w_r (alpha 30) and at w_z, over four samples."""
+    rows = measure_locality(old, new, ws, image_id, MeasureConfig(alphas=(30.0,), z_samples=4), lpips, batch=1)
+    places = ("interpolated", "wz")
+    near, far = (statistics.median(row.lpips for row in rows if row.where == place) for place in places)
+    return near, far
+
+
+def plain(generator: Generator, targets: Sequence[Target], config: RunConfig, device: str) -> list[Row]:
+    """The plain loop, on all cores or the GPU."""
+    generator = generator.to(device)  # type: ignore[attr-defined]
+    of_w, lpips, package = w_statistics(generator), load_lpips(device=device), reference_lpips().to(device)
+    rows = []
+    for target in targets:
+        start, curve = time.perf_counter(), []
+
+        def on_step(_stage: str, _step: int, value: float, start: float = start, curve: Any = curve) -> None:
+            curve.append((time.perf_counter() - start, value))
+
+        image = target.image.to(device)
+        found = invert(generator, image, target.image_id, config, of_w.w_avg, of_w.w_std, package, on_step)
+        seconds, ws = found.pivot_seconds + found.tuning_seconds, found.w.expand(1, generator.num_ws, -1)
+        with torch.no_grad():
+            before, after = (g.synthesis(ws, noise=found.noise) for g in (generator, found.generator))
+        tuned, pivot = (measure(image[None], drawn, lpips)[0] for drawn in (after, before))
+        steps, state = config.pivot.steps + config.tuning.steps, found.generator.state_dict()  # type: ignore[attr-defined]
+        size = sum(t.numel() * 4 for t in [*state.values(), found.w, *found.noise])
+        near, far = drift(generator, found.generator, ws, target.image_id, lpips)
+        quality = (float(tuned["lpips"]), float(tuned["psnr"]), float(pivot["lpips"]))  # type: ignore[arg-type]
+        rows.append(Row(target.image_id, seconds, steps, *quality, near, far, size, thinned(curve)))
+        print(f"plain loop: {target.image_id}, {seconds:.0f} s, LPIPS {quality[0]:.4f}", file=sys.stderr, flush=True)
+    return rows
+
+
+def engine(generator: Generator, targets: Sequence[Target], config: RunConfig, device: str) -> list[Row]:
+    """The engine, all images in one call, as a part of a shard."""
+    found = Engine(generator, config, device)
+    _ = found.statistics, found.lpips
+    seen: dict[str, list[tuple[str, float]]] = {}
+    start = time.perf_counter()
+
+    def on_step(stage: str, name: str, _step: int, lpips: Tensor) -> None:
+        seen.setdefault(name, []).append((stage, float(lpips.median())))
+
+    results = list(found.invert(targets, on_step=on_step))
+    seconds = (time.perf_counter() - start) / len(targets)
+    by_owner = {r.owner: r for r in results if isinstance(r, Delta)}
+    rows = []
+    for one in (r for r in results if isinstance(r, Inversion)):
+        delta = by_owner[one.owner].tensors
+        ws = one.w[None].to(device).expand(1, generator.num_ws, -1)
+        near, far = drift(found.generator, found.stored_generator(delta), ws, one.image_id, found.lpips)
+        size = sum(len(t.payload) for t in delta) + len(one.noise or b"") + 4 * one.w.numel()
+        stored, pivot = one.measures["stored"], one.measures["pivot"]
+        quality = (float(stored["lpips"]), float(stored["psnr"]), float(pivot["lpips"]))  # type: ignore[arg-type]
+        steps = one.pivot_steps + one.tuning_steps
+        curve = spread(seen.get(one.image_id, []), seconds, one.pivot_seconds, one.tuning_seconds)
+        rows.append(Row(one.image_id, seconds, steps, *quality, near, far, size, curve))
+    return rows
+
+
+def spread(
+    seen: Sequence[tuple[str, float]], seconds: float, pivot: float, tuning: float
+) -> list[tuple[float, float]]:
+    """The LPIPS of an image's steps over its share of the machine's seconds; two images share a core in turn."""
+    points, at = [], 0.0
+    for stage, own in (("pivot", pivot), ("tuning", tuning)):
+        values = [value for name, value in seen if name == stage]
+        share = seconds * own / (pivot + tuning)
+        points += [(at + share * (i + 1) / len(values), value) for i, value in enumerate(values)]
+        at += share
+    return thinned(points)
+
+
+def thinned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """At most about `CURVE_POINTS` of them, the last among them."""
+    return [*points[:: max(1, len(points) // CURVE_POINTS)], *points[-1:]]
+
+
+def matrix_share(generator: Generator, config: RunConfig, device: str) -> float:
+    """Share of the time of a few steps that goes into convolutions and matrix products (by torch's profiler)."""
+    pivot = config.pivot.model_copy(update={"steps": PROFILED})
+    tuning = config.tuning.model_copy(update={"steps": PROFILED, "stop_lpips": 0.0})
+    lpips, of_w = load_lpips(device=device), w_statistics(generator, 100)
+    image = torch.zeros(1, generator.img_channels, generator.img_resolution, generator.img_resolution, device=device)
+    cuda = device == "cuda"
+    activity = torch.profiler.ProfilerActivity.CUDA if cuda else torch.profiler.ProfilerActivity.CPU
+    found = find_pivots(generator, image, [0], pivot, of_w, lpips)  # once before: kernels are chosen
+    with torch.profiler.profile(activities=[activity]) as profile:
+        find_pivots(generator, image, [0], pivot, of_w, lpips)
+        tune(generator, image, found, [0], tuning, config.locality, lpips)
+    times = {
+        event.key: event.self_device_time_total if cuda else event.self_cpu_time_total
+        for event in profile.key_averages()
+    }
+    matrix = sum(time for name, time in times.items() if any(word in name.lower() for word in MATRIX))
+    return matrix / max(sum(times.values()), 1e-9)
+
+
+def main() -> None:
+    """Run one side as the first argument says; write its rows to the second."""
+    said, out = json.loads(sys.argv[1]), Path(sys.argv[2])
+    device = said["device"]
+    config = configure(said["preset"], said.get("settings", {}))
+    generator = generator_for(said["generator"])
+    targets = load(said["images"], said["limit"], generator.img_resolution, config)
+    rows = (plain if said["side"] == "plain" else engine)(generator, targets, config, device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    if device == "cuda":
+        peak = torch.cuda.max_memory_allocated()
+    parameters = sum(p.numel() for p in generator.parameters())  # type: ignore[attr-defined]
+    found = {"rows": [asdict(r) for r in rows], "peak": peak, "fp32_bytes": 4 * parameters}
+    if said["side"] == "engine":
+        found["matrix"] = matrix_share(generator.to(device), config, device)  # type: ignore[attr-defined]
+    out.write_text(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,146 @@
+"""Pivotal tuning of several images at once, each with a generator of its own: weights stacked, one pass for all.
+
+The same arithmetic as `tuning.tune` for one image after the other: every image has its own parameters `[B, ...]`, its
+own Adam moments (Adam works element by element) and its own random stream, and a finished image leaves the stack. Small
+kernels of one image leave a GPU idle; a stack fills it. On a CPU an image a core is faster (`parallel`).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, vmap
+
+from pti_core.config import LocalityConfig, TuningConfig
+from pti_core.generators.base import Generator
+from pti_core.locality import interpolate
+from pti_core.perceptual import LPIPS, area_downsample
+from pti_core.pivot import OnStep, Pivots, learning_rate
+from pti_core.sampling import ImageRandom, sample_w
+from pti_core.tuning import Tuned, locality_loss
+
+
+class _Drawing(nn.Module):
+    """A generator's synthesis as a module whose parameters go by the names of `tunable()`."""
+
+    def __init__(self, generator: Generator) -> None:
+        super().__init__()
+        self.generator = generator
+
+    def forward(self, ws: Tensor, noise: list[Tensor]) -> Tensor:
+        return self.generator.synthesis(ws, noise=noise)
+
+
+class Stack:
+    """Stacked weights `[B, ...]` of one generator's tunable parameters, their Adam, and drawing with all of them."""
+
+    def __init__(self, generator: Generator, count: int, lr: float) -> None:
+        # Drawing swaps weights into a module for a moment; a copy of its own keeps others from seeing them.
+        self.base, self.drawing, self.lr = generator, _Drawing(copy.deepcopy(generator)), lr
+        # Each a tensor of its own: Adam changes them in place.
+        self.theta = {
+            name: p.detach()[None].repeat(count, *[1] * p.ndim).requires_grad_(True)
+            for name, p in generator.tunable().items()
+        }
+        self.optimizer = torch.optim.Adam(list(self.theta.values()), lr=lr, fused=True)
+
+    def draw(self, ws: Tensor, noise: Sequence[Tensor] | None = None) -> Tensor:
+        """Images `[B, C, H, W]` of ws `[B, num_ws, w_dim]`, each by its own weights.
+
+        `noise`: one map `[B, 1, H, W]` a layer; the generator's own without.
+        """
+        maps = list(noise) if noise is not None else [n[None].expand(len(ws), 1, -1, -1) for n in self.base.noise_const()]
+
+        def one(theta: dict[str, Tensor], ws: Tensor, *noise: Tensor) -> Tensor:
+            named = {f"generator.{name}": value for name, value in theta.items()}
+            image: Tensor = functional_call(self.drawing, named, (ws[None], [n[None] for n in noise]))
+            return image[0]
+
+        images: Tensor = vmap(one)(self.theta, ws, *maps)
+        return images
+
+    def step(self, factor: float) -> None:
+        """One step of Adam with the learning rate times `factor`; gradients are gone afterwards."""
+        self.optimizer.param_groups[0]["lr"] = self.lr * factor
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Go on with these places of the stack only."""
+        index = torch.tensor(rows, device=next(iter(self.theta.values())).device)
+        state = self.optimizer.state
+        kept = {name: p.detach()[index].requires_grad_(True) for name, p in self.theta.items()}
+        optimizer = torch.optim.Adam(list(kept.values()), lr=self.lr, fused=True)
+        for name, p in kept.items():
+            old = state.get(self.theta[name], {})
+            optimizer.state[p] = {k: v[index] if v.ndim else v for k, v in old.items()}
+        self.theta, self.optimizer = kept, optimizer
+
+    def generator(self, row: int) -> Generator:
+        """A copy of the generator with the weights of one place."""
+        new = copy.deepcopy(self.base).requires_grad_(False)  # type: ignore[attr-defined]
+        with torch.no_grad():
+            for name, p in new.tunable().items():
+                p.copy_(self.theta[name][row])
+        made: Generator = new
+        return made
+
+
+def tune_stack(
+    generator: Generator,
+    targets: Tensor,
+    pivots: Pivots,
+    seeds: Sequence[int],
+    config: TuningConfig,
+    locality: LocalityConfig,
+    lpips: LPIPS,
+    on_step: OnStep | None = None,
+) -> list[Tuned]:
+    """Tune a generator of its own for each of targets `[B, C, H, W]` in [-1, 1]: what `tune` gives for each alone.
+
+    `on_step` gets the LPIPS of the images that are still in work.
+    """
+    if not len(targets) == len(pivots.w) == len(seeds):
+        raise ValueError(f"{len(targets)} images, {len(pivots.w)} pivots, {len(seeds)} seeds: one each expected")
+    small = area_downsample(targets, config.max_resolution)
+    with torch.no_grad():
+        features = lpips.features(small)
+    ws, noise, random = pivots.ws, pivots.noise, ImageRandom(seeds, targets.device)
+    stack = Stack(generator, len(targets), config.lr)
+    at = list(range(len(targets)))  # which image is at which place of the stack
+    done: dict[int, Tuned] = {}
+
+    def leave(rows: Sequence[int], distance: Tensor, steps: int) -> None:
+        for row in rows:
+            done[at[row]] = Tuned(stack.generator(row), steps, distance.detach()[row : row + 1])
+
+    step, distance = 0, torch.full((len(targets),), torch.inf)
+    while at and step < config.steps:
+        images = stack.draw(ws, noise)
+        distance = lpips.distance(lpips.features(area_downsample(images, config.max_resolution)), features)
+        over = [value <= config.stop_lpips for value in distance.tolist()]
+        if any(over):
+            leave([row for row in range(len(at)) if over[row]], distance, step)
+            left = [row for row in range(len(at)) if not over[row]]
+            stack.keep(left)
+            at, ws, targets = [at[row] for row in left], ws[left], targets[left]
+            noise, features = [n[left] for n in noise], [f[left] for f in features]
+            random.generators = [random.generators[row] for row in left]
+            continue  # the same step, of those that are left
+        mse = (images - targets).square().mean(dim=(1, 2, 3))
+        (config.lpips_weight * distance + config.mse_weight * mse).sum().backward()
+        if on_step is not None:
+            on_step(step + 1, distance.detach())
+        if locality.enabled and locality.weight > 0 and step % locality.interval == 0:
+            weight = locality.weight * locality.interval / locality.samples
+            for _ in range(locality.samples):
+                ws_r = interpolate(ws, sample_w(generator, random), locality.alpha).ws
+                loss_r = locality_loss(generator, stack.draw, ws_r, locality, config.max_resolution, lpips)
+                (weight * loss_r).sum().backward()
+        stack.step(learning_rate(step, config.steps, 0.0, config.lr_rampdown))
+        step += 1
+    leave(range(len(at)), distance, step)
+    return [done[i] for i in range(len(seeds))]
