@@ -74,6 +74,11 @@ class TuningConfig(Frozen):
     steps: int = Field(350, ge=1, description="At most this many.")
     lr: float = Field(3e-4, gt=0)
     lr_rampdown: float = Field(0.0, ge=0, le=1, description="Share of the steps with a falling rate; 0 in the paper.")
+    beta1: float = Field(0.9, ge=0, lt=1, description="Adam's, of the mean of gradients.")
+    beta2: float = Field(0.999, ge=0, lt=1, description="Adam's, of the mean of their squares.")
+    pull: float = Field(
+        0.0, ge=0, lt=1, description="Share of the way back to the old weights after each step, less as the rate falls."
+    )
     lpips_weight: float = Field(1.0, ge=0)
     mse_weight: float = Field(1.0, ge=0, description="lambda_L2.")
     stop_lpips: float = Field(0.06, ge=0, description="An image is done when its LPIPS is at most this.")

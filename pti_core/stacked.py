@@ -20,7 +20,7 @@ from pti_core.locality import interpolate
 from pti_core.perceptual import LPIPS, area_downsample
 from pti_core.pivot import OnStep, Pivots, learning_rate
 from pti_core.sampling import ImageRandom, sample_w
-from pti_core.tuning import Tuned, locality_loss
+from pti_core.tuning import Tuned, adam, locality_loss, pull_back
 
 
 class _Drawing(nn.Module):
@@ -37,15 +37,16 @@ class _Drawing(nn.Module):
 class Stack:
     """Stacked weights `[B, ...]` of one generator's tunable parameters, their Adam, and drawing with all of them."""
 
-    def __init__(self, generator: Generator, count: int, lr: float) -> None:
+    def __init__(self, generator: Generator, count: int, config: TuningConfig) -> None:
         # Drawing swaps weights into a module for a moment; a copy of its own keeps others from seeing them.
-        self.base, self.drawing, self.lr = generator, _Drawing(copy.deepcopy(generator)), lr
+        self.base, self.drawing, self.config = generator, _Drawing(copy.deepcopy(generator)), config
         # Each a tensor of its own: Adam changes them in place.
         self.theta = {
             name: p.detach()[None].repeat(count, *[1] * p.ndim).requires_grad_(True)
             for name, p in generator.tunable().items()
         }
-        self.optimizer = torch.optim.Adam(list(self.theta.values()), lr=lr, fused=True)
+        self.old = [p.detach()[None] for p in generator.tunable().values()]
+        self.optimizer = adam(list(self.theta.values()), config)
 
     def draw(self, ws: Tensor, noise: Sequence[Tensor] | None = None) -> Tensor:
         """Images `[B, C, H, W]` of ws `[B, num_ws, w_dim]`, each by its own weights.
@@ -63,17 +64,18 @@ class Stack:
         return images
 
     def step(self, factor: float) -> None:
-        """One step of Adam with the learning rate times `factor`; gradients are gone afterwards."""
-        self.optimizer.param_groups[0]["lr"] = self.lr * factor
+        """One step of Adam with the learning rate times `factor`, and the pull back; gradients are gone afterwards."""
+        self.optimizer.param_groups[0]["lr"] = self.config.lr * factor
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        pull_back(list(self.theta.values()), self.old, self.config.pull * factor)
 
     def keep(self, rows: Sequence[int]) -> None:
         """Go on with these places of the stack only."""
         index = torch.tensor(rows, device=next(iter(self.theta.values())).device)
         state = self.optimizer.state
         kept = {name: p.detach()[index].requires_grad_(True) for name, p in self.theta.items()}
-        optimizer = torch.optim.Adam(list(kept.values()), lr=self.lr, fused=True)
+        optimizer = adam(list(kept.values()), self.config)
         for name, p in kept.items():
             old = state.get(self.theta[name], {})
             optimizer.state[p] = {k: v[index] if v.ndim else v for k, v in old.items()}
@@ -109,7 +111,7 @@ def tune_stack(
     with torch.no_grad():
         features = lpips.features(small)
     ws, noise, random = pivots.ws, pivots.noise, ImageRandom(seeds, targets.device)
-    stack = Stack(generator, len(targets), config.lr)
+    stack = Stack(generator, len(targets), config)
     at = list(range(len(targets)))  # which image is at which place of the stack
     done: dict[int, Tuned] = {}
 

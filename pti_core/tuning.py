@@ -63,8 +63,8 @@ def tune(
     if not len(targets) == len(pivots.w) == len(seeds):
         raise ValueError(f"{len(targets)} images, {len(pivots.w)} pivots, {len(seeds)} seeds: one each expected")
     new = tunable_copy(generator)  # type: ignore[type-var]
-    parameters = list(new.tunable().values())
-    optimizer = torch.optim.Adam(parameters, lr=config.lr, fused=True)
+    parameters, old = list(new.tunable().values()), list(generator.tunable().values())
+    optimizer = adam(parameters, config)
     random = ImageRandom(seeds, targets.device)
     small = area_downsample(targets, config.max_resolution)
     with torch.no_grad():
@@ -98,9 +98,27 @@ def tune(
                     (weight * loss_r).sum().backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
+        pull_back(parameters, old, config.pull * factor)
         done = step + 1
     new.requires_grad_(False)  # type: ignore[attr-defined]
     return Tuned(new, done, distance)
+
+
+def adam(parameters: Sequence[Tensor], config: TuningConfig) -> torch.optim.Adam:
+    """The optimiser of the weights; `fused` is one pass over each tensor (5 ms in place of 16 for 6.6 M on a core)."""
+    return torch.optim.Adam(parameters, lr=config.lr, betas=(config.beta1, config.beta2), fused=True)
+
+
+@torch.no_grad()
+def pull_back(parameters: Sequence[Tensor], old: Sequence[Tensor], share: float) -> None:
+    """Move parameters, in place, a share of the way back to the old ones: decoupled weight decay towards theta.
+
+    Adam moves every weight by about its learning rate, whether it matters for the image or not. What does not matter
+    goes back, and with it the drift of the rest of W, at no cost of drawing; what matters is renewed at every step.
+    """
+    if share > 0:
+        for p, q in zip(parameters, old, strict=True):
+            p.lerp_(q.expand_as(p), share)
 
 
 def locality_loss(

@@ -60,7 +60,7 @@ def assert_same(stacked, single, problem):
 
 def test_a_stack_gives_what_one_after_the_other_gives(problem):
     generator, targets, pivots = problem
-    config = TuningConfig(steps=8, lr=1e-3, stop_lpips=0.0, lr_rampdown=0.5)
+    config = TuningConfig(steps=8, lr=1e-3, stop_lpips=0.0, lr_rampdown=0.5, beta1=0.8, pull=0.05)
     seen = []
     tuned = tune_stack(
         generator, targets, pivots, SEEDS, config, LOCALITY, load_lpips(), lambda n, d: seen.append((n, len(d)))
@@ -96,7 +96,7 @@ def test_the_base_generator_stays_as_it_was(problem):
 
 def test_a_stack_draws_each_row_with_its_own_weights_and_noise(problem):
     generator, _, pivots = problem
-    stack = Stack(generator, 3, 1e-3)
+    stack = Stack(generator, 3, TuningConfig())
     with torch.no_grad():
         torch.manual_seed(0)
         for p in stack.theta.values():

@@ -144,3 +144,28 @@ def test_images_drawn_one_at_a_time_give_the_same_shared_generator(tiny_generato
     a, b = (torch.cat([d.flatten() for d in t.delta(tiny_generator).values()]) for t in (together, one_by_one))
     assert torch.corrcoef(torch.stack([a, b]))[0, 1] > 0.99  # signs of tiny gradients differ, which Adam magnifies
     torch.testing.assert_close(together.lpips, one_by_one.lpips, atol=1e-4, rtol=1e-3)
+
+
+def test_the_pull_goes_back_to_the_old_weights_by_a_share_of_the_way(tiny_generator, problem):
+    """Two steps written out: Adam's step, then the lerp, less as the learning rate falls."""
+    plain = run(tiny_generator, problem, steps=1, lr=1e-2).delta(tiny_generator)
+    pulled = run(tiny_generator, problem, steps=1, lr=1e-2, pull=0.25).delta(tiny_generator)
+    for name, delta in plain.items():
+        torch.testing.assert_close(pulled[name], 0.75 * delta, atol=1e-6, rtol=1e-4)
+
+
+def test_the_pull_lowers_the_drift_at_nearly_no_cost_to_the_image(tiny_generator, problem):
+    targets, pivots = problem
+    near = MeasureConfig(z_samples=4, alphas=(30.0,))
+
+    def drift(tuned, i):
+        rows = measure_locality(tiny_generator, tuned.generator, pivots[i : i + 1].ws, f"{i}", near, load_lpips())
+        return sum(row.lpips for row in rows) / len(rows)
+
+    lower = 0
+    for i in range(4):
+        free = run(tiny_generator, problem, slice(i, i + 1), steps=40, lr=4e-3, lr_rampdown=0.6)
+        held = run(tiny_generator, problem, slice(i, i + 1), steps=40, lr=4e-3, lr_rampdown=0.6, pull=0.03)
+        assert held.lpips.item() < free.lpips.item() + 0.02
+        lower += drift(held, i) < drift(free, i)
+    assert lower == 4
