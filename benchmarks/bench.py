@@ -105,9 +105,8 @@ def plot(sides: dict[str, dict[str, Any]]) -> Figure:
             seconds, values = zip(*row["curve"], strict=True)
             axes.plot(seconds, values, color=colour, alpha=0.3, linewidth=1)
         rows = pd.DataFrame(found["rows"])
-        axes.scatter(
-            rows["seconds"].median(), rows["lpips"].median(), s=110, color=colour, edgecolors="white", zorder=3, label=name
-        )
+        x, y = rows["seconds"].median(), rows["lpips"].median()
+        axes.scatter(x, y, s=110, color=colour, edgecolors="white", zorder=3, label=name)
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.set_xlabel("seconds of the machine for one image")

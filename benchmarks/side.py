@@ -138,9 +138,7 @@ def engine(generator: Generator, targets: Sequence[Target], config: RunConfig, d
     return rows
 
 
-def spread(
-    seen: Sequence[tuple[str, float]], seconds: float, pivot: float, tuning: float
-) -> list[tuple[float, float]]:
+def spread(seen: Sequence[tuple[str, float]], seconds: float, pivot: float, tuning: float) -> list[tuple[float, float]]:
     """The LPIPS of an image's steps over its share of the machine's seconds; two images share a core in turn."""
     points, at = [], 0.0
     for stage, own in (("pivot", pivot), ("tuning", tuning)):

@@ -53,14 +53,16 @@ class Stack:
 
         `noise`: one map `[B, 1, H, W]` a layer; the generator's own without.
         """
-        maps = list(noise) if noise is not None else [n[None].expand(len(ws), 1, -1, -1) for n in self.base.noise_const()]
+        maps = (
+            list(noise) if noise is not None else [n[None].expand(len(ws), 1, -1, -1) for n in self.base.noise_const()]
+        )
 
         def one(theta: dict[str, Tensor], ws: Tensor, *noise: Tensor) -> Tensor:
             named = {f"generator.{name}": value for name, value in theta.items()}
             image: Tensor = functional_call(self.drawing, named, (ws[None], [n[None] for n in noise]))
             return image[0]
 
-        images: Tensor = vmap(one)(self.theta, ws, *maps)
+        images: Tensor = vmap(one)(self.theta, ws, *noise)
         return images
 
     def step(self, factor: float) -> None:

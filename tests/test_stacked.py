@@ -28,9 +28,7 @@ def problem(request, tiny_generator):
         targets = generator.synthesis(generator.mapping(z)).clamp(-1, 1)
     targets[1, :, 8:14, 4:28] = torch.tensor([0.9, -0.9, -0.9]).view(3, 1, 1)
     targets[2, :, 20:26, 4:28] = torch.tensor([-0.9, 0.9, 0.3]).view(3, 1, 1)
-    pivots = find_pivots(
-        generator, targets, SEEDS, PivotConfig(steps=12), w_statistics(generator, 500), load_lpips()
-    )
+    pivots = find_pivots(generator, targets, SEEDS, PivotConfig(steps=12), w_statistics(generator, 500), load_lpips())
     return generator, targets, pivots
 
 
@@ -44,7 +42,9 @@ def one_by_one(problem, config):
 
 def drawn(tuned, pivots):
     with torch.no_grad():
-        parts = [t.generator.synthesis(pivots[i : i + 1].ws, noise=pivots[i : i + 1].noise) for i, t in enumerate(tuned)]
+        parts = [
+            t.generator.synthesis(pivots[i : i + 1].ws, noise=pivots[i : i + 1].noise) for i, t in enumerate(tuned)
+        ]
         return torch.cat(parts)
 
 
