@@ -53,9 +53,8 @@ class Stack:
 
         `noise`: one map `[B, 1, H, W]` a layer; the generator's own without.
         """
-        maps = (
-            list(noise) if noise is not None else [n[None].expand(len(ws), 1, -1, -1) for n in self.base.noise_const()]
-        )
+        if noise is None:
+            noise = [n[None].expand(len(ws), 1, -1, -1) for n in self.base.noise_const()]
 
         def one(theta: dict[str, Tensor], ws: Tensor, *noise: Tensor) -> Tensor:
             named = {f"generator.{name}": value for name, value in theta.items()}
