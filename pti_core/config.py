@@ -81,7 +81,9 @@ class TuningConfig(Frozen):
     )
     lpips_weight: float = Field(1.0, ge=0)
     mse_weight: float = Field(1.0, ge=0, description="lambda_L2.")
-    stop_lpips: float = Field(0.06, ge=0, description="An image is done when its LPIPS is at most this.")
+    stop_lpips: float = Field(
+        0.06, ge=0, description="An image is done when its LPIPS is at most this; a rate that falls, falls then."
+    )
     max_resolution: int = Field(1024, ge=16, description="Larger images are reduced to this for LPIPS (area).")
 
 

@@ -69,13 +69,14 @@ def test_a_stack_gives_what_one_after_the_other_gives(problem):
     assert_same(tuned, one_by_one(problem, config), problem)
 
 
-def test_finished_images_leave_the_stack_and_the_others_go_on_as_before(problem):
+@pytest.mark.parametrize("rampdown", [0.0, 0.5])
+def test_finished_images_leave_the_stack_and_the_others_go_on_as_before(problem, rampdown):
     generator, targets, pivots = problem
     with torch.no_grad():
         at_pivot = load_lpips()(generator.synthesis(pivots.ws, noise=pivots.noise), targets)
     # Above the first image's LPIPS at the pivot, below the others': it leaves at once, the others when they reach it.
     easiest = int(at_pivot.argmin())
-    config = TuningConfig(steps=12, lr=3e-3, stop_lpips=float(at_pivot[easiest]) * 1.05)
+    config = TuningConfig(steps=12, lr=3e-3, stop_lpips=float(at_pivot[easiest]) * 1.05, lr_rampdown=rampdown)
     seen = []
     tuned = tune_stack(
         generator, targets, pivots, SEEDS, config, LOCALITY, load_lpips(), lambda n, d: seen.append(len(d))
