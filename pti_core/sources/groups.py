@@ -24,7 +24,7 @@ class Grouping:
 
     @classmethod
     def parse(cls, spec: str | None) -> Grouping:
-        """`folder`, `column:NAME`, `regex:PATTERN`, `count:N`, or None for no groups. DatasetError for anything else."""
+        """`folder`, `column:NAME`, `regex:PATTERN`, `count:N`, or None for no groups. DatasetError for others."""
         if spec is None:
             return cls()
         kind, _, value = spec.partition(":")
