@@ -33,10 +33,10 @@ TURNED = frozenset({60005, 60014, 60018, 60019, 60030, 60037, 60038, 60040, 6004
 
 NOTE = """Origin and licence of faces64
 
-Made by scripts/make_faces64.py. The pictures show nobody: they are samples of MobileStyleGAN (PyPI package random-face
-2021.7.21.1, Apache-2.0), half of them painted on by the script. The weights of that network were distilled from NVIDIA's
-StyleGAN2 trained on FFHQ, whose model licence is for non-commercial use (CC BY-NC-SA 4.0); take these pictures to be
-under that licence too. None of them was used in fitting the pocket generator.
+Made by scripts/make_faces64.py. The pictures show nobody: they are samples of MobileStyleGAN (PyPI package
+random-face 2021.7.21.1, Apache-2.0), half of them painted on by the script. The weights of that network were distilled
+from NVIDIA's StyleGAN2 trained on FFHQ, whose model licence is for non-commercial use (CC BY-NC-SA 4.0); take these
+pictures to be under that licence too. None of them was used in fitting the pocket generator.
 """
 
 
