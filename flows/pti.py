@@ -50,7 +50,7 @@ def pti(
         generator: a built-in name ('pocket-ffhq-128'), or the path or URL of a checkpoint.
         preset: steps and weights of the method; 'demo' takes minutes on a laptop, 'noop' does nothing.
         mode: a generator for each image ('single'), or one for each group ('multi').
-        group_by: groups of mode 'multi': 'folder', 'column:NAME' or 'regex:PATTERN'.
+        group_by: groups of mode 'multi': 'folder', 'column:NAME', 'regex:PATTERN' or 'count:N'.
         limit: only the first images.
         existing: a job that was done before: finish it ('resume'), add new and changed images ('extend'), or do all
             of it again ('overwrite').
