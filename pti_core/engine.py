@@ -199,12 +199,22 @@ class Engine:
             if not all(bool(torch.isfinite(d).all()) for d in delta.values()):
                 message = "the tuning diverged to NaN"
                 return [Failure(m.target.image_id, "tuning", "NotFinite", message, permanent=True) for m in members]
-            encoded = deltas.encode(delta, config.codec)
             noise = [deltas.encode_noise([n[i] for n in pivots.noise]) for i in range(len(members))]
+            stored = self._stored_pivots(pivots, noise)
+            encoded = deltas.fit(
+                self.generator,
+                tuned.generator,
+                images,
+                stored,
+                self.lpips,
+                config.codec,
+                self.at_once,
+                config.tuning.max_resolution,
+            )
             measures: dict[Stage, list[Measures]] = {
                 "pivot": self._measure(self.generator, images, pivots),
                 "tuned": self._measure(tuned.generator.with_precision("fp32"), images, pivots),
-                "stored": self._measure(self.stored_generator(encoded), images, self._stored_pivots(pivots, noise)),
+                "stored": self._measure(self.stored_generator(encoded), images, stored),
             }
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
@@ -233,7 +243,7 @@ class Engine:
     def stored_generator(self, tensors: Sequence[deltas.EncodedTensor]) -> Generator:
         """A copy of the generator with a decoded delta added: what a reader of the tables gets."""
         generator = copy.deepcopy(self.generator)
-        deltas.apply(generator, deltas.decode(tensors))
+        deltas.apply(generator, deltas.decode(tensors, deltas.shapes_of(generator)))
         return generator
 
     def _stored_pivots(self, pivots: Pivots, noise: Sequence[bytes]) -> Pivots:
