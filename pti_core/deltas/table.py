@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pti_core.deltas.layered import MAX_RANK, Decomposed, pack, unpack
-from pti_core.deltas.payloads import Decoder, DeltaError, Encoder
+from pti_core.deltas.payloads import MAX_VALUES, Decoder, DeltaError, Encoder
 from pti_core.deltas.plain import fp16_decode, fp16_encode, integer_codec
 from pti_core.generators.base import Generator
 
@@ -42,11 +42,14 @@ class EncodedTensor:
 
 def svd_encode(values: NDArray[np.float32], energy: float = ENERGY) -> tuple[float, bytes]:
     """Truncated SVD of a kernel as a matrix; what has no components (vectors, depthwise kernels) is rounded finely."""
-    delta = torch.from_numpy(values)
-    total = float(delta.square().sum())
+    return truncated(Decomposed(torch.from_numpy(values), max_rank=MAX_VALUES), energy)
+
+
+def truncated(whole: Decomposed, energy: float) -> tuple[float, bytes]:
+    """Step and payload of as many components as hold a share of the squared values."""
+    total = float(whole.x.square().sum())
     if total == 0:
         return 0.0, b""
-    whole = Decomposed(delta, max_rank=min(delta.reshape(delta.shape[0] if delta.ndim > 1 else 1, -1).shape))
     shares = whole.s.double().square().cumsum(0) / total
     rank = min(int((shares < energy).sum()) + 1, len(whole.s))
     # Rounding may add a tenth to the error of truncation: a factor's step costs step^2 / 12 a row and column.
