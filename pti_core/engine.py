@@ -240,9 +240,18 @@ class Engine:
         if not all(bool(torch.isfinite(d).all()) for d in delta.values()):
             message = "the tuning diverged to NaN"
             return [Failure(m.target.image_id, "tuning", "NotFinite", message, permanent=True) for m in members]
-        encoded = deltas.encode(delta, config.codec)
         noise = [deltas.encode_noise([n[i] for n in pivots.noise]) for i in range(len(members))]
         stored = self._stored_pivots(pivots, noise)
+        encoded = deltas.fit(
+            self.generator,
+            tuned.generator,
+            images,
+            stored,
+            self.lpips,
+            config.codec,
+            at_once,
+            config.tuning.max_resolution,
+        )
         measures: dict[Stage, list[Measures]] = {
             "pivot": self._measure(self.generator, images, pivots, at_once),
             "tuned": self._measure(tuned.generator.with_precision("fp32"), images, pivots, at_once),
@@ -274,7 +283,7 @@ class Engine:
     def stored_generator(self, tensors: Sequence[deltas.EncodedTensor]) -> Generator:
         """A copy of the generator with a decoded delta added: what a reader of the tables gets."""
         generator = copy.deepcopy(self.generator)
-        deltas.apply(generator, deltas.decode(tensors))
+        deltas.apply(generator, deltas.decode(tensors, deltas.shapes_of(generator)))
         return generator
 
     def _stored_pivots(self, pivots: Pivots, noise: Sequence[bytes]) -> Pivots:

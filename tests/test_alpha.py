@@ -73,7 +73,7 @@ def test_tuning_without_the_regulariser_is_what_the_table_of_metrics_says_withou
     tuned = other.store.read("metrics").query("stage == 'tuned'").set_index("image_id")["lpips"]
     drift = run.store.read("alpha_drift", run=run.name)
     fits = drift[(drift["where"] == "target") & drift["tuned_alpha"].isna()].set_index("image_id")["lpips"]
-    assert np.allclose(fits.sort_index(), tuned.sort_index(), atol=2e-3)  # noise maps went through fp16
+    assert np.allclose(fits.sort_index(), tuned.sort_index(), atol=5e-3)  # noise maps went through 8 bits
 
 
 def test_the_page_says_each_statement_with_its_figures(studied):
