@@ -158,7 +158,13 @@ def _sentence(error: Exception) -> str:
     """The message of an error; of a value out of its range, which setting and why."""
     details = getattr(error, "errors", None)
     if callable(details):  # pydantic's ValidationError
-        return "; ".join(f"{'.'.join(map(str, d['loc']))} {d.get('input')!r}: {d['msg']}" for d in details())
+        # Without a place it is about several settings, and its message names them; the input is all of them.
+        return "; ".join(
+            f"{'.'.join(map(str, d['loc']))} {d.get('input')!r}: {d['msg']}"
+            if d["loc"]
+            else d["msg"].removeprefix("Value error, ")
+            for d in details()
+        )
     return str(error) or type(error).__name__
 
 

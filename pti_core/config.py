@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -124,8 +125,8 @@ class RunConfig(Frozen):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if any(a <= 0 for a in self.measure.alphas):
-            raise ValueError(f"measure.alphas {list(self.measure.alphas)}: each must be above 0")
+        if not all(0 < a < math.inf for a in self.measure.alphas):
+            raise ValueError(f"measure.alphas {list(self.measure.alphas)}: finite numbers above 0 expected")
         return self
 
     def owner(self, image_id: str, group: str) -> str:

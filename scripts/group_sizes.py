@@ -72,6 +72,7 @@ def plot(rows: pd.DataFrame) -> Figure:
     for axes in (target, drift, stored):
         axes.set_xlabel("images that share a generator")
         axes.grid(axis="y", alpha=0.25)
+        axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
     figure.suptitle(
         f"{rows['image_id'].nunique()} images, the same pivots (line: median, band: quartiles)", fontsize=11
