@@ -11,7 +11,7 @@ PRESETS: dict[Preset, dict[str, Any]] = {
     # Roich et al. 2021, section 4 and its appendix: 450 steps for the pivot from random noise at 5e-3, at most 350 of
     # tuning at 3e-4, locality at every step with lambda_R = 0.1 and alpha = 30. What is not named here is a default of
     # `config`, whose numbers are the paper's, and for the projector those of StyleGAN2.
-    "paper": {"pivot.noise_init": "random", "pivot.lr": 5e-3, "pivot.noise_lr": 5e-3},
+    "paper": {"pivot.start": "w_avg", "pivot.noise_init": "random", "pivot.lr": 5e-3, "pivot.noise_lr": 5e-3},
     # A quarter of the steps. No exploration noise, which pays only over hundreds of steps; a learning rate that falls
     # to zero in place of the long tail at a constant one; a little MSE, so that colours are right from the start;
     # twice the MSE in tuning, which made LPIPS better too; locality at every second step, twice as strong.
