@@ -149,9 +149,8 @@ def main() -> None:
                 medians = {k: round(statistics.median(v), 4) for k, v in results[key].items()}
                 print(key, medians, flush=True)
     distances = (engine.statistics.samples - engine.statistics.w_avg).norm(dim=1)
-    print(
-        f"\nsamples of W: median distance to w_avg {distances.median():.2f}, 95 % below {distances.quantile(0.95):.2f}\n"
-    )
+    median, most = distances.median().item(), distances.quantile(0.95).item()
+    print(f"\nsamples of W: median distance to w_avg {median:.2f}, 95 % below {most:.2f}\n")
     print(table(results, list(starts), list(sets)))
     plot(results, list(starts), list(sets), args.out / "encoder.png")
 

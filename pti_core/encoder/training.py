@@ -137,7 +137,7 @@ def _collect(
     whole: list[Tensor] = []
     for _, some in found:
         whole.append(some)
-        say("samples", 0.5 * sum(map(len, whole)) / n)
+        say("samples", sum(map(len, whole)) / (n + len(numbers)))
     _set_projection(encoder, torch.cat(whole).flatten(0, 1))
     w = torch.empty(n, encoder.shape.w_dim)
     components = torch.empty(n, config.views, encoder.shape.components, grid, grid, dtype=torch.float16)
@@ -148,7 +148,7 @@ def _collect(
     for some_w, some in found:
         w[at : at + len(some)], components[at : at + len(some)] = some_w, some
         at += len(some)
-        say("samples", at / n)
+        say("samples", (len(numbers) + at) / (n + len(numbers)))
     return w, components
 
 
