@@ -37,10 +37,10 @@ from pti_core.sampling import ImageRandom, seed_for
 STEPS = (0, 5, 10, 15, 20, 30, 45, 60, 90, 120)
 
 
-def targets_of(engine: Engine, images: str, samples: int) -> dict[str, Tensor]:
+def targets_of(engine: Engine, images: str, samples: int, limit: int | None = None) -> dict[str, Tensor]:
     """Both sets, `[N, C, H, W]` each."""
     found = []
-    for entry in scan(images).to_pylist():
+    for entry in scan(images, limit=limit).to_pylist():
         name = entry["image_id"]
         pixels = decode(read_bytes(entry["uri"]), name, engine.config.image)
         found.append(
@@ -98,7 +98,7 @@ def plot(results: dict[str, Any], starts: Sequence[str], sets: Sequence[str], pa
     from matplotlib import pyplot as plt
 
     figure, panels = plt.subplots(1, len(sets), figsize=(5 * len(sets), 4), squeeze=False)
-    titles = {"faces": "twelve demo faces", "samples": "the generator's own samples"}
+    titles = {"faces": "demo faces", "samples": "the generator's own samples"}
     for name, panel in zip(sets, panels[0], strict=True):
         for start in starts:
             line = [(s, statistics.median(r["lpips"])) for s in STEPS if (r := results.get(f"{name}/{start}/{s}"))]
@@ -119,7 +119,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--generator", default="pocket")
     parser.add_argument("--images", default="demo")
-    parser.add_argument("--samples", type=int, default=12)
+    parser.add_argument("--limit", type=int, help="only the first images")
+    parser.add_argument("--samples", type=int, default=12, help="of the generator")
     parser.add_argument("--steps", type=int, nargs="*", default=list(STEPS))
     parser.add_argument("--starts", nargs="*", default=["w_avg", "encoder"])
     parser.add_argument("--sets", nargs="*", default=["faces", "samples"])
@@ -133,7 +134,11 @@ def main() -> None:
     loaded = load_generator(args.generator)
     encoder = load_encoder(loaded).encoder if "encoder" in args.starts else None
     engine = Engine(loaded.generator, configure("demo"), encoder=encoder)
-    sets = {name: images for name, images in targets_of(engine, args.images, args.samples).items() if name in args.sets}
+    sets = {
+        name: images
+        for name, images in targets_of(engine, args.images, args.samples, args.limit).items()
+        if name in args.sets
+    }
     fixed: dict[str, Any] = {k: json.loads(v) for k, v in (s.split("=", 1) for s in args.set)}
     starts: dict[str, dict[str, Any]] = {s: dict(fixed) if s == "encoder" else {} for s in args.starts}
     if args.lr:

@@ -38,7 +38,7 @@ class TrainingConfig:
 
     samples: int = 6000
     views: int = 3  # of each sample: the image itself, and others (`augment`)
-    epochs: int = 30
+    epochs: int = 15
     batch: int = 64
     lr: float = 1e-3
     weight_decay: float = 0.05
