@@ -93,9 +93,7 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--rounds", type=int, default=8)
-    parser.add_argument(
-        "--plain-malloc", action="store_true", help="one image, with malloc as it comes"
-    )
+    parser.add_argument("--plain-malloc", action="store_true", help="one image, with malloc as it comes")
     args = parser.parse_args()
     torch.set_num_threads(1)
     if args.plain_malloc:

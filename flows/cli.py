@@ -20,7 +20,7 @@ for _name, _value in {
 import typer  # noqa: E402
 from rich.console import Console  # noqa: E402
 
-from flows import alpha_cli, edit_cli, generator_cli, report_cli, run_cli  # noqa: E402
+from flows import alpha_cli, edit_cli, encoder_cli, generator_cli, report_cli, run_cli  # noqa: E402
 from flows.options import Root, RunName  # noqa: E402
 
 app = typer.Typer(
@@ -176,6 +176,7 @@ generators.command()(_one_sentence()(generator_cli.convert))
 app.command()(_one_sentence()(run_cli.run))
 app.command()(_one_sentence()(edit_cli.edit))
 app.command()(_one_sentence()(alpha_cli.alpha_study))
+app.command()(_one_sentence()(encoder_cli.train_encoder))
 app.command()(_one_sentence()(generator_cli.export))
 app.command()(_one_sentence()(report_cli.report))
 

@@ -39,6 +39,9 @@ class ImageConfig(Frozen):
 class PivotConfig(Frozen):
     """The search for the pivot, equation 1 of the paper (the optimiser is the projector of StyleGAN2, appendix D)."""
 
+    start: Literal["auto", "w_avg", "encoder"] = Field(
+        "auto", description="Where the search starts: the generator's encoder where there is one (auto), or w_avg."
+    )
     space: Literal["w", "w+"] = Field("w", description="One w for all layers (keeps edits working), or one a layer.")
     steps: int = Field(450, ge=1)
     lr: float = Field(0.1, gt=0, description="Peak learning rate of w.")

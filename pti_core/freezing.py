@@ -15,6 +15,7 @@ import pyarrow as pa
 from pti_core.addresses import canonical, redact, refusal
 from pti_core.config import RunConfig
 from pti_core.datasets import DatasetError, read_bytes, scan
+from pti_core.encoder.files import LoadedEncoder, encoder_for
 from pti_core.extension import Changes, changes, extension
 from pti_core.generators.cache import FETCHABLE_NAMES
 from pti_core.generators.checkpoints import ALIASES, BUILT_IN, LoadedGenerator
@@ -47,7 +48,9 @@ def freeze(
     inputs (`resume`), gets new and changed files of the data set as new shards (`extend`), or is made anew
     (`overwrite`). `remarks` of the result says what a person may want to know about it.
 
-    Raises StoreError, CheckpointError, DatasetError or RunError, each with one sentence.
+    The generator's encoder, where the search starts at one, belongs to the digest as the generator does.
+
+    Raises StoreError, CheckpointError, EncoderError, DatasetError or RunError, each with one sentence.
     """
     store = Store(output)
     dataset, generator = _address("dataset", dataset), _address("generator", generator)
@@ -58,9 +61,12 @@ def freeze(
     store.check_writable()
     found = loaded(generator)
     _check_generator(found, config)
+    encoder = encoder_for(found, config.pivot.start) if config.engine == "pti" else None
     asked = {"dataset": dataset, "limit": limit, "generator": found.sha256} | (
         {"group_by": group_by} if group_by else {}
     )
+    if encoder is not None:
+        asked["encoder"] = encoder.sha256
     digest = config.digest(**asked)
     name = name or run_id(digest)
     known = name in store.runs()
@@ -76,12 +82,13 @@ def freeze(
         inputs = listing(limit)
         _check_readable(inputs, dataset)
         manifest = assign_shards(inputs, shard_size)
-        beside = _beside(store, config, dataset, found.sha256) if not known else []
+        sha256 = encoder.sha256 if encoder else None
+        beside = _beside(store, config, dataset, found.sha256, sha256) if not known else []
         if known or name not in store.runs():  # where another process froze it meanwhile, it is at work
             store.clear_run(name)
         store.write_manifest(name, manifest)
         # The configuration is written after the manifest: a run that has one is frozen.
-        content = _content(name, digest, dataset, limit, group_by, generator, found, config)
+        content = _content(name, digest, dataset, limit, group_by, generator, found, config, encoder)
         store.write_config(name, content)
         remarks += beside
     run = load_run(output, name)
@@ -101,6 +108,7 @@ def _content(
     generator: str,
     found: LoadedGenerator,
     config: RunConfig,
+    encoder: LoadedEncoder | None,
 ) -> dict[str, Any]:
     """What `config.json` holds."""
     return {
@@ -117,6 +125,7 @@ def _content(
             "resolution": found.generator.img_resolution,
             "num_ws": found.generator.num_ws,
         },
+        "encoder": {"sha256": encoder.sha256} if encoder else None,
         "config": config.model_dump(mode="json"),
         "versions": versions(),
     }
@@ -189,7 +198,9 @@ def _changed(run: Run, compare: Callable[[], Changes]) -> list[str]:
     return remarks
 
 
-def _beside(store: Store, config: RunConfig, dataset: str, generator_sha256: str) -> list[str]:
+def _beside(
+    store: Store, config: RunConfig, dataset: str, generator_sha256: str, encoder_sha256: str | None
+) -> list[str]:
     """That this is a new run although the same images were inverted here before, and by what it differs."""
     best: tuple[int, str, list[str]] | None = None
     for name in store.runs():
@@ -199,6 +210,8 @@ def _beside(store: Store, config: RunConfig, dataset: str, generator_sha256: str
         differs = _differences(other["config"], config.model_dump(mode="json"))
         if other["generator"]["sha256"] != generator_sha256:
             differs.insert(0, "another generator")
+        elif (other.get("encoder") or {}).get("sha256") != encoder_sha256:
+            differs.insert(0, "another encoder" if encoder_sha256 else "no encoder")
         if best is None or len(differs) < best[0]:
             best = (len(differs), name, differs)
     if best is None:

@@ -33,6 +33,7 @@ class ShardProgress:
     done: float  # images, with the share of those in work
     total: int
     now: Progress | None
+    doing: str = "writing, measuring"  # what is done where `now` is None
 
 
 OnShardProgress = Callable[[ShardProgress], None]
