@@ -24,15 +24,15 @@ PRESETS: dict[Preset, dict[str, Any]] = {
     # tuning at 3e-4, locality at every step with lambda_R = 0.1 and alpha = 30. What is not named here is a default of
     # `config`, whose numbers are the paper's, and for the projector those of StyleGAN2.
     "paper": {"pivot.start": "w_avg", "pivot.noise_init": "random", "pivot.lr": 5e-3, "pivot.noise_lr": 5e-3},
-    # A sixth of the steps. Pivot: no exploration noise, which pays only over hundreds of steps; a little MSE, so that
+    # A seventh of the steps. Pivot: no exploration noise, which pays only over hundreds of steps; a little MSE, so that
     # colours are right from the start. Tuning: a learning rate 27 times the paper's that falls to zero, with less
     # momentum, and after each step a twentieth of the way back to the old weights (`TuningConfig.pull`), which keeps
     # the drift as low as 350 small steps do; so locality needs every third step only, three times as strong.
-    "fast": {**_QUICK, "pivot.steps": 60, "tuning.steps": 80, "tuning.stop_lpips": 0.012},
+    "fast": {**_QUICK, "pivot.steps": 50, "tuning.steps": 72, "tuning.stop_lpips": 0.012},
     # A dozen images in two minutes on two cores: `fast` with fewer steps.
     "demo": {
         **_QUICK,
-        "pivot.steps": 45,
+        "pivot.steps": 40,
         "tuning.steps": 36,
         "tuning.stop_lpips": 0.02,
         "measure.z_samples": 1,
