@@ -40,7 +40,7 @@ def alpha_study(
         z_samples: samples z for an image.
         runner: where tasks run: in threads of this process, or on a Dask or Ray cluster.
         address: of the Dask scheduler or the Ray head; without one a cluster is started.
-        workers: tasks at once; by default one thread, or what the cluster has room for.
+        workers: tasks that compute at once; by default 1, or what the cluster has room for.
         resources: what a task takes of a cluster's worker, e.g. {"GPU": 1}.
         credentials: name of a Secret block with storage options as JSON; never the secrets themselves.
     """

@@ -61,7 +61,8 @@ def pti(
         shards_per_task: shards that one task does; more cost less.
         runner: where tasks run: in this process ('threads'), or on a Dask or Ray cluster.
         address: of the Dask scheduler or the Ray head; without one a cluster is started here.
-        workers: tasks at once; by default one thread, or what the cluster has room for.
+        workers: tasks that compute at once; by default 1, or what the cluster has room for. In threads half as many
+            more read ahead and write behind.
         resources: what a task takes of a cluster's worker, e.g. {"GPU": 1}.
         credentials: name of a Prefect Secret block with storage options as JSON; never the secrets themselves.
         settings: single settings over the preset's, e.g. {"tuning.steps": 100}.

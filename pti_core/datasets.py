@@ -116,6 +116,7 @@ def _find(dataset: str, options: Mapping[str, Any], without: str | None, column:
     address, inside, kind = canonical(dataset), "", None
     if (chain := split_chain(address)) and (head := chain[0].partition("://"))[0] in ("tar", "zip", "parquet"):
         (kind, _, inside), address = head, chain[1]
+    files.check_answers(address, options)
     found = _persistent(address, lambda: files.listing(address, options, without, kind))
     if kind is not None:
         chosen = found.files.get(kind, [])

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pti_core.addresses import canonical, redact, refusal
 from pti_core.config import RunConfig
@@ -84,6 +85,7 @@ def freeze(
         manifest = assign_shards(inputs, shard_size)
         sha256 = encoder.sha256 if encoder else None
         beside = _beside(store, config, dataset, found.sha256, sha256) if not known else []
+        beside += _alone(inputs) if config.mode == "multi" else []
         if known or name not in store.runs():  # where another process froze it meanwhile, it is at work
             store.clear_run(name)
         store.write_manifest(name, manifest)
@@ -219,6 +221,20 @@ def _beside(
     _, name, differs = best
     shown = ", ".join(differs[:3]) + (f" and {len(differs) - 3} more" if len(differs) > 3 else "")
     return [f"a new run beside {name}, which stays as it is ({shown or 'another limit or other groups'})"]
+
+
+def _alone(inputs: pa.Table) -> list[str]:
+    """That groups of one image share nothing: of a folder without subfolders all are, say."""
+    counts = pc.value_counts(inputs["group"]).field("counts")
+    alone = pc.sum(pc.equal(counts, 1)).as_py()
+    if not alone:
+        return []
+    have = "has one image and gets" if alone == 1 else "have one image and get"
+    whose = "its" if alone == 1 else "their"
+    return [
+        f"{alone} of {len(counts)} groups {have} a generator of {whose} own; `--group-by folder`, `column:NAME` or "
+        "`regex:PATTERN` says who shares one"
+    ]
 
 
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
