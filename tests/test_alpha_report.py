@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import io
 import math
 from html.parser import HTMLParser
@@ -62,7 +63,7 @@ def test_page_table_and_markdown_say_each_finding_with_its_figures(studied):
     assert {"at alpha 60, G(w_r) is almost G(w_z)", "tuning with alpha 30 drifts less at w_z than without"} <= {
         text.partition(":")[0] for text in table["statement"]
     }
-    page = page_of(run)
+    page = html.unescape(page_of(run))
     for row in table.itertuples():
         assert row.statement in page
         assert row.statement in found.markdown

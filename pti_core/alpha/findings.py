@@ -88,10 +88,10 @@ def _of_nearness(near: pd.DataFrame) -> list[Finding]:
     """What is left at w_r of the LPIPS between pivot and w_z (alpha 0): "60 is almost w_z, 30 is a compromise"."""
     found, means = [], near.pivot_table(index="image_id", columns="alpha", values="lpips")
     if {0.0, 60.0} <= set(means.columns):
-        text = "at alpha 60, G(w_r) is almost G(w_z): at most a quarter of the pivot's LPIPS to it is left"
+        text = "at alpha 60, G(w_r) is almost G(w_z): at most a quarter of the pivot's LPIPS to it"
         found.append(paired(text, means[60.0] / means[0.0], RATIO, below=QUARTER))
     if {0.0, 30.0} <= set(means.columns):
-        text = "at alpha 30, G(w_r) is a compromise: between a quarter and three quarters of it are left"
+        text = "at alpha 30, G(w_r) is half way: a quarter to three quarters of the pivot's LPIPS to G(w_z)"
         found.append(paired(text, means[30.0] / means[0.0], RATIO, QUARTER, THREE_QUARTERS))
     if {30.0, 60.0} <= set(means.columns):
         found.append(paired("G(w_r) is nearer to G(w_z) at alpha 60 than at 30", means[60.0] - means[30.0]))
