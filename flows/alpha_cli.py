@@ -14,62 +14,81 @@ console = Console()
 
 def alpha_study(
     root: options.Root,
-    name: options.RunName = None,
+    run: options.RunName = None,
     images: Annotated[int, typer.Option(min=1, help="The first so many images of the run.")] = 12,
-    image: Annotated[list[str] | None, typer.Option(help="This image instead (its image_id); repeat for more.")] = None,
+    image: Annotated[list[str] | None, typer.Option(help="This image instead (its image_id). Repeatable.")] = None,
     alpha: Annotated[
-        list[str] | None, typer.Option(help="An alpha in the paper's unit, or 'off'; may be repeated.")
+        list[str] | None,
+        typer.Option(
+            help="In the paper's unit, 0 for the pivot itself, or 'off' for tuning without the regulariser; "
+            "0, 10, 15, 20, 30, 45, 60, 90 and off if left out. Repeatable."
+        ),
     ] = None,
     z_samples: Annotated[int, typer.Option(min=1, help="Samples z for an image.")] = 2,
+    shards_per_task: options.ShardsPerTask = 1,
     runner: options.Runner = options.RunnerKind.threads,
     address: options.Address = None,
     workers: options.Workers = None,
     resource: options.Resource = None,
     credentials: options.Credentials = None,
 ) -> None:
-    """Tune images with several alphas and without the regulariser: what does the distance do? Tables, plots, a page."""
+    """Tune images with several alphas and without the regulariser: what does the distance do? Tables, plots, a page.
+
+    Run the same command again to finish what is missing.
+    """
     from flows.console import ProgressView
-    from pti_core.alpha.shards import chosen
-    from pti_core.alpha.study import AlphaError, check_alphas
-    from pti_core.runs import find_run
-    from tasks.credentials import use_credentials
 
-    use_credentials(credentials)
     resources = options.resources_of(resource)
-
-    def number(text: str) -> Any:
-        try:
-            return text if text == "off" else float(text)
-        except ValueError:
-            raise AlphaError(f"alpha {text!r}: a number or 'off' expected") from None
-
-    alphas = [number(text) for text in alpha] if alpha else None
-    if alphas:
-        check_alphas(alphas)
-    run = find_run(root, name)  # what is wrong is found here, before Prefect is started
-    count = sum(len(ids) for ids in chosen(run, images, image or []).values())
-    from flows.alpha_study import ALPHAS
-    from flows.alpha_study import alpha_study as flow
-    from flows.stopping import stop_at_once
-    from tasks.progress import listen
-
     with ProgressView(console) as view:
-        view.say(f"run {run.name}: {count} images x {len(alphas or ALPHAS)} alphas; starting Prefect")
-        view.expect(count, 0)
-        with listen(view), stop_at_once(view.say_last):
-            found = flow(
-                root=root,
-                run=run.name,
-                images=images,
-                ids=image,
-                alphas=alphas,
-                z_samples=z_samples,
-                runner=runner.value,
-                address=address,
-                workers=workers,
-                resources=resources,
-                credentials=credentials,
-            )
-    for sentence in found["findings"]:
+        from dataclasses import asdict
+
+        from pti_core.alpha.plans import plan
+        from pti_core.alpha.report import publish
+        from pti_core.alpha.study import ALPHAS
+        from tasks.credentials import use_credentials
+
+        use_credentials(credentials)
+        alphas = [_alpha(text) for text in alpha] if alpha else list(ALPHAS)
+        # All that can go wrong is found here, in seconds, before a server or a worker is started.
+        found = plan(root, run, images, image or [], alphas, z_samples)
+        total, done = found.left
+        if found.pending:
+            view.say(f"run {found.run.name}: {total} images x {len(found.request.alphas)} alphas; starting Prefect")
+            from flows.alpha_study import alpha_study as flow
+            from flows.stopping import stop_at_once
+            from tasks.progress import listen
+
+            view.expect(total, done)
+            with listen(view), stop_at_once(view.say_last):
+                summary = flow(
+                    root=root,
+                    run=found.run.name,
+                    images=images,
+                    ids=image or None,
+                    alphas=alphas,
+                    z_samples=z_samples,
+                    shards_per_task=shards_per_task,
+                    runner=runner.value,
+                    address=address,
+                    workers=workers,
+                    resources=resources,
+                    credentials=credentials,
+                )
+        else:
+            view.say("everything is done already")
+            summary = asdict(publish(found.run, found.images, found.request))
+        for remark in summary["remarks"]:
+            view.note(remark)
+    for sentence in summary["findings"]:
         console.print(f"- {sentence}", highlight=False, markup=False)
-    console.print(f"\npage  {found['page']}", highlight=False, soft_wrap=True)
+    console.print(f"\npage      {summary['page']}", highlight=False, soft_wrap=True)
+    console.print(f"findings  {summary['table']}", highlight=False, soft_wrap=True)
+
+
+def _alpha(text: str) -> Any:
+    from pti_core.alpha.study import AlphaError
+
+    try:
+        return text if text == "off" else float(text)
+    except ValueError:
+        raise AlphaError(f"alpha {text!r}: a number or 'off' expected") from None

@@ -87,7 +87,7 @@ class ProgressView:
             total = max(self.images, self.finished + sum(p.total for p in self.in_work.values()))
             elapsed = time.monotonic() - self.first_work
             rate = (done - self.at_first_work) / elapsed if elapsed > 1 else 0.0
-            doing = f"{progress.now.stage} LPIPS {progress.now.lpips:.3f}" if progress.now else progress.doing
+            doing = progress.words or "writing, measuring"
             if self.console.is_terminal:
                 speed = f"{rate:.2f} images/s" if rate else ""
                 self.bar.update(self.task, completed=int(done), total=total, rate=speed, doing=doing)

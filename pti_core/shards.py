@@ -27,13 +27,18 @@ from pti_core.tables import Row
 
 @dataclass(frozen=True)
 class ShardProgress:
-    """How far a shard is; `now` is what the engine is doing, None between parts."""
+    """How far a shard is; `now` is what the engine is doing, None between parts; `doing` is any other work in words."""
 
     shard: int
     done: float  # images, with the share of those in work
     total: int
     now: Progress | None
-    doing: str = "writing, measuring"  # what is done where `now` is None
+    doing: str | None = None
+
+    @property
+    def words(self) -> str:
+        """What is being done, for a person; empty where it is not known."""
+        return self.doing or (f"{self.now.stage} LPIPS {self.now.lpips:.3f}" if self.now else "")
 
 
 OnShardProgress = Callable[[ShardProgress], None]

@@ -1,59 +1,85 @@
-"""The alpha study of the images of one shard, and its page."""
+"""The alpha study as tasks: plan, study shards, publish. Only names and numbers go in, counts and findings come out."""
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 from prefect import task
-from prefect.artifacts import create_markdown_artifact
+from prefect.artifacts import create_image_artifact, create_markdown_artifact
+from prefect.logging import get_run_logger
 
-from pti_core.alpha import report, shards
-from pti_core.alpha.study import Alpha, check_alphas
-from pti_core.runs import find_run, load_run
+from pti_core.alpha import plans, report
+from pti_core.alpha.shards import study_shard
+from pti_core.alpha.stored import Request
+from pti_core.alpha.study import Alpha
+from pti_core.runs import load_run
 from tasks.credentials import use_credentials
 from tasks.progress import reporter
+from tasks.publish import as_data_uri
 from tasks.shards import RETRY, worth_another_try
+
+KEY = "pti-alpha-study"  # of the artifact in words; those of the pictures begin with it
+SHOWN = {"nearness": "How near is w_r to w_z", "drift": "Old against new generator", "strip": "The first image"}
 
 
 @task(name="plan-alpha-study")
 def plan_alpha_study(
-    root: str, run: str | None, images: int, ids: list[str], alphas: list[Alpha], credentials: str | None = None
+    root: str,
+    run: str | None,
+    images: int,
+    ids: list[str],
+    alphas: list[Alpha],
+    z_samples: int,
+    credentials: str | None = None,
 ) -> dict[str, Any]:
-    """Check what was asked; the run, the alphas in order, and the images by shard."""
+    """Check what was asked; the run, the request, the images by shard, and the shards still to do."""
     use_credentials(credentials)
-    opened = find_run(root, run)
-    chosen = shards.chosen(opened, images, ids)
+    plan = plans.plan(root, run, images, ids, alphas, z_samples)
+    (total, done), before = plan.left, plan.before
     return {
-        "run": opened.name,
-        "alphas": check_alphas(alphas),
-        "shards": [[number, names] for number, names in chosen.items()],
-        "pending": list(chosen),
-        "images": sum(map(len, chosen.values())),
-        "done": 0,
+        "run": plan.run.name,
+        "version": plan.run.version,
+        "request": asdict(plan.request),
+        "shards": [{"shard": n, "ids": names, "before": before[n]} for n, names in plan.images.items()],
+        "pending": plan.pending,
+        "images": total,
+        "done": done,
     }
 
 
-@task(name="study-alpha", task_run_name="study-alpha-{chosen[0][0]}", retry_condition_fn=worth_another_try, **RETRY)
+@task(name="study-alpha", task_run_name="study-alpha-{chosen[0][shard]}", retry_condition_fn=worth_another_try, **RETRY)
 def study_alpha(
     root: str,
     run: str,
-    chosen: list[tuple[int, list[str]]],
-    alphas: list[Alpha],
-    z_samples: int,
+    chosen: list[dict[str, Any]],
+    request: dict[str, Any],
+    images: int,
+    version: str | None = None,
     credentials: str | None = None,
 ) -> list[dict[str, int]]:
     """Tune each image with each alpha, compare old and new generator, write two tables and a picture an image."""
     use_credentials(credentials)
-    opened, report_progress = load_run(root, run), reporter()
-    for shard, ids in chosen:
-        shards.study_shard(opened, shard, ids, alphas, z_samples, report_progress)
-    return [{"shard": shard, "images": len(ids)} for shard, ids in chosen]
+    opened, report_progress = load_run(root, run, version), reporter()
+    for one in chosen:
+        found = study_shard(
+            opened, one["shard"], one["ids"], Request(**request), report_progress, one["before"], images
+        )
+        for why in found.left_out.values():
+            get_run_logger().warning("left out: %s", why)
+    return [{"shard": one["shard"], "images": len(one["ids"])} for one in chosen]
 
 
-@task(name="publish-alpha-study")
-def publish_alpha_study(root: str, run: str, credentials: str | None = None) -> dict[str, Any]:
-    """Write plots and page; publish the page; return the findings."""
+@task(name="publish-alpha-study", task_run_name="publish")
+def publish_alpha_study(
+    root: str, run: str, shards: list[dict[str, Any]], request: dict[str, Any], credentials: str | None = None
+) -> dict[str, Any]:
+    """Write page, plots and findings; publish findings and pictures; return the summary."""
     use_credentials(credentials)
-    found = report.publish(load_run(root, run))
-    create_markdown_artifact(key="alpha-study", markdown=found["markdown"], description=f"Alpha study of run {run}")
-    return found
+    opened = load_run(root, run)
+    found = report.publish(opened, {one["shard"]: one["ids"] for one in shards}, Request(**request))
+    create_markdown_artifact(key=KEY, markdown=found.markdown, description=f"Alpha study of run {run}: {found.page}")
+    for name, path in found.pictures.items():
+        picture = opened.store.files.get(path, f"run {run}: no picture {path!r}")
+        create_image_artifact(as_data_uri(picture), key=f"{KEY}-{name}", description=f"{SHOWN[name]}: {root}/{path}")
+    return asdict(found)

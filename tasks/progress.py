@@ -164,7 +164,7 @@ def _log_reporter() -> Callable[[ShardProgress], None]:
         last = now
         rate = progress.done / max(now - start, 1e-9)
         left = (progress.total - progress.done) / rate if rate > 0 else float("inf")
-        doing = f", {progress.now.stage} LPIPS {progress.now.lpips:.3f}" if progress.now else ""
+        doing = f", {progress.words}" if progress.words else ""
         logger.info(
             "shard %d: %.1f of %d images, %.3f images/s, %.0f s left%s",
             progress.shard,

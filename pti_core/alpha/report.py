@@ -1,123 +1,127 @@
-"""The alpha study as pictures, plots and a page of Markdown, beside the run's report."""
+"""What a person sees of the alpha study: plots, findings, a page. All of it is read back from the store."""
 
 from __future__ import annotations
 
-import io
-from typing import Any, Final
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
 
-import matplotlib
-import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 
-from pti_core.alpha.findings import drift_table, findings, label, nearness_table, path_curves
+from pti_core.alpha.findings import Finding, drift_table, findings, findings_table, label, nearness_table
+from pti_core.alpha.page import Study, render
+from pti_core.alpha.plots import as_png, drift_plot, nearness_plot
 from pti_core.alpha.shards import strip_name
+from pti_core.alpha.stored import Request, places, reasons_left_out, requested, studied
 from pti_core.alpha.study import AlphaError
 from pti_core.runs import Run
 
-matplotlib.use("Agg")  # no screen
-
 FOLDER: Final = "alpha"
+PAGE, FINDINGS, NEARNESS, DRIFT = "index.html", "findings.csv", "nearness.png", "drift.png"
 STRIPS: Final = 6
 """Images whose strips are on the page; the others are beside it."""
 
-_SIZE: Final = (7.2, 4.2)  # inches
+
+@dataclass(frozen=True)
+class Summary:
+    """Of what was asked for, and of nothing else that the tables hold."""
+
+    run: str
+    images: int
+    findings: list[str]  # sentences
+    remarks: list[str]  # images that were left out, and why
+    page: str  # with the store's root, as the others
+    table: str
+    markdown: str  # without pictures
+    pictures: dict[str, str]  # below the root: the plots and the first image's strips, by what they show
 
 
-def publish(run: Run) -> dict[str, Any]:
-    """Write `runs/<run>/report/alpha/` from the tables: nearness.png, drift.png, study.md. Returns a summary.
+def publish(run: Run, images: Mapping[int, Sequence[str]], request: Request) -> Summary:
+    """Write page, plots and findings of these images into `runs/<run>/report/alpha/`.
 
-    Raises AlphaError where nothing was studied.
+    `images`: image_ids by shard. Those that could not be studied are left out, with a remark. Raises AlphaError where
+    none was.
     """
-    near = run.store.read("alpha_nearness", run=run.name)
-    drift = run.store.read("alpha_drift", run=run.name)
-    if near.empty or drift.empty:
-        raise AlphaError(f"run {run.name} has no alpha study; `pti alpha-study {run.store.root}` makes one")
-    found = findings(near, drift)
-    pictures = {"nearness.png": nearness_plot(near), "drift.png": drift_plot(drift)}
-    for name, figure in pictures.items():
-        run.store.write_report(run.name, f"{FOLDER}/{name}", _png(figure))
-    text = markdown(run, near, drift)
-    run.store.write_report(run.name, f"{FOLDER}/study.md", text.encode())
-    return {
-        "run": run.name,
-        "images": int(drift["image_id"].nunique()),
-        "findings": [finding.sentence() for finding in found],
-        "page": f"{run.store.root}/runs/{run.name}/report/{FOLDER}/study.md",
-        "markdown": text,
+    wanted = places(run, images)
+    found = studied(run, wanted.values(), request)
+    ids = [image_id for names in images.values() for image_id in names]
+    reasons = reasons_left_out(run, images)
+    left_out = {i: reasons.get(i, f"image {i!r} is not studied yet; the same command again does it") for i in ids}
+    remarks = [f"left out: {why}" for i, why in left_out.items() if i not in found]
+    if not found:
+        raise AlphaError(f"run {run.name}: none of {len(ids)} images was studied; {remarks[0]}")
+    near, drift = requested(run, found, request)
+    said = findings(near, drift)
+    plots = {NEARNESS: as_png(nearness_plot(near)), DRIFT: as_png(drift_plot(drift))}
+    names = {i: strip_name(i) for i in found}
+    paths = {i: _path(run, name) for i, name in names.items()}
+    shown = run.store.files.get_all(list(paths.values())[:STRIPS])
+    strips = {i: data for i, path in paths.items() if (data := shown.get(path)) is not None}
+    study = Study(
+        run=run,
+        request=request,
+        images=len(found),
+        findings=said,
+        nearness=nearness_table(near),
+        drift=drift_table(drift),
+        remarks=remarks,
+        nearness_png=plots[NEARNESS],
+        drift_png=plots[DRIFT],
+        strips=strips,
+        others=dict(list(names.items())[STRIPS:]),
+    )
+    files = plots | {
+        FINDINGS: findings_table(said).to_csv(index=False).encode(),
+        PAGE: render(study, run.store.exists(f"runs/{run.name}/report/{PAGE}")).encode(),
     }
+    for name, content in files.items():
+        run.store.write_report(run.name, f"{FOLDER}/{name}", content)
+    pictures = {"nearness": _path(run, NEARNESS), "drift": _path(run, DRIFT)}
+    return Summary(
+        run=run.name,
+        images=len(found),
+        findings=[finding.sentence() for finding in said],
+        remarks=remarks,
+        page=f"{run.store.root}/{_path(run, PAGE)}",
+        table=f"{run.store.root}/{_path(run, FINDINGS)}",
+        markdown=markdown(study),
+        pictures=pictures | ({"strip": paths[next(iter(strips))]} if strips else {}),
+    )
 
 
-def nearness_plot(near: pd.DataFrame) -> Figure:
-    """LPIPS of G(w_r) to G(w_z) over alpha: median, quartiles, and every image as a thin line."""
-    figure = Figure(_SIZE, layout="constrained")
-    axes = figure.subplots()
-    for _, rows in near.groupby(["image_id", "seed"]):
-        axes.plot(rows["alpha"], rows["lpips"], color="0.75", linewidth=0.5)
-    table = nearness_table(near)
-    axes.fill_between(table.index, table["lower quartile"], table["upper quartile"], alpha=0.25, color="tab:blue")
-    axes.plot(table.index, table["median LPIPS to w_z"], marker="o", color="tab:blue", label="median and quartiles")
-    axes.set(xlabel="alpha (paper's unit)", ylabel="LPIPS of G(w_r) to G(w_z)", ylim=(0, None))
-    axes.set_title("How near is w_r to w_z?  Base generator", loc="left")
-    axes.legend(frameon=False)
-    return _plain(figure)
+def markdown(study: Study) -> str:
+    """The study in words and tables, for a page that cannot show pictures from the store."""
+    run, said = study.run, study.findings
+    lines = [f"# Alpha study of run {escaped(run.name)}", "", study.scope, "", "## Findings", ""]
+    lines += [_rows(["statement", "verdict", "measure", "has to be", "mean, 95 %", "images"], map(_cells, said))]
+    lines += ["", "## How near is w_r to w_z?", "", _table(study.nearness, "alpha")]
+    lines += ["", "## Old against new generator, medians", "", _table(study.drift, "tuned with alpha")]
+    lines += ["", *(f"- {escaped(remark)}" for remark in study.remarks)]
+    return "\n".join(lines).rstrip() + "\n"
 
 
-def drift_plot(drift: pd.DataFrame) -> Figure:
-    """Old against new generator along the path, a line a tuning alpha."""
-    figure = Figure(_SIZE, layout="constrained")
-    axes = figure.subplots()
-    curves = path_curves(drift)
-    names = sorted(curves.columns, key=lambda name: np.inf if name == "off" else float(name))
-    places = [*range(len(curves))]
-    colours = matplotlib.colormaps["viridis"](np.linspace(0, 0.9, max(1, len(names) - 1)))
-    for i, name in enumerate(names):
-        style: dict[str, Any] = {"color": "tab:red", "linestyle": "--"} if name == "off" else {"color": colours[i]}
-        text = "no regulariser" if name == "off" else f"tuned with alpha {name}"
-        axes.plot(places, curves[name], marker="o", markersize=3, label=text, **style)
-    axes.set_xticks(places, ["w_z" if np.isinf(place) else label(place) for place in curves.index])
-    axes.set(xlabel="where: alpha from the pivot (paper's unit)", ylabel="LPIPS, old against new", ylim=(0, None))
-    axes.set_title("What tuning leaves of the old generator (medians)", loc="left")
-    axes.legend(frameon=False, fontsize=8)
-    return _plain(figure)
+def escaped(text: str) -> str:
+    """Text that stays text in Markdown, whatever the names of images are."""
+    return re.sub(r"([\\`*_{}\[\]()<>#+\-.!|~&$:])", r"\\\1", " ".join(text.split()))
 
 
-def markdown(run: Run, near: pd.DataFrame, drift: pd.DataFrame) -> str:
-    """The study as a page: what was asked, tables, plots, and each statement with its figures."""
-    images, z = near["image_id"].nunique(), near.groupby("image_id")["seed"].nunique().max()
-    lines = [
-        f"# Alpha study of run {run.name}",
-        "",
-        f"{images} images, {z} samples z each, preset {run.config.preset}.",
-    ]
-    lines += ["", "![How near is w_r to w_z?](nearness.png)", "", _table(nearness_table(near), "alpha")]
-    lines += ["", "![Drift along the path](drift.png)", "", _table(drift_table(drift), "tuned with alpha")]
-    for image_id in sorted(drift["image_id"].unique())[:STRIPS]:
-        lines += ["", f"![{image_id}]({strip_name(image_id)})"]
-    lines += ["", "## Statements", ""]
-    lines += [f"- {finding.sentence()}" for finding in findings(near, drift)]
-    lines += ["", "Differences are paired by image; intervals are bootstrap (BCa) over images. Below 0 bears it out."]
-    return "\n".join(lines) + "\n"
+def _cells(finding: Finding) -> list[str]:
+    return [finding.statement, finding.verdict, finding.measure, finding.claim, finding.figures, str(finding.images)]
 
 
 def _table(frame: pd.DataFrame, index: str) -> str:
-    heading = [index, *map(str, frame.columns)]
     rows = [
-        [label(i) if isinstance(i, float) else str(i), *(f"{v:.4f}" for v in row)]
+        [label(i) if isinstance(i, float) else str(i), *("" if pd.isna(v) else f"{v:.4f}" for v in row)]
         for i, row in zip(frame.index, frame.to_numpy(), strict=True)
     ]
-    cells = [heading, ["---:"] * len(heading), *rows]
+    return _rows([index, *map(str, frame.columns)], rows)
+
+
+def _rows(heading: list[str], rows: Iterable[list[str]]) -> str:
+    cells = [heading, ["---"] * len(heading), *rows]
     return "\n".join(f"| {' | '.join(row)} |" for row in cells)
 
 
-def _plain(figure: Figure) -> Figure:
-    for axes in figure.axes:
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(axis="y", color="0.92")
-    return figure
-
-
-def _png(figure: Figure) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=120)
-    return buffer.getvalue()
+def _path(run: Run, name: str) -> str:
+    return f"runs/{run.name}/report/{FOLDER}/{name}"

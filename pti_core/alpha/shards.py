@@ -3,129 +3,147 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from functools import partial
 from threading import Lock
-from typing import Any, Final
+from typing import Final
 
 import torch
+from torch import Tensor
 
-from pti_core import deltas, images, tables
+from pti_core import deltas, images
+from pti_core.alpha.findings import label
+from pti_core.alpha.stored import Place, Request, Rows, note_left_out, places, studied, write_study
 from pti_core.alpha.strips import ends
-from pti_core.alpha.study import OFF, Alpha, AlphaError, drift, nearness, tuned_with
+from pti_core.alpha.study import OFF, AlphaError, drift, nearness, tuned_with
 from pti_core.engine import Engine
 from pti_core.parallel import in_parallel, one_at_a_time
-from pti_core.parts import part_table
 from pti_core.pivot import Pivots
 from pti_core.runs import Run, engine_for
 from pti_core.shards import OnShardProgress, ShardProgress
-from pti_core.store import DamagedPart, StoreError
 
-TABLES: Final = ("alpha_nearness", "alpha_drift")
-_SETTINGS: Final = b"pti_alpha_study"
+_TUNING: Final = 0.95  # share of tuning in an image's work; only the display depends on it
 
 
-def chosen(run: Run, count: int, ids: Sequence[str] = ()) -> dict[int, list[str]]:
-    """The images to study by shard: those named, or the first `count`.
+@dataclass(frozen=True)
+class Studied:
+    """What came of some images of a shard."""
 
-    Raises AlphaError for an image_id that the run has no pivot of, and for a run without pivots.
-    """
-    frame = run.store.read("pivots", run=run.name, columns=["image_id", "shard"])
-    if frame.empty:
-        raise AlphaError(f"run {run.name} has no pivots yet; finish it with the same `pti run`")
-    if missing := sorted(set(ids) - set(frame["image_id"])):
-        raise AlphaError(
-            f"image_id {missing[0]!r}: run {run.name} has no pivot of it; see its pivots and rejects tables"
-        )
-    frame = frame[frame["image_id"].isin(ids)] if ids else frame.head(count)
-    found: dict[int, list[str]] = {}
-    for shard, image_id in zip(frame["shard"], frame["image_id"], strict=True):
-        found.setdefault(int(shard), []).append(image_id)
-    return found
+    done: int  # in this call
+    left_out: dict[str, str]  # why an image could not be studied, by image_id
 
 
 def study_shard(
     run: Run,
     shard: int,
     ids: Sequence[str],
-    alphas: Sequence[Alpha],
-    z_samples: int,
+    request: Request,
     on_progress: OnShardProgress | None = None,
-) -> int:
-    """Study images of one shard; write the tables `alpha_nearness` and `alpha_drift`. How many were done now.
+    before: int = 0,
+    total: int | None = None,
+) -> Studied:
+    """Study images of one shard; write the tables `alpha_nearness` and `alpha_drift`, and a picture an image.
 
-    `on_progress` is told of each tuned generator as a share of an image.
+    An image that can no longer be read, or is another than was inverted, is left out. `on_progress` is told what is
+    done to which of `total` images, the first of these after so many `before`.
     """
     engine = engine_for(run)
-    rows = run.store.read("pivots", run=run.name, filters=[("shard", "==", shard), ("image_id", "in", list(ids))])
-    settings = json.dumps({"alphas": list(alphas), "z_samples": z_samples}).encode()
-    places = {row["image_id"]: i for i, row in enumerate(run.manifest.shard(shard))}
-    todo = [row for row in tables.records(rows) if not _is_there(run, shard, places[row["image_id"]], settings)]
+    there = places(run, {shard: ids})
+    done = studied(run, there.values(), request)
+    todo = [place for i, place in there.items() if i not in done]
     _ = engine.lpips, engine.statistics  # made before threads share them
-    lock, done = Lock(), float(len(ids) - len(todo))
-
-    def add(share: float) -> None:
-        nonlocal done
-        with lock:
-            done += share
-            if on_progress is not None:
-                on_progress(ShardProgress(shard, done, len(ids), None))
-
-    add(0.0)
-    work = partial(_study, run, engine, alphas, z_samples, add)
+    tell = _Teller(shard, ids, on_progress, before, len(ids) if total is None else total)
+    for image_id in done:
+        tell(image_id, 1.0, "reading")
+    gone = [image_id for image_id in ids if image_id not in there]
+    left_out = {i: f"image {i!r} has no pivot any more; the same `pti run` again finds it" for i in gone}
+    made = 0
     with one_at_a_time(engine.device):
-        for row, found in zip(todo, in_parallel(work, todo, engine.device), strict=True):
-            for table, content in zip(TABLES, found, strict=True):
-                made = part_table(run, table, content)
-                made = made.replace_schema_metadata({**made.schema.metadata, _SETTINGS: settings})
-                run.store.write_part(table, run.name, shard, places[row["image_id"]], made)
-    return len(todo)
+        work = partial(_study, run, engine, request, tell)
+        for place, found in zip(todo, in_parallel(work, todo, engine.device), strict=True):
+            if isinstance(found, str):
+                left_out[place.image_id] = found
+            else:
+                write_study(run, place, request, found)
+                made += 1
+            tell(place.image_id, 1.0, f"wrote {tell.name(place.image_id)}")
+    if left_out:
+        note_left_out(run, shard, left_out)
+    return Studied(made, left_out)
+
+
+class _Teller:
+    """Sums the shares of images that are studied at the same time, and says which one is at what."""
+
+    def __init__(
+        self, shard: int, ids: Sequence[str], on_progress: OnShardProgress | None, before: int, total: int
+    ) -> None:
+        self._shard, self._on_progress, self._total = shard, on_progress, total
+        self._numbers = {image_id: before + i for i, image_id in enumerate(ids, 1)}
+        self._shares = dict.fromkeys(ids, 0.0)
+        self._lock = Lock()
+
+    def name(self, image_id: str) -> str:
+        """`image 3 of 12`."""
+        return f"image {self._numbers[image_id]} of {self._total}"
+
+    def __call__(self, image_id: str, share: float, doing: str) -> None:
+        with self._lock:
+            self._shares[image_id] = share
+            if self._on_progress is not None:
+                done = sum(self._shares.values())
+                self._on_progress(ShardProgress(self._shard, done, len(self._shares), None, doing))
 
 
 def _study(
-    run: Run,
-    engine: Engine,
-    alphas: Sequence[Alpha],
-    z_samples: int,
-    on_done: Callable[[float], None],
-    pivot: Mapping[str, Any],
-    check: Callable[[], None],
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    image_id, generator = pivot["image_id"], engine.generator
-    found = run.read_input(pivot["uri"], image_id, generator.img_resolution)
-    if found.sha256 != pivot["sha256"]:
-        raise AlphaError(f"image {image_id!r} has changed since it was inverted; extend the run, or leave it out")
-    target = torch.from_numpy(images.to_float(found.pixels[None]))[0]
-    w = torch.tensor(pivot["w"], dtype=torch.float32, device=engine.device).view(1, -1, generator.w_dim)
-    noise = [n.to(engine.device) for n in deltas.decode_noise(pivot["noise"], generator.noise_shapes)]
+    run: Run, engine: Engine, request: Request, tell: _Teller, place: Place, check: Callable[[], None]
+) -> tuple[Rows, Rows] | str:
+    """The rows of both tables; or why there are none."""
+    image_id, generator, name = place.image_id, engine.generator, tell.name(place.image_id)
+    tell(image_id, 0.0, f"reading {name}")
+    try:
+        target = _target(run, place, generator.img_resolution)
+    except AlphaError as error:
+        return str(error)
+    w = torch.tensor(place.pivot["w"], dtype=torch.float32, device=engine.device).view(1, -1, generator.w_dim)
+    noise = [n.to(engine.device) for n in deltas.decode_noise(place.pivot["noise"], generator.noise_shapes)]
     pivots = Pivots(w, noise, generator.num_ws)
-    near = [asdict(row) for row in nearness(engine, pivots.ws, image_id, alphas, z_samples, run.config.seed)]
+    alphas, samples = request.alphas, request.z_samples
+    near = [asdict(row) for row in nearness(engine, pivots.ws, image_id, alphas, samples, run.config.seed)]
     drifts, tuned = [], {}
-    steps = [alpha for alpha in alphas if alpha == OFF or float(alpha) > 0]
-    for alpha in steps:
-        tuned[alpha] = tuned_with(engine, target, pivots, image_id, alpha, check)
-        found_there = drift(engine, tuned[alpha], target, pivots, image_id, alpha, alphas, z_samples)
-        drifts += [asdict(row) for row in found_there]
-        on_done(1 / len(steps))
+    tunings = [alpha for alpha in alphas if alpha == OFF or float(alpha) > 0]
+    for i, alpha in enumerate(tunings):
+        how = "without the regulariser" if alpha == OFF else f"with alpha {label(float(alpha))}"
+
+        def on_step(step: int, i: int = i, how: str = how) -> None:
+            check()
+            share = _TUNING * (i + step / run.config.tuning.steps) / len(tunings)
+            tell(image_id, share, f"tuning {name} {how}")
+
+        on_step(0)
+        tuned[alpha] = tuned_with(engine, target, pivots, image_id, alpha, on_step)
+        found = drift(engine, tuned[alpha], target, pivots, image_id, alpha, alphas, samples)
+        drifts += [asdict(row) for row in found]
+    tell(image_id, _TUNING, f"drawing {name}")
     picture = ends(engine, target, pivots, image_id, alphas, tuned)
     run.store.write_report(run.name, f"alpha/{strip_name(image_id)}", picture)
     return near, drifts
 
 
+def _target(run: Run, place: Place, resolution: int) -> Tensor:
+    """The image `[C, H, W]` in [-1, 1]. AlphaError for one that cannot be read, or is not the one that was inverted."""
+    image_id = place.image_id
+    try:
+        found = run.read_input(place.pivot["uri"], image_id, resolution)
+    except (images.ImageError, OSError) as error:
+        raise AlphaError(f"image {image_id!r} cannot be read any more: {error}") from error
+    if found.sha256 != place.pivot["sha256"]:
+        raise AlphaError(f"image {image_id!r} has changed since it was inverted; `pti run --extend` inverts it anew")
+    return torch.from_numpy(images.to_float(found.pixels[None]))[0]
+
+
 def strip_name(image_id: str) -> str:
     """The file of an image's strips; one name an image, whatever characters it has."""
     return f"{re.sub(r'[^A-Za-z0-9._-]+', '_', image_id)[-60:]}-{hashlib.sha256(image_id.encode()).hexdigest()[:8]}.png"
-
-
-def _is_there(run: Run, shard: int, number: int, settings: bytes) -> bool:
-    for table in TABLES:
-        try:
-            _, content = run.store.read_table(run.store.part_path(table, run.name, shard, number))
-        except (DamagedPart, StoreError):
-            return False
-        if (content.schema.metadata or {}).get(_SETTINGS) != settings:
-            return False
-    return True

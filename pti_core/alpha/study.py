@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
 
 import torch
 from torch import Tensor
@@ -28,6 +28,9 @@ from pti_core.tuning import tune
 
 OFF: Literal["off"] = "off"
 Alpha = float | Literal["off"]
+
+ALPHAS: Final[tuple[Alpha, ...]] = (0.0, 10.0, 15.0, 20.0, 30.0, 45.0, 60.0, 90.0, OFF)
+"""What is studied where nothing else is asked for."""
 
 
 class AlphaError(ValueError):
@@ -103,7 +106,7 @@ def nearness(
 
 
 def tuned_with(
-    engine: Engine, target: Tensor, pivots: Pivots, image_id: str, alpha: Alpha, check: Callable[[], None]
+    engine: Engine, target: Tensor, pivots: Pivots, image_id: str, alpha: Alpha, on_step: Callable[[int], None]
 ) -> Generator:
     """The generator tuned for a target `[C, H, W]` at its pivot with one alpha, or without the regulariser.
 
@@ -121,7 +124,7 @@ def tuned_with(
         config.tuning.model_copy(update={"stop_lpips": 0.0}),
         locality,
         engine.lpips,
-        lambda step, lpips: check(),
+        lambda step, lpips: on_step(step),
         engine.at_once,
     ).generator
 
