@@ -35,20 +35,20 @@ def alpha_study(
 ) -> dict[str, Any]:
     """Tune images with several alphas and without the regulariser; compare the generators; say what was found.
 
-        Args:
-                root: Root of the tables of a run: its output, a folder or any fsspec URL
-            run: Name of the run; the newest if left out
-            images: The first so many images of the run
-            ids: These images instead, by image_id
-            alphas: In the paper's unit, 0 for the pivot itself, and 'off' for tuning without the regulariser
-            z_samples: Samples z for an image
-            shards_per_task: Shards that one task does; more cost less
-            runner: Where tasks run: here, or on a Dask or Ray cluster
-            address: Of the Dask scheduler or the Ray head; none starts one
-            workers: Tasks at once; by default one thread, or what the cluster has room for
-            resources: What a task takes of a cluster's worker, e.g. {'GPU': 1}
-            credentials: Name of a Secret block: storage options as JSON. Never the secrets themselves
-        """
+    Args:
+        root: Root of the tables of a run: its output, a folder or any fsspec URL
+        run: Name of the run; the newest if left out
+        images: The first so many images of the run
+        ids: These images instead, by image_id
+        alphas: In the paper's unit, 0 for the pivot itself, and 'off' for tuning without the regulariser
+        z_samples: Samples z for an image
+        shards_per_task: Shards that one task does; more cost less
+        runner: Where tasks run: here, or on a Dask or Ray cluster
+        address: Of the Dask scheduler or the Ray head; none starts one
+        workers: Tasks at once; by default one thread, or what the cluster has room for
+        resources: What a task takes of a cluster's worker, e.g. {'GPU': 1}
+        credentials: Name of a Secret block: storage options as JSON. Never the secrets themselves
+    """
     plan = plan_alpha_study(root, run, images, ids or [], list(alphas), z_samples, credentials)
     common = {"root": root, "run": plan["run"], "request": plan["request"], "credentials": credentials}
     shard = {one["shard"]: one for one in plan["shards"]}
