@@ -110,8 +110,8 @@ def test_two_thousand_images_with_a_killed_worker_are_all_accounted_for(bucket, 
         try:
             result = server.run("pti/demo", parameters)
         finally:
-            worker.terminate()
-            worker.wait(60)
+            worker.kill()  # it is of no more use; a busy machine lets it take a minute to end by itself
+            worker.wait()
         assert result.returncode == 0, result.stdout + result.stderr
 
     store = Store(root)
