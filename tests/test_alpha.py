@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 from conftest import QUICK_SETTINGS
 
@@ -114,12 +115,17 @@ def test_rows_of_a_request_are_those_of_a_study_that_asked_for_no_more(studied, 
 def test_another_pivot_is_studied_again_and_the_same_one_is_not(copy):
     path = copy.store.parts("pivots", copy.name, 1)[0]
     _, table = copy.store.read_table(path)
-    slower = table.set_column(table.column_names.index("seconds"), "seconds", [[99.0]])
+
+    def changed(column, values):
+        field = table.schema.field(column)
+        return table.set_column(table.column_names.index(column), field, pa.array(values, field.type))
+
+    slower = changed("seconds", [99.0])
     copy.store.write_part("pivots", copy.name, 1, 0, slower)
     assert plans.plan(copy.store.root, copy.name, 12, [], REQUEST.alphas, 2).pending == []
     w = table["w"].to_pylist()
     w[0][0] += 0.5
-    copy.store.write_part("pivots", copy.name, 1, 0, table.set_column(table.column_names.index("w"), "w", [w]))
+    copy.store.write_part("pivots", copy.name, 1, 0, changed("w", w))
     assert plans.plan(copy.store.root, copy.name, 12, [], REQUEST.alphas, 2).pending == [1]
     assert shards.study_shard(copy, 1, ["3.png"], REQUEST).done == 1
     assert plans.plan(copy.store.root, copy.name, 12, [], REQUEST.alphas, 2).pending == []
