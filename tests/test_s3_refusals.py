@@ -76,9 +76,9 @@ def test_wrong_credentials(
         metadata = f"http://127.0.0.1:{silent.getsockname()[1]}"  # of a machine that has no such service
         use(monkeypatch, server.url, AWS_EC2_METADATA_SERVICE_ENDPOINT=metadata, **mine)
         refused = f"output '{out}' cannot be written: .*{WRONG[case]}"
-        with within(10), pytest.raises(StoreError, match=refused) as of_output:
+        with within(20), pytest.raises(StoreError, match=refused) as of_output:
             begin(folder, out)
-        with within(10), pytest.raises(DatasetError, match=f"dataset '{data}'.*{WRONG[case]}") as of_data:
+        with within(20), pytest.raises(DatasetError, match=f"dataset '{data}'.*{WRONG[case]}") as of_data:
             begin(data, tmp_path / "out")
         with pytest.raises(StoreError, match=WRONG[case]) as of_runs:  # and not: there are none
             Store(out).runs()
