@@ -76,9 +76,9 @@ def test_wrong_credentials(
         metadata = f"http://127.0.0.1:{silent.getsockname()[1]}"  # of a machine that has no such service
         use(monkeypatch, server.url, AWS_EC2_METADATA_SERVICE_ENDPOINT=metadata, **mine)
         refused = f"output '{out}' cannot be written: .*{WRONG[case]}"
-        with within(10), pytest.raises(StoreError, match=refused) as of_output:
+        with within(20), pytest.raises(StoreError, match=refused) as of_output:
             begin(folder, out)
-        with within(10), pytest.raises(DatasetError, match=f"dataset '{data}'.*{WRONG[case]}") as of_data:
+        with within(20), pytest.raises(DatasetError, match=f"dataset '{data}'.*{WRONG[case]}") as of_data:
             begin(data, tmp_path / "out")
         with pytest.raises(StoreError, match=WRONG[case]) as of_runs:  # and not: there are none
             Store(out).runs()
@@ -144,7 +144,7 @@ def test_a_wrong_endpoint(case: str, begin: Any, dataset: Any, tmp_path: Path, m
         port = silent.getsockname()[1] if case == "silent" else free_port()
         use(monkeypatch, f"http://{'no-such-host.invalid' if case == 'no such host' else '127.0.0.1'}:{port}")
         with (
-            within(20),
+            within(30),
             pytest.raises(
                 StoreError, match=r"output 's3://x/out' cannot be written: no connection .*; check"
             ) as caught,
@@ -153,7 +153,7 @@ def test_a_wrong_endpoint(case: str, begin: Any, dataset: Any, tmp_path: Path, m
         check(str(caught.value))
         what = r"TimeoutError: no answer within 5 s" if case == "silent" else ""
         with (
-            within(20),
+            within(30),
             pytest.raises(
                 DatasetError, match=rf"dataset 's3://x/data' cannot be listed \(.*{what}.*; check"
             ) as of_data,
