@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from pti_core.config import ImageConfig
 from pti_core.datasets import read_bytes, scan
 from pti_core.images import decode
 
@@ -22,4 +23,4 @@ def test_the_faces_are_those_of_the_script_and_can_be_read(monkeypatch):
     demo = {seed for _, seed, _ in make_faces64.demo.FACES}
     assert all(seed > FITTED_BELOW and seed not in demo for seed, _ in planned)
     for row in listing:
-        assert decode(read_bytes(row["uri"]), row["image_id"]).shape == (128, 128, 3)
+        assert decode(read_bytes(row["uri"]), row["image_id"], ImageConfig()).shape == (128, 128, 3)
