@@ -28,7 +28,7 @@ from torch import Tensor
 from pti_core.deltas.payloads import Reader, check_shape, section
 from pti_core.deltas.symbols import decode_sparse, decode_symbols, encode_symbols
 
-GROUP: Final = 16
+GROUP: Final = 32
 """Components whose integers are coded together: of one size, so that one Huffman table suits them."""
 
 MAX_RANK: Final = 96
@@ -215,6 +215,9 @@ def _add(
         dense *= by_column
         values += dense
     elif len(places):
-        row, column = np.divmod(places, values.shape[1])
+        width = values.shape[1]
+        starts = np.arange(len(values) + 1) * width
+        some = np.diff(np.searchsorted(places, starts))  # of each row; places are in order
+        column = places - np.repeat(starts[:-1].astype(np.int32), some)
         flat = values.reshape(-1)
-        flat[places] += rest * by_row[row] * by_column[column]
+        flat[places] += rest * np.repeat(by_row, some) * by_column[column]

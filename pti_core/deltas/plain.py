@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from pti_core.deltas.payloads import FAST, Decoder, Encoder, Reader, check_shape, compress, damaged, decompress, section
@@ -24,9 +25,11 @@ def fp16_decode(scale: float, payload: bytes, shape: tuple[int, ...], what: str)
     planes = planes.reshape(2, -1)
     if count and (planes[1] & 0x7F).max() >= 0x7C:
         raise damaged(what, "a value is not finite")
-    halves = np.ascontiguousarray(planes.T).view("<f2")
-    values = halves.astype(np.float32).reshape(shape)
-    return np.multiply(values, np.float32(scale), out=values)
+    halves = planes[1].astype(np.uint16)
+    halves <<= 8
+    halves |= planes[0]
+    values = torch.from_numpy(halves.view(np.float16)).float()  # several times as fast as numpy's
+    return values.mul_(scale).numpy().reshape(shape)
 
 
 def rows_of(shape: tuple[int, ...]) -> int:

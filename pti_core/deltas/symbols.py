@@ -16,6 +16,8 @@ from pti_core.deltas.payloads import Reader, section
 _ZERO, _DENSE, _GAPS = 0, 1, 2  # the first byte; a dense one is followed by the width, 1, 2 or 4 bytes
 _JUMP = 255  # a gap byte that moves on by 255 without a symbol
 _DEPTH = 24  # magnitudes of magnitudes: ends long before this, since each time one is taken off
+_MOVES = np.minimum(np.arange(1, 257), _JUMP).astype(np.int32)  # how far a gap byte moves on
+_ZIGZAG = np.array([n // 2 if n % 2 == 0 else -(n + 1) // 2 for n in range(256)], np.int32)
 
 Integers = NDArray[np.int32]
 
@@ -64,7 +66,7 @@ def decode_sparse(reader: Reader, count: int, depth: int = 0) -> tuple[NDArray[A
     """The same as places of the non-zero integers and their values; None and all values where they lie densely."""
     kind = reader.take(1)[0]
     if kind == _ZERO:
-        return np.zeros(0, np.int64), np.zeros(0, np.int32)
+        return np.zeros(0, np.int32), np.zeros(0, np.int32)
     if kind == _DENSE:
         return None, _read_dense(reader, count)
     if kind != _GAPS or depth > _DEPTH:
@@ -74,19 +76,19 @@ def decode_sparse(reader: Reader, count: int, depth: int = 0) -> tuple[NDArray[A
         raise reader.damaged(f"{some} symbols in a tensor of {count}")
     stream = np.frombuffer(reader.section(some + count // _JUMP + 1), np.uint8)
     jumps = stream == _JUMP
-    places = np.add(stream, 1, dtype=np.int64)
-    places[jumps] = _JUMP
-    places = np.cumsum(places)[~jumps] - 1
+    places = _MOVES[stream].cumsum(dtype=np.int32)[~jumps]
+    places -= 1
     if len(places) != some or (some and places[-1] >= count):
         raise reader.damaged(f"places of {len(places)} symbols, {some} below {count} expected")
     negative = np.unpackbits(np.frombuffer(reader.take((some + 7) // 8), np.uint8), count=some)
-    magnitudes = np.ones(some, np.int32)
+    values = np.ones(some, np.int32)
     more_places, more = decode_sparse(reader, some, depth + 1)
     if more_places is None:
-        magnitudes += more
+        values += more
     else:
-        magnitudes[more_places] += more
-    return places, np.where(negative, -magnitudes, magnitudes)
+        values[more_places] += more
+    values *= 1 - 2 * negative.view(np.int8)
+    return places, values
 
 
 def _read_dense(reader: Reader, count: int) -> Integers:
@@ -94,6 +96,8 @@ def _read_dense(reader: Reader, count: int) -> Integers:
     if width not in (1, 2, 4):
         raise reader.damaged(f"symbols of {width} bytes")
     planes = reader.array("u1", width * count).reshape(width, count)
+    if width == 1:
+        return _ZIGZAG[planes[0]]
     zigzag = planes[0].astype(np.uint32)
     for i in range(1, width):
         zigzag |= planes[i].astype(np.uint32) << np.uint32(8 * i)
