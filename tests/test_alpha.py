@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 from conftest import QUICK_SETTINGS
 
+from pti_core import tables
 from pti_core.alpha import plans, shards, stored
 from pti_core.alpha.stored import Request
 from pti_core.alpha.study import AlphaError, check_alphas
@@ -113,13 +114,11 @@ def test_rows_of_a_request_are_those_of_a_study_that_asked_for_no_more(studied, 
 
 def test_another_pivot_is_studied_again_and_the_same_one_is_not(copy):
     path = copy.store.parts("pivots", copy.name, 1)[0]
-    _, table = copy.store.read_table(path)
-    slower = table.set_column(table.column_names.index("seconds"), "seconds", [[99.0]])
-    copy.store.write_part("pivots", copy.name, 1, 0, slower)
+    (row,) = copy.store.read_table(path)[1].to_pylist()
+    copy.store.write_part("pivots", copy.name, 1, 0, tables.table("pivots", [row | {"seconds": 99.0}]))
     assert plans.plan(copy.store.root, copy.name, 12, [], REQUEST.alphas, 2).pending == []
-    w = table["w"].to_pylist()
-    w[0][0] += 0.5
-    copy.store.write_part("pivots", copy.name, 1, 0, table.set_column(table.column_names.index("w"), "w", [w]))
+    row["w"][0] += 0.5
+    copy.store.write_part("pivots", copy.name, 1, 0, tables.table("pivots", [row]))
     assert plans.plan(copy.store.root, copy.name, 12, [], REQUEST.alphas, 2).pending == [1]
     assert shards.study_shard(copy, 1, ["3.png"], REQUEST).done == 1
     assert plans.plan(copy.store.root, copy.name, 12, [], REQUEST.alphas, 2).pending == []

@@ -39,7 +39,7 @@ def drift_plot(drift: pd.DataFrame) -> Figure:
     curves = path_curves(drift)
     t = curves.index.get_level_values("t").to_numpy(dtype=float)
     names = sorted(curves.columns, key=lambda name: np.inf if name == "off" else float(name))
-    colours = matplotlib.colormaps["viridis"](np.linspace(0, 0.9, max(1, len(names) - 1)))
+    colours = matplotlib.colormaps["viridis"](np.linspace(0, 0.9, len(names)))
     for i, name in enumerate(names):
         style: dict[str, Any] = {"color": "tab:red", "linestyle": "--"} if name == "off" else {"color": colours[i]}
         text = "no regulariser" if name == "off" else f"tuned with alpha {name}"
