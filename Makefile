@@ -5,7 +5,7 @@ OUT ?= out/demo
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: install demo test test-slow test-tools lint format clean
+.PHONY: install demo test test-slow test-tools bench bench-small lint format clean
 
 install: $(INSTALLED)
 
@@ -29,6 +29,14 @@ test-slow: $(INSTALLED)
 test-tools:
 	apt-get update -qq
 	apt-get install -y -qq --no-install-recommends chromium postgresql
+
+# The engine beside the plain method, about an hour on two quiet cores: a table and a plot in out/bench.
+bench: $(INSTALLED)
+	$(BIN)/python -m benchmarks.bench
+
+# The same with a few steps: fails where the engine has become slower or worse than the plain method.
+bench-small: $(INSTALLED)
+	$(BIN)/python -m benchmarks.bench --small
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

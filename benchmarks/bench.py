@@ -1,6 +1,6 @@
 """The engine beside the plain method: same generator, images, seeds and machine, one after the other.
 
-    python -m benchmarks.bench                       # twelve faces, all sides: a table, a plot, all rows
+    python -m benchmarks.bench                       # twelve faces: a table, a plot, all rows
     python -m benchmarks.bench --small               # two faces, few steps: fails where the engine has become slow
     python -m benchmarks.bench --generator random-1024 --images 1024/ --limit 4   # speed at 1024, for a GPU
 
@@ -105,9 +105,8 @@ def plot(sides: dict[str, dict[str, Any]]) -> Figure:
             seconds, values = zip(*row["curve"], strict=True)
             axes.plot(seconds, values, color=colour, alpha=0.3, linewidth=1)
         rows = pd.DataFrame(found["rows"])
-        axes.scatter(
-            rows["seconds"].median(), rows["lpips"].median(), s=110, color=colour, edgecolors="white", zorder=3, label=name
-        )
+        x, y = rows["seconds"].median(), rows["lpips"].median()
+        axes.scatter(x, y, s=110, color=colour, edgecolors="white", zorder=3, label=name)
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.set_xlabel("seconds of the machine for one image")
@@ -142,7 +141,7 @@ def main() -> None:
     parser.add_argument("--images", default="demo")
     parser.add_argument("--generator", default="pocket")
     parser.add_argument("--limit", type=int)
-    parser.add_argument("--preset", action="append", help="of the engine; default: fast, demo and paper")
+    parser.add_argument("--preset", action="append", help="of the engine; default: fast and demo")
     parser.add_argument("--precision", action="append", help="of the engine; default: fp32, on a GPU half too")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="of the engine's sides")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -155,7 +154,7 @@ def main() -> None:
         return
     settings = {name: json.loads(value) for name, value in (text.split("=", 1) for text in args.set)}
     sides = {}
-    for preset in args.preset or ["fast", "demo", "paper"]:
+    for preset in args.preset or ["fast", "demo"]:
         for precision in args.precision or (["fp32", "half"] if args.device == "cuda" else ["fp32"]):
             name = f"engine, {preset}" + (f", {precision}" if precision != "fp32" else "")
             sides[name] = run_side("engine", preset, args, settings | {"precision": precision})

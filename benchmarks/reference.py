@@ -103,7 +103,7 @@ def find_pivot(
         for n in noise:
             _normalize(n.data)
         if on_step is not None:
-            on_step("pivot", step + 1, float(distance))
+            on_step("pivot", step + 1, float(distance.detach()))
     return w.detach(), [n.detach() for n in noise]
 
 
@@ -132,7 +132,7 @@ def tune(
         distance = lpips(_small(target[None], c.max_resolution), _small(image, c.max_resolution)).sum()
         loss = c.lpips_weight * distance + c.mse_weight * (image - target[None]).square().mean()
         if on_step is not None:
-            on_step("tuning", step + 1, float(distance))
+            on_step("tuning", step + 1, float(distance.detach()))
         if local.enabled:
             z = torch.randn((generator.z_dim,), generator=random)[None]
             with torch.no_grad():

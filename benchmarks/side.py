@@ -22,17 +22,16 @@ from torch import Tensor
 
 from benchmarks.reference import invert
 from pti_core.config import MeasureConfig, RunConfig
-from pti_core.datasets import read_bytes, scan
 from pti_core.engine import Delta, Engine, Inversion, Target
 from pti_core.generators.base import Generator
 from pti_core.generators.checkpoints import load_generator
 from pti_core.generators.stylegan2 import StyleGAN2
-from pti_core.images import decode, fit, to_float
 from pti_core.measure import measure_locality
 from pti_core.metrics import measure
 from pti_core.perceptual import LPIPS, load_lpips, reference_lpips
 from pti_core.pivot import find_pivots
 from pti_core.presets import configure
+from pti_core.retuning import load_targets
 from pti_core.sampling import w_statistics
 from pti_core.tuning import tune
 
@@ -65,16 +64,6 @@ def generator_for(name: str) -> Generator:
     torch.manual_seed(0)
     kwargs = {"channel_base": 32768, "channel_max": 512}
     return StyleGAN2(512, 0, 512, 1024, 3, {"num_layers": 8}, kwargs).eval().requires_grad_(False)
-
-
-def load(images: str, limit: int | None, resolution: int, config: RunConfig) -> list[Target]:
-    """The images of a data set as targets."""
-    targets = []
-    for entry in scan(images).to_pylist()[:limit]:
-        name = entry["image_id"]
-        pixels = fit(decode(read_bytes(entry["uri"]), name, config.image), resolution, name, config.image)
-        targets.append(Target(name, name, torch.from_numpy(to_float(pixels))))
-    return targets
 
 
 def drift(old: Generator, new: Generator, ws: Tensor, image_id: str, lpips: LPIPS) -> tuple[float, float]:
@@ -138,9 +127,7 @@ def engine(generator: Generator, targets: Sequence[Target], config: RunConfig, d
     return rows
 
 
-def spread(
-    seen: Sequence[tuple[str, float]], seconds: float, pivot: float, tuning: float
-) -> list[tuple[float, float]]:
+def spread(seen: Sequence[tuple[str, float]], seconds: float, pivot: float, tuning: float) -> list[tuple[float, float]]:
     """The LPIPS of an image's steps over its share of the machine's seconds; two images share a core in turn."""
     points, at = [], 0.0
     for stage, own in (("pivot", pivot), ("tuning", tuning)):
@@ -182,7 +169,7 @@ def main() -> None:
     device = said["device"]
     config = configure(said["preset"], said.get("settings", {}))
     generator = generator_for(said["generator"])
-    targets = load(said["images"], said["limit"], generator.img_resolution, config)
+    targets = load_targets(said["images"], generator.img_resolution, config, said["limit"])
     rows = (plain if said["side"] == "plain" else engine)(generator, targets, config, device)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     if device == "cuda":

@@ -20,7 +20,7 @@ for _name, _value in {
 import typer  # noqa: E402
 from rich.console import Console  # noqa: E402
 
-from flows import alpha_cli, edit_cli, generator_cli, report_cli, run_cli  # noqa: E402
+from flows import alpha_cli, edit_cli, encoder_cli, generator_cli, report_cli, run_cli  # noqa: E402
 from flows.options import Root, RunName  # noqa: E402
 
 app = typer.Typer(
@@ -158,7 +158,13 @@ def _sentence(error: Exception) -> str:
     """The message of an error; of a value out of its range, which setting and why."""
     details = getattr(error, "errors", None)
     if callable(details):  # pydantic's ValidationError
-        return "; ".join(f"{'.'.join(map(str, d['loc']))} {d.get('input')!r}: {d['msg']}" for d in details())
+        # Without a place it is about several settings, and its message names them; the input is all of them.
+        return "; ".join(
+            f"{'.'.join(map(str, d['loc']))} {d.get('input')!r}: {d['msg']}"
+            if d["loc"]
+            else d["msg"].removeprefix("Value error, ")
+            for d in details()
+        )
     return str(error) or type(error).__name__
 
 
@@ -170,6 +176,7 @@ generators.command()(_one_sentence()(generator_cli.convert))
 app.command()(_one_sentence()(run_cli.run))
 app.command()(_one_sentence()(edit_cli.edit))
 app.command()(_one_sentence()(alpha_cli.alpha_study))
+app.command()(_one_sentence()(encoder_cli.train_encoder))
 app.command()(_one_sentence()(generator_cli.export))
 app.command()(_one_sentence()(report_cli.report))
 

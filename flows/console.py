@@ -126,7 +126,7 @@ def _show_medians(console: Console, summary: dict[str, Any]) -> None:
     if summary["locality"]:
         text = ", ".join(f"{name} {value:.4f}" for name, value in summary["locality"].items())
         console.print(f"old against new generator, median LPIPS: {text}", highlight=False)
-    console.print(f"weight deltas: {summary['delta_bytes'] / 2**20:.1f} MiB an image", highlight=False)
+    console.print(f"weight deltas: {summary['delta_bytes'] / 2**20:.2f} MiB an image", highlight=False)
 
 
 def _number(value: float | None, form: str) -> str:

@@ -50,7 +50,7 @@ def pti(
         generator: a built-in name ('pocket-ffhq-128'), or the path or URL of a checkpoint.
         preset: steps and weights of the method; 'demo' takes minutes on a laptop, 'noop' does nothing.
         mode: a generator for each image ('single'), or one for each group ('multi').
-        group_by: groups of mode 'multi': 'folder', 'column:NAME' or 'regex:PATTERN'.
+        group_by: groups of mode 'multi': 'folder', 'column:NAME', 'regex:PATTERN' or 'count:N'.
         limit: only the first images.
         existing: a job that was done before: finish it ('resume'), add new and changed images ('extend'), or do all
             of it again ('overwrite').
@@ -61,7 +61,8 @@ def pti(
         shards_per_task: shards that one task does; more cost less.
         runner: where tasks run: in this process ('threads'), or on a Dask or Ray cluster.
         address: of the Dask scheduler or the Ray head; without one a cluster is started here.
-        workers: tasks at once; by default one thread, or what the cluster has room for.
+        workers: tasks that compute at once; by default 1, or what the cluster has room for. In threads half as many
+            more read ahead and write behind.
         resources: what a task takes of a cluster's worker, e.g. {"GPU": 1}.
         credentials: name of a Prefect Secret block with storage options as JSON; never the secrets themselves.
         settings: single settings over the preset's, e.g. {"tuning.steps": 100}.

@@ -38,7 +38,7 @@ def run(
     preset: Annotated[Preset, typer.Option(help="Steps and weights of the method; noop does nothing.")] = Preset.fast,
     mode: Annotated[Mode, typer.Option(help="A generator for each image, or one for each group.")] = Mode.single,
     group_by: Annotated[
-        str | None, typer.Option(help="Groups of mode multi: folder (default), column:NAME or regex:PATTERN.")
+        str | None, typer.Option(help="Groups of mode multi: folder (default), column:NAME, regex:PATTERN or count:N.")
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first images.")] = None,
     extend: Annotated[bool, typer.Option("--extend", help="Add new and changed images to the run.")] = False,

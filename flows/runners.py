@@ -7,8 +7,8 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from queue import SimpleQueue
 from typing import Any, Final, Literal
 from urllib.parse import urlsplit
@@ -41,9 +41,14 @@ class Runner:
         room: Callable[[], int],
         options: Callable[[], AbstractContextManager[Any]] = nullcontext,
         most: int | None = None,
+        cancel: Callable[[Any], object] = lambda future: future.cancel(),
     ) -> None:
-        """`room()`: tasks that can run at once; `options()`: around a submission; `most` tasks at all in flight."""
+        """`room()`: tasks that can run at once; `options()`: around a submission; `most` tasks at all in flight.
+
+        `cancel`: how the runner's own futures are cancelled.
+        """
         self._tasks, self._name, self._room, self._options, self._most = tasks, name, room, options, most
+        self._cancel = cancel
         self._known, self._asked = 0, -math.inf
 
     def window(self) -> int:
@@ -68,6 +73,11 @@ class Runner:
         with self._there(), self._options():
             return self._tasks.submit(task, parameters)
 
+    def cancel(self, future: PrefectFuture[Any]) -> None:
+        """Nobody waits for this task any more; one that waits for its turn does not start."""
+        with suppress(Exception):  # a cluster that is gone has nothing to cancel
+            self._cancel(future.wrapped_future)  # type: ignore[attr-defined] # all these runners' futures have it
+
     @contextmanager
     def _there(self) -> Iterator[None]:
         try:
@@ -87,7 +97,8 @@ def started(
 ) -> Iterator[Runner]:
     """Connect to a cluster, or make a pool of threads.
 
-    `workers`: tasks that run at the same time; one thread, or all that the cluster has room for, where it is None.
+    `workers`: tasks at work at the same time; 1, or all that the cluster has room for, where it is None. A pool of
+    threads has half as many more, which read what is next while the others compute.
     `resources`: what a task takes of its worker, such as `{"GPU": 1}`. Raises RunnerError.
     """
     if name == "threads":
@@ -166,7 +177,8 @@ def _ray(address: str | None, resources: dict[str, float], workers: int | None) 
         if address and not workers:
             _check_room(room(), "Ray cluster", address, resources)
         most = workers if address else None
-        yield Runner(tasks, f"the Ray cluster {address or ''}".strip(), room, lambda: remote_options(**options), most)
+        name = f"the Ray cluster {address or ''}".strip()
+        yield Runner(tasks, name, room, lambda: remote_options(**options), most, ray.cancel)
 
 
 def _fits(has: Mapping[str, float], wanted: Mapping[str, float], otherwise: int) -> int:
@@ -220,12 +232,13 @@ def in_window(
     steps: Sequence[Task[..., Any]],
     chunks: Sequence[Any],
     parameters: Callable[[int, Any], dict[str, Any]],
-) -> Iterator[tuple[Any, Any, Exception | None]]:
+) -> Generator[tuple[Any, Any, Exception | None], None, None]:
     """Take each chunk through the steps, each a task, a window of chunks at a time.
 
     `parameters(step, content)` are those of a chunk's next task: `content` is the chunk at first, then what the task
     before returned. Yields, as they end, each chunk with what its last task returned and None, or with what it failed
-    of. Memory does not grow with the number of chunks. Raises RunnerError where the cluster is gone.
+    of. Memory does not grow with the number of chunks. Where it is closed, what has not started yet never does. Raises
+    RunnerError where the cluster is gone.
     """
     ended: SimpleQueue[PrefectFuture[Any]] = SimpleQueue()
     at_work: dict[Any, tuple[int, Any, PrefectFuture[Any]]] = {}  # by task run: which step of which chunk
@@ -252,7 +265,12 @@ def in_window(
         if error is None and step + 1 < len(steps):
             start(step + 1, chunk, result)
         else:
-            yield chunk, result, error
+            try:
+                yield chunk, result, error
+            except GeneratorExit:
+                for _, _, left in at_work.values():
+                    runner.cancel(left)
+                raise
         fill()
 
 

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, Final
 
 from prefect import Task
 
 from flows.runners import Runner, in_window
-from flows.stopping import end_when_told
+from flows.stopping import end_when_told, give_up, jobs_allowed_again
+from pti_core.files import OutputRefused
+from pti_core.inputs import InputsUnreadable
 from tasks.progress import run_progress
+
+AWAY: Final = 3
+"""Tasks in a row whose inputs cannot be read, each after its own retries: then the data set is away for all."""
 
 
 class ShardsFailed(RuntimeError):
@@ -27,24 +32,38 @@ def do_shards(
     """Take all pending shards through the steps, `shards_per_task` at a time; `parameters` as in `in_window`.
 
     `plan` has `pending` (numbers of shards), `images` (of all) and `done` (of these, before). The last step returns
-    `shard` and `images` of each shard. Raises ShardsFailed once all others are done.
+    `shard` and `images` of each shard. Raises ShardsFailed once all others are done; at once where the output takes
+    nothing more or the data set is away, since all others would only be computed for nothing.
     """
     pending = plan["pending"]
     chunks = [pending[i : i + shards_per_task] for i in range(0, len(pending), shards_per_task)]
     failed: dict[int, str] = {}  # no exceptions, which would hold their shards' images
+    finished, away, hopeless = 0, 0, ""
     with (
+        jobs_allowed_again(),
         runner as pool,
         run_progress(plan["images"], plan["done"]) as progress,
         end_when_told(),  # innermost: what is around it waits for its tasks
     ):
-        for chunk, result, error in in_window(pool, steps, chunks, parameters):
-            if error is not None:
-                failed |= dict.fromkeys(chunk, str(error) or type(error).__name__)
-                for shard in chunk:
-                    progress.dropped(shard)
-            else:
+        outcomes = in_window(pool, steps, chunks, parameters)
+        for chunk, result, error in outcomes:
+            if error is None:
+                finished, away = finished + len(chunk), 0
                 for counts in result:
                     progress.finished(counts["shard"], counts["images"])
+                continue
+            failed |= dict.fromkeys(chunk, str(error) or type(error).__name__)
+            for shard in chunk:
+                progress.dropped(shard)
+            away = away + 1 if isinstance(error, InputsUnreadable) else 0
+            if isinstance(error, OutputRefused) or away == AWAY:
+                hopeless = f"shard {chunk[0]}: {error}"
+                break
+        if hopeless:
+            outcomes.close()
+            give_up()
+    if hopeless:
+        raise ShardsFailed(f"ended with {len(pending) - finished} of {len(pending)} shards left; {hopeless}")
     if failed:
         first = min(failed)
         raise ShardsFailed(

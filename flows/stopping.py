@@ -35,7 +35,7 @@ def stop_at_once(say: Callable[[str], None]) -> Iterator[None]:
 
     def stop(number: int, frame: FrameType | None) -> None:
         say("stopped; the same command goes on where it was")
-        _give_up()
+        give_up()
         _tell_server(signal.Signals(number).name)
         _end_ephemeral_server()
         os._exit(128 + number)
@@ -72,7 +72,7 @@ def end_when_told() -> Iterator[None]:
     except Exception:
         raise
     except BaseException as error:
-        _give_up()
+        give_up()
         if isinstance(error, TerminationSignal):
             # Prefect now tells the server how the run ended. Tasks that do not notice must not hold the process, nor
             # a server that does not answer. (After Ctrl-C the process, maybe a notebook's, may have more to do.)
@@ -82,7 +82,18 @@ def end_when_told() -> Iterator[None]:
         raise
 
 
-def _give_up() -> None:
+@contextlib.contextmanager
+def jobs_allowed_again() -> Iterator[None]:
+    """Around a flow's work: who goes on in this process after it has been given up (a notebook) may compute again."""
+    from pti_core.parallel import allow_all
+
+    try:
+        yield
+    finally:
+        allow_all()
+
+
+def give_up() -> None:
     """Stop all jobs of this process at their next step; wait for parts that are computed to be written."""
     from pti_core.overlap import finish_writes
     from pti_core.parallel import stop_all

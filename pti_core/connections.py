@@ -25,6 +25,9 @@ S3_TIMES: Final[Mapping[str, Any]] = {"connect_timeout": 5, "read_timeout": 30}
 S3_RETRIES: Final[Mapping[str, Any]] = {"mode": "standard", "total_max_attempts": 3}
 """Tries of one request (errors 500 to 504, throttling, connections lost); environment AWS_MAX_ATTEMPTS goes before."""
 
+CHECK_SECONDS: Final = 30
+"""How long a file system behind a network may take to answer the first request."""
+
 FINAL_ERRORS: Final = (
     FileNotFoundError,
     PermissionError,

@@ -58,8 +58,9 @@ def scan(
     hidden files and folders and `__MACOSX` do not. Archives and Parquet files in a folder count where it has no image.
     Rows are in natural order (`2.png` before `10.png`), those of Parquet files in that of the files.
 
-    `group_by`: `folder` (the first below the root), `column:NAME` (of Parquet, a label of an archive or dataset.json)
-    or `regex:PATTERN` (what it captures of the image_id); where an image has no such group, it is the image_id.
+    `group_by`: `folder` (the first below the root), `column:NAME` (of Parquet, a label of an archive or dataset.json),
+    `regex:PATTERN` (what it captures of the image_id) or `count:N` (that many neighbours in the list); where an image
+    has no such group, it is the image_id.
     `storage_options` go to the file system; credentials are better left to the environment. `without` is a folder
     whose files are left out: the output, where it lies in the dataset.
 
@@ -115,6 +116,7 @@ def _find(dataset: str, options: Mapping[str, Any], without: str | None, column:
     address, inside, kind = canonical(dataset), "", None
     if (chain := split_chain(address)) and (head := chain[0].partition("://"))[0] in ("tar", "zip", "parquet"):
         (kind, _, inside), address = head, chain[1]
+    files.check_answers(address, options)
     found = _persistent(address, lambda: files.listing(address, options, without, kind))
     if kind is not None:
         chosen = found.files.get(kind, [])
@@ -204,13 +206,15 @@ def _listing(dataset: str, images: pa.Table, grouping: Grouping, in_order: bool,
     if pc.count_distinct(ids).as_py() < len(ids):
         raise DatasetError(_twice(dataset, ids, images["uri"]))
     _check_secrets(dataset, images)
-    columns = {"image_id": ids, "uri": images["uri"], "group": grouping.groups(ids, images["label"])}
+    columns = {"image_id": ids, "uri": images["uri"], "label": images["label"]}
     rows = pa.table(columns | {"bytes": images["bytes"], "etag": images["etag"]})
     if not in_order:
         keys = [text([natural_key(name)[0] for name in chunk.to_pylist()]) for chunk in ids.chunks]
         by = pa.table({"key": pa.chunked_array(keys, pa.large_string()), "name": ids})
         rows = rows.take(pc.sort_indices(by, [("key", "ascending"), ("name", "ascending")])[:limit])
     rows = rows[:limit]
+    group = grouping.groups(rows["image_id"], rows["label"])
+    rows = rows.set_column(rows.column_names.index("label"), "group", group)
     parts = [rows.slice(start, _SLICE).cast(LISTING) for start in range(0, len(rows), _SLICE)]
     return pa.concat_tables(parts)
 

@@ -19,6 +19,8 @@ from torch import Tensor
 
 from pti_core import deltas
 from pti_core.config import RunConfig
+from pti_core.encoder.network import Encoder
+from pti_core.encoder.start import encoded_start
 from pti_core.generators.base import Generator
 from pti_core.memory import is_out_of_memory, keep_freed_memory
 from pti_core.metrics import measure
@@ -92,14 +94,20 @@ _Owner = tuple[str, Sequence[_Found]]  # whose delta it is, and its images
 
 
 class Engine:
-    """A loaded generator, LPIPS and the statistics of W: made once, used for every batch."""
+    """A loaded generator, LPIPS and the statistics of W: made once, used for every batch.
 
-    def __init__(self, generator: Generator, config: RunConfig, device: str = "cpu") -> None:
+    With an `encoder` of this generator, the search for a pivot starts at what it gives; without one, at w_avg.
+    """
+
+    def __init__(
+        self, generator: Generator, config: RunConfig, device: str = "cpu", encoder: Encoder | None = None
+    ) -> None:
         keep_freed_memory()
         self.device = torch.device(device)
         self.generator: Generator = generator.to(self.device).eval().requires_grad_(False)  # type: ignore[attr-defined]
         self.drawing = self.generator.with_precision(config.precision)  # the same weights; what is optimised through
         self.config = config
+        self.encoder = encoder.to(self.device) if encoder is not None else None
         self.at_once = 1 if self.device.type == "cpu" else config.batch  # images that are drawn together
         self.stack = 1  # images that are tuned together, each with weights of its own
         self._tried = self.device.type == "cpu"  # an image a core is best there; elsewhere widths are tried once
@@ -156,14 +164,16 @@ class Engine:
 
         start = time.perf_counter()
         try:
+            images = torch.stack([t.image for t in batch]).to(self.device)
             pivots = find_pivots(
                 self.drawing,
-                torch.stack([t.image for t in batch]).to(self.device),
+                images,
                 [seed_for(t.image_id, "pivot", self.config.seed) for t in batch],
                 self.config.pivot,
                 self.statistics,
                 self.lpips,
                 on_step,
+                encoded_start(self.encoder, self.generator, images, self.lpips) if self.encoder else None,
             )
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
@@ -240,9 +250,18 @@ class Engine:
         if not all(bool(torch.isfinite(d).all()) for d in delta.values()):
             message = "the tuning diverged to NaN"
             return [Failure(m.target.image_id, "tuning", "NotFinite", message, permanent=True) for m in members]
-        encoded = deltas.encode(delta, config.codec)
         noise = [deltas.encode_noise([n[i] for n in pivots.noise]) for i in range(len(members))]
         stored = self._stored_pivots(pivots, noise)
+        encoded = deltas.fit(
+            self.generator,
+            tuned.generator,
+            images,
+            stored,
+            self.lpips,
+            config.codec,
+            at_once,
+            config.tuning.max_resolution,
+        )
         measures: dict[Stage, list[Measures]] = {
             "pivot": self._measure(self.generator, images, pivots, at_once),
             "tuned": self._measure(tuned.generator.with_precision("fp32"), images, pivots, at_once),
@@ -274,7 +293,7 @@ class Engine:
     def stored_generator(self, tensors: Sequence[deltas.EncodedTensor]) -> Generator:
         """A copy of the generator with a decoded delta added: what a reader of the tables gets."""
         generator = copy.deepcopy(self.generator)
-        deltas.apply(generator, deltas.decode(tensors))
+        deltas.apply(generator, deltas.decode(tensors, deltas.shapes_of(generator)))
         return generator
 
     def _stored_pivots(self, pivots: Pivots, noise: Sequence[bytes]) -> Pivots:

@@ -18,6 +18,7 @@ from fsspec.asyn import AsyncFileSystem
 from fsspec.core import has_magic, url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
+from pti_core import connections
 from pti_core.addresses import redact, refusal
 from pti_core.connections import read_whole, tried_again, without_secrets
 
@@ -29,9 +30,6 @@ UPLOAD_WAITS: Final = (0.5, 2.0, 8.0)
 READ_WAITS: Final = (0.3, 1.5)
 """The same before a file is read or a folder listed again; shorter, since a person may wait."""
 
-CHECK_SECONDS: Final = 30
-"""How long a file system behind a network may take to answer the first request."""
-
 _SMALL: Final = 256 << 10  # bytes of a file that is not worth more than one request
 _AT_ONCE: Final = 32  # small files read at the same time
 
@@ -42,6 +40,10 @@ class StoreError(RuntimeError):
 
 class MissingFile(StoreError):
     """A file that is not there."""
+
+
+class OutputRefused(StoreError):
+    """An output that takes nothing: full, read-only, or access denied. No other try helps until a person has helped."""
 
 
 @dataclass(frozen=True)
@@ -170,7 +172,7 @@ class Files:
                 if (path := Path(self.at(folder))).exists() and not path.is_dir():
                     raise NotADirectoryError(errno.ENOTDIR, "a file", str(path))
             # no back-off and a time limit: a person waits
-            limit = {"timeout": CHECK_SECONDS} if isinstance(self.fs, AsyncFileSystem) else {}
+            limit = {"timeout": connections.CHECK_SECONDS} if isinstance(self.fs, AsyncFileSystem) else {}
             self._put_once(probe, b"pti", **limit)
             self.fs.invalidate_cache()
             self.fs.ls(self.at(folders[0]), detail=False)
@@ -196,7 +198,16 @@ class Files:
             text = without_secrets(redact(str(error)), self._options)
             # a cause would be printed with it, so it is kept only where it gives nothing away
             cause = error if text == str(error) else None
-            raise StoreError(f"output {self.name!r} cannot be {doing}: {self._reason(error, text)}") from cause
+            sentence = f"output {self.name!r} cannot be {doing}: {self._reason(error, text)}"
+            if self._is_refusal(error, doing):
+                raise OutputRefused(f"{sentence}; then the same command goes on where it was") from cause
+            raise StoreError(sentence) from cause
+
+    def _is_refusal(self, error: Exception, doing: str) -> bool:
+        if isinstance(error, PermissionError):
+            return not (self.local and doing == "read")  # on a disk that may be one file's
+        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+        return full or "NoCredentials" in type(error).__name__
 
     def _reason(self, error: Exception, text: str) -> str:
         kind = type(error).__name__

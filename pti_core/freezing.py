@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pti_core.addresses import canonical, redact, refusal
 from pti_core.config import RunConfig
 from pti_core.datasets import DatasetError, read_bytes, scan
+from pti_core.encoder.files import LoadedEncoder, encoder_for
 from pti_core.extension import Changes, changes, extension
 from pti_core.generators.cache import FETCHABLE_NAMES
 from pti_core.generators.checkpoints import ALIASES, BUILT_IN, LoadedGenerator
@@ -47,7 +49,9 @@ def freeze(
     inputs (`resume`), gets new and changed files of the data set as new shards (`extend`), or is made anew
     (`overwrite`). `remarks` of the result says what a person may want to know about it.
 
-    Raises StoreError, CheckpointError, DatasetError or RunError, each with one sentence.
+    The generator's encoder, where the search starts at one, belongs to the digest as the generator does.
+
+    Raises StoreError, CheckpointError, EncoderError, DatasetError or RunError, each with one sentence.
     """
     store = Store(output)
     dataset, generator = _address("dataset", dataset), _address("generator", generator)
@@ -58,9 +62,12 @@ def freeze(
     store.check_writable()
     found = loaded(generator)
     _check_generator(found, config)
+    encoder = encoder_for(found, config.pivot.start) if config.engine == "pti" else None
     asked = {"dataset": dataset, "limit": limit, "generator": found.sha256} | (
         {"group_by": group_by} if group_by else {}
     )
+    if encoder is not None:
+        asked["encoder"] = encoder.sha256
     digest = config.digest(**asked)
     name = name or run_id(digest)
     known = name in store.runs()
@@ -76,12 +83,14 @@ def freeze(
         inputs = listing(limit)
         _check_readable(inputs, dataset)
         manifest = assign_shards(inputs, shard_size)
-        beside = _beside(store, config, dataset, found.sha256) if not known else []
+        sha256 = encoder.sha256 if encoder else None
+        beside = _beside(store, config, dataset, found.sha256, sha256) if not known else []
+        beside += _alone(inputs) if config.mode == "multi" else []
         if known or name not in store.runs():  # where another process froze it meanwhile, it is at work
             store.clear_run(name)
         store.write_manifest(name, manifest)
         # The configuration is written after the manifest: a run that has one is frozen.
-        content = _content(name, digest, dataset, limit, group_by, generator, found, config)
+        content = _content(name, digest, dataset, limit, group_by, generator, found, config, encoder)
         store.write_config(name, content)
         remarks += beside
     run = load_run(output, name)
@@ -101,6 +110,7 @@ def _content(
     generator: str,
     found: LoadedGenerator,
     config: RunConfig,
+    encoder: LoadedEncoder | None,
 ) -> dict[str, Any]:
     """What `config.json` holds."""
     return {
@@ -117,6 +127,7 @@ def _content(
             "resolution": found.generator.img_resolution,
             "num_ws": found.generator.num_ws,
         },
+        "encoder": {"sha256": encoder.sha256} if encoder else None,
         "config": config.model_dump(mode="json"),
         "versions": versions(),
     }
@@ -189,7 +200,9 @@ def _changed(run: Run, compare: Callable[[], Changes]) -> list[str]:
     return remarks
 
 
-def _beside(store: Store, config: RunConfig, dataset: str, generator_sha256: str) -> list[str]:
+def _beside(
+    store: Store, config: RunConfig, dataset: str, generator_sha256: str, encoder_sha256: str | None
+) -> list[str]:
     """That this is a new run although the same images were inverted here before, and by what it differs."""
     best: tuple[int, str, list[str]] | None = None
     for name in store.runs():
@@ -199,6 +212,8 @@ def _beside(store: Store, config: RunConfig, dataset: str, generator_sha256: str
         differs = _differences(other["config"], config.model_dump(mode="json"))
         if other["generator"]["sha256"] != generator_sha256:
             differs.insert(0, "another generator")
+        elif (other.get("encoder") or {}).get("sha256") != encoder_sha256:
+            differs.insert(0, "another encoder" if encoder_sha256 else "no encoder")
         if best is None or len(differs) < best[0]:
             best = (len(differs), name, differs)
     if best is None:
@@ -206,6 +221,20 @@ def _beside(store: Store, config: RunConfig, dataset: str, generator_sha256: str
     _, name, differs = best
     shown = ", ".join(differs[:3]) + (f" and {len(differs) - 3} more" if len(differs) > 3 else "")
     return [f"a new run beside {name}, which stays as it is ({shown or 'another limit or other groups'})"]
+
+
+def _alone(inputs: pa.Table) -> list[str]:
+    """That groups of one image share nothing: of a folder without subfolders all are, say."""
+    counts = pc.value_counts(inputs["group"]).field("counts")
+    alone = pc.sum(pc.equal(counts, 1)).as_py()
+    if not alone:
+        return []
+    have = "has one image and gets" if alone == 1 else "have one image and get"
+    whose = "its" if alone == 1 else "their"
+    return [
+        f"{alone} of {len(counts)} groups {have} a generator of {whose} own; `--group-by folder`, `column:NAME` or "
+        "`regex:PATTERN` says who shares one"
+    ]
 
 
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:

@@ -95,10 +95,12 @@ def find_pivots(
     statistics: WStatistics,
     lpips: LPIPS,
     on_step: OnStep | None = None,
+    start: Tensor | None = None,
 ) -> Pivots:
     """Search the pivots of targets `[N, C, H, W]` in [-1, 1], the generator's resolution; one seed an image.
 
-    The generator's parameters are not changed and get no gradient. Raises ValueError where targets do not fit it.
+    The search starts at `start` (`[N, 1 or num_ws, w_dim]`), or at w_avg. The generator's parameters are not changed
+    and get no gradient. Raises ValueError where targets or starts do not fit it.
     """
     resolution, channels = generator.img_resolution, generator.img_channels
     if targets.shape[1:] != (channels, resolution, resolution):
@@ -109,7 +111,18 @@ def find_pivots(
         raise ValueError(f"{len(seeds)} seeds for {len(targets)} images")
     random = ImageRandom(seeds, targets.device)
     slots = generator.num_ws if config.space == "w+" else 1
-    w = statistics.w_avg.to(targets.device).expand(len(targets), slots, -1).clone().requires_grad_(True)
+    w_avg = statistics.w_avg.to(targets.device)
+    if start is None:
+        start = w_avg.expand(len(targets), slots, -1)
+    elif (
+        start.ndim != 3
+        or len(start) != len(targets)
+        or start.shape[1] not in (1, slots)
+        or start.shape[2] != len(w_avg)
+    ):
+        sizes = f"[{len(targets)}, {slots}, {len(w_avg)}]"
+        raise ValueError(f"starts of shape {list(start.shape)}: {sizes} expected")
+    w = start.detach().to(w_avg).expand(-1, slots, -1).clone().requires_grad_(True)
     noise = initial_noise(generator, random, config)
     groups: list[dict[str, object]] = [{"params": [w], "peak": config.lr}]
     if config.optimise_noise:

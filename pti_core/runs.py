@@ -15,6 +15,8 @@ from torch import Tensor
 
 from pti_core import deltas, images
 from pti_core.config import RunConfig
+from pti_core.encoder.files import EncoderError, load_encoder
+from pti_core.encoder.network import Encoder
 from pti_core.engine import Engine
 from pti_core.files import MissingFile
 from pti_core.generators.base import Generator
@@ -51,6 +53,7 @@ class Run:
     generator: str
     generator_sha256: str
     created: str  # ISO 8601, UTC
+    encoder_sha256: str | None = None  # of the encoder whose w the search starts at; None: at w_avg
     remarks: tuple[str, ...] = ()  # of `freeze`: what a person may want to know, in sentences
 
     @cached_property
@@ -124,6 +127,7 @@ def _opened(store: Store, name: str) -> Run:
         generator=content["generator"]["source"],
         generator_sha256=content["generator"]["sha256"],
         created=content.get("created", ""),
+        encoder_sha256=(content.get("encoder") or {}).get("sha256"),
     )
 
 
@@ -139,17 +143,37 @@ def find_run(output: str, name: str | None = None) -> Run:
 
 
 @lru_cache(maxsize=1)
-def _engine(generator: str, sha256: str, config: RunConfig, device: str) -> Engine | NoopEngine:
+def _engine(
+    generator: str, sha256: str, config: RunConfig, device: str, encoder_sha256: str | None
+) -> Engine | NoopEngine:
     found = loaded(generator)
     if found.sha256 != sha256:
         raise RunError(f"generator {generator} has changed since the run was frozen; start a new run with it")
-    return (Engine if config.engine == "pti" else NoopEngine)(found.generator, config, device)
+    if config.engine != "pti":
+        return NoopEngine(found.generator, config, device)
+    return Engine(found.generator, config, device, _encoder(found, encoder_sha256))
+
+
+def _encoder(generator: LoadedGenerator, sha256: str | None) -> Encoder | None:
+    """The encoder that a run was frozen with. Raises RunError where this machine has none, or another one."""
+    if sha256 is None:
+        return None
+    try:
+        found = load_encoder(generator)
+    except EncoderError as error:
+        raise RunError(f"the run was frozen with an encoder: {error}") from None
+    if found.sha256 != sha256:
+        raise RunError(
+            f"the encoder {found.path} (SHA-256 {found.sha256[:12]}…) is not the one that the run was frozen with "
+            f"({sha256[:12]}…); copy that one here, or start a new run"
+        )
+    return found.encoder
 
 
 def any_engine_for(run: Run) -> Engine | NoopEngine:
     """The engine of a run, loaded once a process, on a GPU where there is one."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    return _engine(run.generator, run.generator_sha256, run.config, device)
+    return _engine(run.generator, run.generator_sha256, run.config, device, run.encoder_sha256)
 
 
 def engine_for(run: Run) -> Engine:

@@ -15,12 +15,15 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 from pti_core.config import LocalityConfig, TuningConfig
+from pti_core.falling import FallingRate
 from pti_core.generators.base import Generator
 from pti_core.locality import interpolate
 from pti_core.perceptual import LPIPS, area_downsample
-from pti_core.pivot import OnStep, Pivots, learning_rate
+from pti_core.pivot import OnStep, Pivots
 from pti_core.sampling import ImageRandom, sample_w
-from pti_core.tuning import Tuned, adam, locality_loss, pull_back
+from pti_core.tuning import Tuned, locality_loss
+
+ADAM_EPS = 1e-8  # as torch's
 
 
 class _Drawing(nn.Module):
@@ -46,40 +49,53 @@ class Stack:
             for name, p in generator.tunable().items()
         }
         self.old = [p.detach()[None] for p in generator.tunable().values()]
-        self.optimizer = adam(list(self.theta.values()), config)
+        self.means = {name: torch.zeros_like(p) for name, p in self.theta.items()}
+        self.squares = {name: torch.zeros_like(p) for name, p in self.theta.items()}
+        self.steps = 0
 
     def draw(self, ws: Tensor, noise: Sequence[Tensor] | None = None) -> Tensor:
         """Images `[B, C, H, W]` of ws `[B, num_ws, w_dim]`, each by its own weights.
 
         `noise`: one map `[B, 1, H, W]` a layer; the generator's own without.
         """
-        maps = list(noise) if noise is not None else [n[None].expand(len(ws), 1, -1, -1) for n in self.base.noise_const()]
+        if noise is None:
+            noise = [n[None].expand(len(ws), 1, -1, -1) for n in self.base.noise_const()]
 
         def one(theta: dict[str, Tensor], ws: Tensor, *noise: Tensor) -> Tensor:
             named = {f"generator.{name}": value for name, value in theta.items()}
             image: Tensor = functional_call(self.drawing, named, (ws[None], [n[None] for n in noise]))
             return image[0]
 
-        images: Tensor = vmap(one)(self.theta, ws, *maps)
+        images: Tensor = vmap(one)(self.theta, ws, *noise)
         return images
 
-    def step(self, factor: float) -> None:
-        """One step of Adam with the learning rate times `factor`, and the pull back; gradients are gone afterwards."""
-        self.optimizer.param_groups[0]["lr"] = self.config.lr * factor
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        pull_back(list(self.theta.values()), self.old, self.config.pull * factor)
+    @torch.no_grad()
+    def step(self, factors: Sequence[float]) -> None:
+        """One step of Adam, each place with its own factor of the learning rate, and the pull back.
+
+        (Kingma and Ba 2015, algorithm 1. torch's Adam has one rate for a whole tensor.)
+        """
+        self.steps += 1
+        b1, b2, lr = self.config.beta1, self.config.beta2, self.config.lr
+        places = torch.tensor(factors, device=next(iter(self.theta.values())).device)
+        for (name, p), old in zip(self.theta.items(), self.old, strict=True):
+            if p.grad is None:
+                continue
+            mean, square, gradient = self.means[name], self.squares[name], p.grad
+            mean.lerp_(gradient, 1 - b1)
+            square.mul_(b2).addcmul_(gradient, gradient, value=1 - b2)
+            rate = (places * (lr / (1 - b1**self.steps))).view(-1, *[1] * (p.ndim - 1))
+            p.sub_(rate * mean / ((square / (1 - b2**self.steps)).sqrt_().add_(ADAM_EPS)))
+            if self.config.pull > 0:
+                p.lerp_(old.expand_as(p), (places * self.config.pull).view_as(rate).expand_as(p))
+            p.grad = None
 
     def keep(self, rows: Sequence[int]) -> None:
         """Go on with these places of the stack only."""
-        index = torch.tensor(rows, device=next(iter(self.theta.values())).device)
-        state = self.optimizer.state
-        kept = {name: p.detach()[index].requires_grad_(True) for name, p in self.theta.items()}
-        optimizer = adam(list(kept.values()), self.config)
-        for name, p in kept.items():
-            old = state.get(self.theta[name], {})
-            optimizer.state[p] = {k: v[index] if v.ndim else v for k, v in old.items()}
-        self.theta, self.optimizer = kept, optimizer
+        index = torch.tensor(rows, dtype=torch.long, device=next(iter(self.theta.values())).device)
+        for values in (self.means, self.squares):
+            values.update({name: value[index] for name, value in values.items()})
+        self.theta = {name: p.detach()[index].requires_grad_(True) for name, p in self.theta.items()}
 
     def generator(self, row: int) -> Generator:
         """A copy of the generator with the weights of one place."""
@@ -113,6 +129,7 @@ def tune_stack(
     ws, noise, random = pivots.ws, pivots.noise, ImageRandom(seeds, targets.device)
     stack = Stack(generator, len(targets), config)
     at = list(range(len(targets)))  # which image is at which place of the stack
+    rates, factors = [FallingRate(config) for _ in seeds], dict[int, float | None]()
     done: dict[int, Tuned] = {}
 
     def leave(rows: Sequence[int], distance: Tensor, steps: int) -> None:
@@ -123,10 +140,11 @@ def tune_stack(
     while at and step < config.steps:
         images = stack.draw(ws, noise)
         distance = lpips.distance(lpips.features(area_downsample(images, config.max_resolution)), features)
-        over = [value <= config.stop_lpips for value in distance.tolist()]
-        if any(over):
-            leave([row for row in range(len(at)) if over[row]], distance, step)
-            left = [row for row in range(len(at)) if not over[row]]
+        for image, value in zip(at, distance.tolist(), strict=True):
+            factors[image] = rates[image].factor(step, value)
+        left = [row for row, image in enumerate(at) if factors[image] is not None]
+        if len(left) < len(at):
+            leave([row for row in range(len(at)) if row not in left], distance, step)
             stack.keep(left)
             at, ws, targets = [at[row] for row in left], ws[left], targets[left]
             noise, features = [n[left] for n in noise], [f[left] for f in features]
@@ -142,7 +160,7 @@ def tune_stack(
                 ws_r = interpolate(ws, sample_w(generator, random), locality.alpha).ws
                 loss_r = locality_loss(generator, stack.draw, ws_r, locality, config.max_resolution, lpips)
                 (weight * loss_r).sum().backward()
-        stack.step(learning_rate(step, config.steps, 0.0, config.lr_rampdown))
+        stack.step([factors[image] or 0.0 for image in at])
         step += 1
     leave(range(len(at)), distance, step)
     return [done[i] for i in range(len(seeds))]

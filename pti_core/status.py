@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pti_core.addresses import redact
 from pti_core.markers import temporary_rejects
 from pti_core.notes import Note, read_notes
 from pti_core.store import Store
+
+if TYPE_CHECKING:
+    from pti_core.runs import Run  # it loads torch, which a status does without
 
 State = Literal["done", "running", "unfinished"]
 
@@ -64,3 +67,16 @@ def run_status(store: Store, run: str) -> RunStatus:
         failed=[note for note in notes if note.state == "failed"],
         seconds_left=0.0 if not left else each * missing / max(1, len(running)) if each is not None else None,
     )
+
+
+def nothing_done(run: Run) -> str:
+    """Why a run has no finished shard, and what to do: a file of its tables is missing, or it was never finished."""
+    for marker in run.store.markers(run.name).values():
+        for file in marker["files"]:
+            if not run.store.exists(file["path"]):
+                table = file["path"].partition("/")[0]
+                return (
+                    f"run {run.name} has no {table}: {file['path']!r} is missing, without which there is no tuned "
+                    "generator; bring it back, or `pti run` again makes it once more"
+                )
+    return f"run {run.name} has no finished shard yet; `pti run` again finishes it"

@@ -1,12 +1,7 @@
 """Distortion against editability of one data set inverted in four ways: the trade-off that pivotal tuning breaks.
 
 W and W+ (the base generator at a pivot in either space; Tov et al. 2021 name the trade-off between the two), pivotal
-tuning without its locality term, and pivotal tuning. They come from three ordinary runs under one root, which are
-resumed like any other:
-
-    pti        the preset as it is: its pivots are W, its tuned generators PTI
-    free       with locality.enabled=false
-    w+         with pivot.space=w+; its generators are not used
+tuning without its locality term, and pivotal tuning (see `comparison`).
 """
 
 from __future__ import annotations
@@ -19,32 +14,19 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from pti_core.comparison import METHODS
 from pti_core.directions import Direction
 from pti_core.directions.specs import resolve
 from pti_core.editing.attributes import Attributes, fit_attributes, usual_change
 from pti_core.editing.measures import correlation, size_ratio
 from pti_core.editing.plans import EditError
 from pti_core.engine import Engine
-from pti_core.freezing import freeze
 from pti_core.generators.base import Generator
 from pti_core.metrics import round_uint8
 from pti_core.parallel import in_parallel
-from pti_core.presets import configure
 from pti_core.runs import Run, engine_for, read_stored
-from pti_core.shards import OnShardProgress, invert_shard, measure_shard
 from pti_core.tables import records
 
-RUNS: Final[dict[str, dict[str, Any]]] = {
-    "pti": {},
-    "free": {"locality.enabled": False},
-    "w+": {"pivot.space": "w+", "tuning.steps": 1},
-}
-METHODS: Final = {  # name: run, and the stage of its metrics table
-    "W": ("pti", "pivot"),
-    "W+": ("w+", "pivot"),
-    "PTI without locality": ("free", "stored"),
-    "PTI": ("pti", "stored"),
-}
 USUAL: Final = 24  # samples that tell what an edit usually does
 
 
@@ -60,27 +42,6 @@ class Measured:
     magnitude: float  # change of the attribute by what the same edit changes in the generator's samples; 1 is as asked
     correlation: float | None  # of the edit's pixel change with that of the base generator at the pivot in W
     gain: float | None  # the sizes of the two changes, by each other
-
-
-def invert(
-    dataset: str,
-    root: str,
-    generator: str,
-    preset: str,
-    settings: Mapping[str, Any] | None = None,
-    limit: int | None = None,
-    on_progress: Callable[[str], OnShardProgress] | None = None,
-) -> dict[str, Run]:
-    """The three runs, finished; what is done already is not done again. Raises as `freeze` and `invert_shard`."""
-    runs = {}
-    for name, own in RUNS.items():
-        config = configure(preset, {"measure.z_samples": 0, **(settings or {}), **own})
-        run = freeze(dataset, root, generator, config, limit, 64, "resume")
-        for shard in run.pending():
-            done = invert_shard(run, shard, on_progress(name) if on_progress else None)
-            measure_shard(run, shard, done["files"], done["seconds"])
-        runs[name] = run
-    return runs
 
 
 def compare(

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from pti_core.config import LocalityConfig, TuningConfig
+from pti_core.falling import FallingRate
 from pti_core.generators.base import Generator
 from pti_core.locality import interpolate
 from pti_core.perceptual import LPIPS, area_downsample
-from pti_core.pivot import OnStep, Pivots, learning_rate
+from pti_core.pivot import OnStep, Pivots
 from pti_core.sampling import ImageRandom, sample_w
 
 G = TypeVar("G", bound=nn.Module)
@@ -56,9 +57,10 @@ def tune(
     """Tune one generator for targets `[K, C, H, W]` in [-1, 1] at their pivots: K = 1, or a group (multi-pivot).
 
     Minimises, summed over the images, LPIPS(x, x_p) + lambda_L2 MSE(x, x_p) + lambda_R L_R with x_p = G(w_p, n;
-    theta*), until every image's LPIPS is at most `config.stop_lpips`. L_R compares old and new generator, both with
-    the generator's own noise, at points w_r that are drawn afresh from each image's random stream. `at_once` images
-    are drawn together, all by default; gradients add up, so that it decides memory and time only.
+    theta*), until every image's LPIPS is at most `config.stop_lpips` (see `falling`). L_R compares old and new
+    generator, both with the generator's own noise, at points w_r that are drawn afresh from each image's random
+    stream. `at_once` images are drawn together, all by default; gradients add up, so that it decides memory and time
+    only.
     """
     if not len(targets) == len(pivots.w) == len(seeds):
         raise ValueError(f"{len(targets)} images, {len(pivots.w)} pivots, {len(seeds)} seeds: one each expected")
@@ -71,11 +73,9 @@ def tune(
         target_features = lpips.features(small)
     ws, k = pivots.ws, len(targets)
     parts = [slice(i, i + (at_once or k)) for i in range(0, k, at_once or k)]
-    distance, done = torch.full((k,), torch.inf), 0
+    distance, done, rate = torch.full((k,), torch.inf), 0, FallingRate(config)
 
     for step in range(config.steps):
-        factor = learning_rate(step, config.steps, 0.0, config.lr_rampdown)
-        optimizer.param_groups[0]["lr"] = config.lr * factor
         distances = []
         for part in parts:
             images = new.synthesis(ws[part], noise=[n[part] for n in pivots.noise])
@@ -87,8 +87,10 @@ def tune(
         distance = torch.cat(distances)
         if on_step is not None:
             on_step(step + 1, distance)
-        if bool((distance <= config.stop_lpips).all()):
+        factor = rate.factor(step, float(distance.max()))
+        if factor is None:
             break  # before the update: this theta* is the one that was just measured
+        optimizer.param_groups[0]["lr"] = config.lr * factor
         if locality.enabled and locality.weight > 0 and step % locality.interval == 0:
             weight = locality.weight * locality.interval / locality.samples
             for _ in range(locality.samples):

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 from pti_core.generators.checkpoints.random_face import read_random_face
@@ -42,7 +43,11 @@ class Canvas:
         """Lay a colour where the mask is white; `worn` is how much of the light below it takes on (0 to 1)."""
         alpha = np.asarray(mask.filter(ImageFilter.GaussianBlur(blur)), dtype=np.float32)[..., None] / 255 * opacity
         paint = np.array(colour, dtype=np.float32) / 255 * (1 - worn + worn * np.clip(self.light, 0.35, 1.35))
-        self.pixels = self.pixels * (1 - alpha) + paint * alpha
+        self.picture(paint, alpha)
+
+    def picture(self, picture: NDArray[np.float32], alpha: NDArray[np.float32]) -> None:
+        """Lay a picture `[SIZE, SIZE, 3]` in [0, 1] over the face, with opacities `[SIZE, SIZE, 1]`."""
+        self.pixels = self.pixels * (1 - alpha) + picture * alpha
 
     def draw(
         self,
@@ -175,7 +180,7 @@ def knitted_cap(c: Canvas) -> None:
     round_light = 1.08 - 1.6 * (x - 0.5) ** 2
     knit = colour * (stitch * rib * round_light)[..., None]
     c.ellipse(0.54, 0.345, 0.31, 0.025, BLACK, opacity=0.4, blur=10)
-    c.pixels = c.pixels * (1 - inside[..., None]) + knit.astype(np.float32) * inside[..., None]
+    c.picture(knit.astype(np.float32), inside[..., None])
 
 
 def runner(c: Canvas) -> None:
@@ -220,6 +225,25 @@ def astronaut() -> Image.Image:
     return Image.fromarray(data.astronaut()).crop((130, 10, 330, 210))
 
 
+class Sampler:
+    """The full MobileStyleGAN, from the wheel of `random-face`."""
+
+    def __init__(self, wheel: str) -> None:
+        keep_freed_memory()
+        self.generator = read_random_face(wheel)
+        z = torch.from_numpy(np.random.RandomState(1).randn(10_000, 512).astype("float32"))
+        with torch.no_grad():
+            self.w_avg = self.generator.mapping(z)[:, 0].mean(dim=0)
+
+    @torch.no_grad()
+    def face(self, seed: int, psi: float = PSI) -> Image.Image:
+        """The face of a seed, 1024 x 1024, truncated to `psi`."""
+        z = torch.from_numpy(np.random.RandomState(seed).randn(1, 512).astype("float32"))
+        w = self.w_avg.lerp(self.generator.mapping(z)[:, 0], psi)
+        image = self.generator.synthesis(w[:, None].expand(-1, self.generator.num_ws, -1))[0]
+        return Image.fromarray(((image + 1) * 127.5).round().clamp(0, 255).byte().permute(1, 2, 0).numpy())
+
+
 def main() -> None:
     """Draw, paint, reduce by area, save."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -228,28 +252,18 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=OUT_SIZE, help="128 as packaged, or 1024 for the full generator")
     parser.add_argument("--only", nargs="*", help="these faces, e.g. 05-astronaut")
     args = parser.parse_args()
-    keep_freed_memory()
-    generator = read_random_face(args.wheel)
-    z = torch.from_numpy(np.random.RandomState(1).randn(10_000, 512).astype("float32"))
-    with torch.no_grad():
-        w_avg = generator.mapping(z)[:, 0].mean(dim=0)
-        args.out.mkdir(parents=True, exist_ok=True)
-        for name, seed, paint in FACES:
-            if args.only and name not in args.only:
-                continue
-            if seed is None:
-                face = astronaut()
-            else:
-                z = torch.from_numpy(np.random.RandomState(seed).randn(1, 512).astype("float32"))
-                w = w_avg.lerp(generator.mapping(z)[:, 0], PSI)
-                image = generator.synthesis(w[:, None].expand(-1, generator.num_ws, -1))[0]
-                face = Image.fromarray(((image + 1) * 127.5).round().clamp(0, 255).byte().permute(1, 2, 0).numpy())
-            if paint is not None:
-                canvas = Canvas(face)
-                paint(canvas)
-                face = canvas.image()
-            reduced = face.resize((args.size, args.size), Image.Resampling.BOX if seed else Image.Resampling.LANCZOS)
-            reduced.save(args.out / f"{name}.png", optimize=True)
+    sampler = Sampler(args.wheel)
+    args.out.mkdir(parents=True, exist_ok=True)
+    for name, seed, paint in FACES:
+        if args.only and name not in args.only:
+            continue
+        face = astronaut() if seed is None else sampler.face(seed)
+        if paint is not None:
+            canvas = Canvas(face)
+            paint(canvas)
+            face = canvas.image()
+        reduced = face.resize((args.size, args.size), Image.Resampling.BOX if seed else Image.Resampling.LANCZOS)
+        reduced.save(args.out / f"{name}.png", optimize=True)
 
 
 if __name__ == "__main__":

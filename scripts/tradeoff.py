@@ -8,17 +8,15 @@ in the output folder, beside the tables of the three runs that it makes. The sam
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
+from studies import decimals, markdown, parser, progress, settings_of
 
-from pti_core.shards import ShardProgress
-from pti_core.tradeoff import compare, invert, summary
+from pti_core.comparison import WAYS, invert
+from pti_core.tradeoff import compare, summary
 
 COLOURS = {"W": "#2563eb", "W+": "#dc2626", "PTI without locality": "#f59e0b", "PTI": "#059669"}
 AXES = {"magnitude": "change of the attribute, 1 as asked", "correlation": "correlation with the edit in W"}
@@ -44,39 +42,16 @@ def plot(rows: pd.DataFrame, images: int) -> Figure:
     return figure
 
 
-def markdown(medians: pd.DataFrame) -> str:
-    """The medians as Markdown."""
-    lines = [f"| method | {' | '.join(medians.columns)} |", "| --- |" + " ---: |" * len(medians.columns)]
-    for method, row in medians.iterrows():
-        lines.append(f"| {method} | {' | '.join(f'{value:.3f}' for value in row)} |")
-    return "\n".join(lines)
-
-
 def main() -> None:
     """Parse the arguments, invert, compare, write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("images", nargs="?", default="demo")
-    parser.add_argument("--output", default="out/tradeoff", help="a local folder")
-    parser.add_argument("--generator", default="pocket-ffhq-128")
-    parser.add_argument("--preset", default="demo")
-    parser.add_argument("--limit", type=int)
-    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of all runs")
-    parser.add_argument("--direction", action="append", metavar="SOURCE", help="default: pca:0, pca:1, pca:2")
-    parser.add_argument("--strength", action="append", type=float, help="default: -2 and 2")
-    parser.add_argument("--samples", type=int, default=1500, help="of the generator, to learn the attributes from")
-    args = parser.parse_args()
-    settings: dict[str, Any] = {k: json.loads(v) for k, v in (s.split("=", 1) for s in args.set)}
-    last: dict[str, float] = {}
-
-    def progress(run: str) -> Any:
-        def say(now: ShardProgress) -> None:
-            if now.done >= last.get(run, -1) + 1 or now.done == now.total:
-                last[run] = now.done
-                print(f"run {run}: {now.done:.0f} of {now.total} images", file=sys.stderr, flush=True)
-
-        return say
-
-    runs = invert(args.images, args.output, args.generator, args.preset, settings, args.limit, progress)
+    arguments = parser(__doc__, "demo", "out/tradeoff")
+    arguments.add_argument("--direction", action="append", metavar="SOURCE", help="default: pca:0, pca:1, pca:2")
+    arguments.add_argument("--strength", action="append", type=float, help="default: -2 and 2")
+    arguments.add_argument("--samples", type=int, default=1500, help="of the generator, to learn the attributes from")
+    args = arguments.parse_args()
+    runs = invert(
+        WAYS, args.images, args.output, args.generator, args.preset, settings_of(args), args.limit, progress()
+    )
     print("editing", file=sys.stderr, flush=True)
     directions = args.direction or ["pca:0", "pca:1", "pca:2"]
     rows, r2 = compare(runs, directions, args.strength or [-2.0, 2.0], args.samples)
@@ -85,7 +60,7 @@ def main() -> None:
     medians = summary(rows)
     medians.to_csv(folder / "tradeoff.csv")
     plot(rows, rows["image_id"].nunique()).savefig(folder / "tradeoff.png", dpi=130)
-    print(markdown(medians))
+    print(markdown(medians, {name: (name, decimals(3)) for name in medians.columns}))
     print("attributes seen with an R2 of " + ", ".join(f"{name} {value:.2f}" for name, value in r2.items()))
     print(f"plot  {folder / 'tradeoff.png'}")
 

@@ -9,6 +9,7 @@ from prefect import Task, task
 from prefect.client.schemas.objects import State, TaskRun
 
 from pti_core import shards
+from pti_core.files import OutputRefused
 from pti_core.notes import NoteBook
 from pti_core.parallel import Stopped
 from pti_core.runs import Run, load_run
@@ -22,9 +23,9 @@ Item = TypeVar("Item")
 
 
 def worth_another_try(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:
-    """Whether a task that failed may succeed next time: not where it was stopped, nor for a ValueError."""
+    """Whether a task that failed may succeed next time: not where it was stopped or its output is full, say."""
     error = state.result(raise_on_failure=False)
-    return not isinstance(error, Stopped | ValueError)
+    return not isinstance(error, Stopped | OutputRefused | ValueError)
 
 
 @task(name="invert-shards", task_run_name="invert-{numbers[0]}", retry_condition_fn=worth_another_try, **RETRY)
@@ -71,6 +72,8 @@ def _noted(run: Run, number: int, work: Callable[[int], Item]) -> Item:
     """Do the work on a shard; leave a note where it fails, for `pti status`."""
     try:
         return work(number)
+    except Stopped:  # it has not failed
+        raise
     except Exception as error:
         NoteBook(run.store.files, run.name, number).failed(str(error) or type(error).__name__)
         raise

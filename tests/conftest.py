@@ -1,12 +1,14 @@
 """What tests share: tiny generators and data sets, quick to run and real in every other way."""
 
 import os
+import subprocess
 
 os.environ.setdefault("DO_NOT_TRACK", "1")
 
 import numpy as np
 import pytest
 import torch
+from disks import LARGE, Disk, mount
 from PIL import Image
 
 from pti_core.generators.checkpoints import save_generator
@@ -60,6 +62,19 @@ def dataset(pictures, tmp_path):
         return folder
 
     return write
+
+
+@pytest.fixture
+def disk(tmp_path):
+    """A file system of its own."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    try:
+        mount("-t", "tmpfs", "-o", LARGE, "tmpfs", folder)
+    except OSError as error:
+        pytest.skip(f"file systems cannot be mounted here ({error})")
+    yield Disk(folder)
+    subprocess.run(["umount", "--lazy", folder], check=True)
 
 
 @pytest.fixture(scope="session")

@@ -34,6 +34,7 @@ class S3Server:
             boto3.client, endpoint_url=url, region_name=REGION, aws_access_key_id=KEY, aws_secret_access_key=SECRET
         )
         self.s3 = self._client("s3")
+        self._names: dict[str, str] = {}  # of users, by their keys
 
     def bucket(self, name: str = "") -> str:
         """A new bucket."""
@@ -58,7 +59,13 @@ class S3Server:
         iam.create_user(UserName=name)
         iam.put_user_policy(UserName=name, PolicyName="only", PolicyDocument=policy)
         made: Any = iam.create_access_key(UserName=name)["AccessKey"]
+        self._names[made["AccessKeyId"]] = name
         return {"AWS_ACCESS_KEY_ID": made["AccessKeyId"], "AWS_SECRET_ACCESS_KEY": made["SecretAccessKey"]}
+
+    def change_policy(self, credentials: dict[str, str], policy: str) -> None:
+        """From now on the user of these credentials may do what this policy allows."""
+        name = self._names[credentials["AWS_ACCESS_KEY_ID"]]
+        self._client("iam").put_user_policy(UserName=name, PolicyName="only", PolicyDocument=policy)
 
     @contextmanager
     def checking_credentials(self) -> Iterator[None]:

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 from conftest import QUICK_SETTINGS
 
@@ -114,11 +115,18 @@ def test_rows_of_a_request_are_those_of_a_study_that_asked_for_no_more(studied, 
 
 def test_another_pivot_is_studied_again_and_the_same_one_is_not(copy):
     path = copy.store.parts("pivots", copy.name, 1)[0]
-    (row,) = copy.store.read_table(path)[1].to_pylist()
-    copy.store.write_part("pivots", copy.name, 1, 0, tables.table("pivots", [row | {"seconds": 99.0}]))
+    _, table = copy.store.read_table(path)
+
+    def changed(column, values):
+        field = table.schema.field(column)
+        return table.set_column(table.column_names.index(column), field, pa.array(values, field.type))
+
+    slower = changed("seconds", [99.0])
+    copy.store.write_part("pivots", copy.name, 1, 0, slower)
     assert plans.plan(copy.store.root, copy.name, 12, [], REQUEST.alphas, 2).pending == []
-    row["w"][0] += 0.5
-    copy.store.write_part("pivots", copy.name, 1, 0, tables.table("pivots", [row]))
+    w = table["w"].to_pylist()
+    w[0][0] += 0.5
+    copy.store.write_part("pivots", copy.name, 1, 0, changed("w", w))
     assert plans.plan(copy.store.root, copy.name, 12, [], REQUEST.alphas, 2).pending == [1]
     assert shards.study_shard(copy, 1, ["3.png"], REQUEST).done == 1
     assert plans.plan(copy.store.root, copy.name, 12, [], REQUEST.alphas, 2).pending == []
@@ -153,7 +161,7 @@ def test_tuning_without_the_regulariser_is_what_the_table_of_metrics_says_withou
     tuned = other.store.read("metrics").query("stage == 'tuned'").set_index("image_id")["lpips"]
     drift = run.store.read("alpha_drift", run=run.name)
     fits = drift[(drift["where"] == "target") & drift["tuned_alpha"].isna()].set_index("image_id")["lpips"]
-    assert np.allclose(fits.sort_index(), tuned.sort_index(), atol=2e-3)  # noise maps went through fp16
+    assert np.allclose(fits.sort_index(), tuned.sort_index(), atol=5e-3)  # noise maps went through 8 bits
 
 
 @pytest.mark.parametrize(("alphas", "text"), [([-30.0], "alpha -30"), ([0.0, "off"], "above 0"), ([], "above 0")])

@@ -100,6 +100,8 @@ def test_status_tells_what_is_left(finished, tmp_path):
         (("{data}", "-o", "{out}", "--set", "tuning.steps"), ["NAME=VALUE"]),
         (("{data}", "-o", "{out}", "--set", "tuning.steps=0"), ["tuning.steps", "0"]),
         (("{data}", "-o", "{out}", "--set", "locality.alpha=-1"), ["locality.alpha", "-1"]),
+        (("{data}", "-o", "{out}", "--set", "locality.alpha=0"), ["locality.alpha 0: Input should be greater than 0"]),
+        (("{data}", "-o", "{out}", "--set", "measure.alphas=[30,0]"), ["error: measure.alphas [30.0, 0.0]: finite"]),
         (("{data}", "-o", "{out}", "--limit", "0"), ["--limit", "1"]),
         (("{data}", "-o", "{out}", "--preset", "slow"), ["slow", "fast"]),
     ],

@@ -66,9 +66,22 @@ def test_group_by_a_pattern(folder: Path) -> None:
     assert groups(r"regex:(z?)x") == [row.image_id for row in rows(str(folder))]  # nothing captured is no group
     assert "'regex:(': not a regular expression (missing ), " in refused(str(folder), group_by="regex:(")
     assert "'regex:a': no capture group; put" in refused(str(folder), group_by="regex:a")
-    for unknown in ("", "colour", "column:", "regex:", "folder:x"):
-        assert f"group_by {unknown!r}: 'folder', 'column:NAME' or 'regex:PATTERN'" in refused("demo", group_by=unknown)
+    for unknown in ("", "colour", "column:", "regex:", "count:", "folder:x"):
+        expected = f"group_by {unknown!r}: 'folder', 'column:NAME', 'regex:PATTERN' or 'count:N'"
+        assert expected in refused("demo", group_by=unknown)
     assert "no image of dataset" in refused(str(folder), group_by="column:label")
+
+
+def test_group_by_number_follows_the_order_of_the_list(folder: Path) -> None:
+    def groups(spec: str, **options: Any) -> list[tuple[str, str]]:
+        return [(row.image_id, row.group) for row in rows(str(folder), group_by=spec, **options)]
+
+    five = ["2.PNG", "10.png", "a/1.webp", "a/c/3.tiff", "b/x.jpg"]
+    assert groups("count:2") == list(zip(five, [f"group-0000{i}" for i in (0, 0, 1, 1, 2)], strict=True))
+    assert groups("count:2", limit=3) == groups("count:2")[:3]
+    assert [group for _, group in groups("count:9")] == ["group-00000"] * 5
+    for wrong in ("count:0", "count:-1", "count:2.5", "count:four", "count:²"):
+        assert f"group_by {wrong!r}: a whole number from 1 expected" in refused("demo", group_by=wrong)
 
 
 def test_natural_key() -> None:

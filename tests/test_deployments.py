@@ -26,7 +26,7 @@ def flow_of(deployment):
 
 
 def test_the_names_that_people_use():
-    assert {"pti/demo", "pti/ffhq", "edit/demo", "alpha-study/demo"} <= DEPLOYMENTS.keys()
+    assert {"pti/demo", "pti/ffhq", "edit/demo", "alpha-study/demo", "train-encoder/demo"} <= DEPLOYMENTS.keys()
     assert len(DEPLOYMENTS) == len(ALL)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 from conftest import QUICK_SETTINGS
+from disks import LARGE, PAGE, Disk
 from PIL import Image
 
 from pti_core.files import Files, StoreError
@@ -22,45 +22,7 @@ from pti_core.presets import configure
 from pti_core.runs import Run
 from pti_core.shards import invert_shard, measure_shard
 
-PAGE = 4096  # bytes, of a file system in memory
-LARGE = "size=100m"
 IMAGES = 6
-
-
-def mount(*arguments: object) -> None:
-    done = subprocess.run(["mount", *map(str, arguments)], capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise OSError(done.stderr.strip())
-
-
-class Disk:
-    """A file system of its own in memory."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def remount(self, options: str) -> None:
-        """Change its size, or whether it can be written."""
-        mount("-o", f"remount,{options}", self.folder)
-
-    def fill(self, leave: int) -> Path:
-        """A file that leaves so many bytes free."""
-        path = self.folder / "filler"
-        free = int(subprocess.run(["stat", "-f", "-c", "%a", self.folder], capture_output=True, check=True).stdout)
-        path.write_bytes(bytes(max(0, free * PAGE - leave)))
-        return path
-
-
-@pytest.fixture
-def disk(tmp_path: Path) -> Iterator[Disk]:
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    try:
-        mount("-t", "tmpfs", "-o", LARGE, "tmpfs", folder)
-    except OSError as error:
-        pytest.skip(f"file systems cannot be mounted here ({error})")
-    yield Disk(folder)
-    subprocess.run(["umount", "--lazy", folder], check=True)
 
 
 @pytest.fixture(scope="module")

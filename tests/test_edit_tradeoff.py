@@ -5,11 +5,12 @@ import pytest
 import torch
 from conftest import QUICK_SETTINGS
 
+from pti_core.comparison import METHODS, WAYS, invert
 from pti_core.directions import make_direction, principal_components
 from pti_core.editing.attributes import features, fit_attributes, usual_change
 from pti_core.perceptual import load_lpips
 from pti_core.sampling import w_statistics
-from pti_core.tradeoff import METHODS, compare, invert, summary
+from pti_core.tradeoff import compare, summary
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +54,7 @@ def test_a_direction_of_some_layers_has_no_coordinate(seen, tiny_generator):
 
 def test_the_four_ways_of_one_data_set(dataset, tiny_checkpoint, tmp_path):
     settings = QUICK_SETTINGS | {"pivot.steps": 20, "tuning.steps": 15, "tuning.stop_lpips": 0.0}
-    runs = invert(str(dataset(2)), str(tmp_path), tiny_checkpoint, "demo", settings)
+    runs = invert(WAYS, str(dataset(2)), str(tmp_path), tiny_checkpoint, "demo", settings)
     assert [run.config.pivot.space for run in runs.values()] == ["w", "w", "w+"]
     assert runs["free"].config.locality.enabled is False
     rows, r2 = compare(runs, ["pca:0"], [-2.0, 2.0], samples=100)
@@ -69,6 +70,6 @@ def test_the_four_ways_of_one_data_set(dataset, tiny_checkpoint, tmp_path):
     w_plus = runs["w+"].store.read("pivots", run=runs["w+"].name).set_index("image_id")["lpips"]
     np.testing.assert_allclose(of_wplus[w_plus.index], w_plus, atol=1e-4)
 
-    again = invert(str(tmp_path / "data"), str(tmp_path), tiny_checkpoint, "demo", settings)
+    again = invert(WAYS, str(tmp_path / "data"), str(tmp_path), tiny_checkpoint, "demo", settings)
     assert [run.name for run in again.values()] == [run.name for run in runs.values()]
     assert all(run.pending() == [] for run in again.values())

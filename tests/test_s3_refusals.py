@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import json
 import socket
-from collections.abc import Callable
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +42,14 @@ def check(message: str, *secrets: str) -> None:
         assert secret not in message
 
 
+@contextmanager
+def within(seconds: float) -> Iterator[None]:
+    """What is done here takes no longer."""
+    start = time.monotonic()
+    yield
+    assert time.monotonic() - start < seconds
+
+
 WRONG = {
     "unknown key": "access denied",
     "wrong secret": "access denied",
@@ -63,9 +75,10 @@ def test_wrong_credentials(
     with server.checking_credentials(), socket.create_server(("127.0.0.1", 0)) as silent:
         metadata = f"http://127.0.0.1:{silent.getsockname()[1]}"  # of a machine that has no such service
         use(monkeypatch, server.url, AWS_EC2_METADATA_SERVICE_ENDPOINT=metadata, **mine)
-        with pytest.raises(StoreError, match=f"output '{out}' cannot be written: .*{WRONG[case]}") as of_output:
+        refused = f"output '{out}' cannot be written: .*{WRONG[case]}"
+        with within(10), pytest.raises(StoreError, match=refused) as of_output:
             begin(folder, out)
-        with pytest.raises(DatasetError, match=f"dataset '{data}'.*{WRONG[case]}") as of_data:
+        with within(10), pytest.raises(DatasetError, match=f"dataset '{data}'.*{WRONG[case]}") as of_data:
             begin(data, tmp_path / "out")
         with pytest.raises(StoreError, match=WRONG[case]) as of_runs:  # and not: there are none
             Store(out).runs()
@@ -99,26 +112,51 @@ def test_a_bucket_that_does_not_exist(
     begin: Any, dataset: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     use(monkeypatch, s3_server().url)
-    with pytest.raises(StoreError, match="output 's3://nowhere/out' cannot be written: the bucket does not exist"):
+    missing = "output 's3://nowhere/out' cannot be written: the bucket does not exist"
+    with within(10), pytest.raises(StoreError, match=missing):
         begin(dataset(1), "s3://nowhere/out")
-    with pytest.raises(DatasetError, match="dataset 's3://nowhere/data' does not exist"):
+    with within(10), pytest.raises(DatasetError, match="dataset 's3://nowhere/data' does not exist"):
         begin("s3://nowhere/data", tmp_path / "out")
+
+
+def test_the_command_says_so_in_seconds(
+    dataset: Any, tiny_checkpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server, folder = s3_server(), dataset(1)
+    out = f"s3://{server.bucket()}/out"
+    with server.checking_credentials():
+        use(monkeypatch, server.url, AWS_SECRET_ACCESS_KEY="WrongSecretKey00")
+        command = [sys.executable, "-m", "flows.cli", "run", folder, "-o", out, "--generator", tiny_checkpoint]
+        with within(40):  # Python and its packages take most of it
+            done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 1
+    (sentence,) = done.stderr.splitlines()
+    assert sentence.startswith(f"error: output '{out}' cannot be written: access denied")
+    check(done.stdout + sentence, "WrongSecretKey00")
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize("case", ["refused", "no such host", "silent"])
 def test_a_wrong_endpoint(case: str, begin: Any, dataset: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pti_core.files.CHECK_SECONDS", 5)
+    monkeypatch.setattr("pti_core.connections.CHECK_SECONDS", 5)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         port = silent.getsockname()[1] if case == "silent" else free_port()
         use(monkeypatch, f"http://{'no-such-host.invalid' if case == 'no such host' else '127.0.0.1'}:{port}")
-        with pytest.raises(
-            StoreError, match=r"output 's3://x/out' cannot be written: no connection .*; check"
-        ) as caught:
+        with (
+            within(20),
+            pytest.raises(
+                StoreError, match=r"output 's3://x/out' cannot be written: no connection .*; check"
+            ) as caught,
+        ):
             begin(dataset(1), "s3://x/out")
         check(str(caught.value))
-        if case != "silent":
-            with pytest.raises(DatasetError, match=r"dataset 's3://x/data' cannot be listed .*; check") as caught_data:
-                begin("s3://x/data", tmp_path / "out")
-            check(str(caught_data.value))
+        what = r"TimeoutError: no answer within 5 s" if case == "silent" else ""
+        with (
+            within(20),
+            pytest.raises(
+                DatasetError, match=rf"dataset 's3://x/data' cannot be listed \(.*{what}.*; check"
+            ) as of_data,
+        ):
+            begin("s3://x/data", tmp_path / "out")
+        check(str(of_data.value))

@@ -28,9 +28,7 @@ def problem(request, tiny_generator):
         targets = generator.synthesis(generator.mapping(z)).clamp(-1, 1)
     targets[1, :, 8:14, 4:28] = torch.tensor([0.9, -0.9, -0.9]).view(3, 1, 1)
     targets[2, :, 20:26, 4:28] = torch.tensor([-0.9, 0.9, 0.3]).view(3, 1, 1)
-    pivots = find_pivots(
-        generator, targets, SEEDS, PivotConfig(steps=12), w_statistics(generator, 500), load_lpips()
-    )
+    pivots = find_pivots(generator, targets, SEEDS, PivotConfig(steps=12), w_statistics(generator, 500), load_lpips())
     return generator, targets, pivots
 
 
@@ -44,7 +42,9 @@ def one_by_one(problem, config):
 
 def drawn(tuned, pivots):
     with torch.no_grad():
-        parts = [t.generator.synthesis(pivots[i : i + 1].ws, noise=pivots[i : i + 1].noise) for i, t in enumerate(tuned)]
+        parts = [
+            t.generator.synthesis(pivots[i : i + 1].ws, noise=pivots[i : i + 1].noise) for i, t in enumerate(tuned)
+        ]
         return torch.cat(parts)
 
 
@@ -69,13 +69,14 @@ def test_a_stack_gives_what_one_after_the_other_gives(problem):
     assert_same(tuned, one_by_one(problem, config), problem)
 
 
-def test_finished_images_leave_the_stack_and_the_others_go_on_as_before(problem):
+@pytest.mark.parametrize("rampdown", [0.0, 0.5])
+def test_finished_images_leave_the_stack_and_the_others_go_on_as_before(problem, rampdown):
     generator, targets, pivots = problem
     with torch.no_grad():
         at_pivot = load_lpips()(generator.synthesis(pivots.ws, noise=pivots.noise), targets)
     # Above the first image's LPIPS at the pivot, below the others': it leaves at once, the others when they reach it.
     easiest = int(at_pivot.argmin())
-    config = TuningConfig(steps=12, lr=3e-3, stop_lpips=float(at_pivot[easiest]) * 1.05)
+    config = TuningConfig(steps=12, lr=3e-3, stop_lpips=float(at_pivot[easiest]) * 1.05, lr_rampdown=rampdown)
     seen = []
     tuned = tune_stack(
         generator, targets, pivots, SEEDS, config, LOCALITY, load_lpips(), lambda n, d: seen.append(len(d))

@@ -155,7 +155,7 @@ def test_the_pull_goes_back_to_the_old_weights_by_a_share_of_the_way(tiny_genera
 
 
 def test_the_pull_lowers_the_drift_at_nearly_no_cost_to_the_image(tiny_generator, problem):
-    targets, pivots = problem
+    _, pivots = problem
     near = MeasureConfig(z_samples=4, alphas=(30.0,))
 
     def drift(tuned, i):

@@ -58,7 +58,7 @@ class Place:
 
 def places(run: Run, chosen: Mapping[int, Sequence[str]]) -> dict[str, Place]:
     """The images by shard that have a pivot, in order."""
-    found = {}
+    found: dict[str, Place] = {}
     for shard, ids in chosen.items():
         where = [("shard", "==", shard), ("image_id", "in", list(ids))]
         pivots = {row["image_id"]: row for row in tables.records(run.store.read("pivots", run=run.name, filters=where))}

@@ -27,6 +27,7 @@ from pti_core.directions.learned import Learned, learn, read_scores
 from pti_core.directions.specs import VISIBLE, resolve
 from pti_core.engine import Engine
 from pti_core.runs import Run, engine_for, find_run
+from pti_core.status import nothing_done
 
 DEFAULT_STRENGTHS: Final = (-2.0, 2.0)
 NAMED = 3  # image ids in a message
@@ -92,7 +93,7 @@ def plan(
         raise EditError(f"{found}: finite numbers other than 0 expected, in standard deviations of W; -2 and 2, say")
     engine, markers = engine_for(run), run.store.done(run.name)
     if not markers:
-        raise EditError(_nothing(run))
+        raise EditError(nothing_done(run))
     counts = {shard: int(marker["counts"]["pivots"]) for shard, marker in sorted(markers.items())}
     remarks = []
     if (missing := run.manifest.shards - len(markers)) > 0:
@@ -147,19 +148,6 @@ def _folder_name(part: str) -> str:
     if part in ("", ".", ".."):
         return "".join(f"%{ord(c):02X}" for c in part) or "%00"
     return re.sub(r'[\x00-\x1f<>:"|?*\\%\[\]]', lambda found: f"%{ord(found.group()):02X}", part)
-
-
-def _nothing(run: Run) -> str:
-    """Why no shard of a run can be edited."""
-    for marker in run.store.markers(run.name).values():
-        for file in marker["files"]:
-            if not run.store.exists(file["path"]):
-                table = file["path"].partition("/")[0]
-                return (
-                    f"run {run.name} has no {table}: {file['path']!r} is missing, without which there is no tuned "
-                    "generator; bring it back, or `pti run` again makes it once more"
-                )
-    return f"run {run.name} has no finished shard yet; `pti run` again finishes it"
 
 
 def _shards_of(run: Run, images: Sequence[str]) -> dict[int, int]:

@@ -19,7 +19,8 @@ import pandas as pd
 from pti_core.html_report import charts
 from pti_core.html_report.figures import MEASURES, Figures, choose, facts, gather, settings, worst_first
 from pti_core.html_report.pictures import Layout, Pictures, draw
-from pti_core.runs import Run
+from pti_core.runs import Run, RunError
+from pti_core.status import nothing_done
 from pti_core.tables import records
 
 PAGE: Final = "index.html"
@@ -54,9 +55,11 @@ def write_page(run: Run, images: int | None = DRAWN, on_progress: OnProgress = l
     """Write `report/index.html` of a run, of all shards that are done. `images`: how many get pictures, None for all.
 
     Pictures that were drawn before are taken from `report/pictures/`. Raises StoreError where the output cannot be
-    read or written, RunError where the generator is no longer that of the run.
+    read or written, RunError where no shard is done or the generator is no longer that of the run.
     """
     figures = gather(run)
+    if not figures.shards_done:  # nor is a page overwritten that showed what is lost now
+        raise RunError(nothing_done(run))
     drawable = run.config.engine == "pti"
     chosen = choose(figures, len(figures.images) if images is None else images, run.config.seed) if drawable else []
     wanted: dict[int, list[str]] = {}

@@ -12,10 +12,13 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
 import pyarrow as pa
+from fsspec.asyn import AsyncFileSystem
 from fsspec.core import url_to_fs
+from fsspec.exceptions import FSTimeoutError
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.utils import glob_translate
 
+from pti_core import connections
 from pti_core.addresses import local_path, redact, split_chain, without_query
 from pti_core.sources import buckets
 from pti_core.sources.base import EXTENSIONS, Container, DatasetError, Listed, extension, images_in, table, text
@@ -44,6 +47,20 @@ def listing(address: str, options: Mapping[str, Any], without: str | None, kind:
         root = _split(address.partition("{")[0].rpartition("/")[0], options)[1]
         return Listed.of(_at(name, options, without, kind, root) for name in names)
     return _at(names[0], options, without, kind, None)
+
+
+def check_answers(address: str, options: Mapping[str, Any]) -> None:
+    """One request with a time limit and without back-off, since a person waits. TimeoutError where nobody answers."""
+    if local_path(address) is not None:
+        return
+    fs, path = _split(_expanded(address)[0], options)
+    if isinstance(fs, AsyncFileSystem):
+        try:
+            fs.exists(path, timeout=connections.CHECK_SECONDS)
+        except FSTimeoutError:
+            raise TimeoutError(f"no answer within {connections.CHECK_SECONDS} s") from None
+        except Exception:  # an answer too; the listing is told the same, and tries again where that may help
+            return
 
 
 def _expanded(address: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""Groups of images that share one tuned generator: by folder, by a column or label, or by a pattern of their ids."""
+"""Groups of images that share one tuned generator: by folder, column or label, pattern of their ids, or by number."""
 
 from __future__ import annotations
 
@@ -20,10 +20,11 @@ class Grouping:
     column: str | None = None
     pattern: re.Pattern[str] | None = None
     by_folder: bool = False
+    count: int | None = None
 
     @classmethod
     def parse(cls, spec: str | None) -> Grouping:
-        """`folder`, `column:NAME`, `regex:PATTERN`, or None for no groups. DatasetError for anything else."""
+        """`folder`, `column:NAME`, `regex:PATTERN`, `count:N`, or None for no groups. DatasetError for others."""
         if spec is None:
             return cls()
         kind, _, value = spec.partition(":")
@@ -33,10 +34,14 @@ class Grouping:
             return cls(column=value)
         if kind == "regex" and value:
             return cls(pattern=_compiled(spec, value))
-        raise DatasetError(f"group_by {spec!r}: 'folder', 'column:NAME' or 'regex:PATTERN' expected")
+        if kind == "count" and value:
+            return cls(count=_positive(spec, value))
+        raise DatasetError(f"group_by {spec!r}: 'folder', 'column:NAME', 'regex:PATTERN' or 'count:N' expected")
 
     def groups(self, ids: pa.ChunkedArray, labels: pa.ChunkedArray) -> pa.ChunkedArray:
-        """The group of each image; the image_id where it has none."""
+        """The group of each image, of a listing in its final order; the image_id where it has none."""
+        if self.count is not None:
+            return pa.chunked_array([text([f"group-{i // self.count:05d}" for i in range(len(ids))])])
         if self.by_folder:
             return pc.replace_substring_regex(ids, r"(?s)^([^/]*)/.*", r"\1")
         if self.column is not None:
@@ -50,6 +55,12 @@ class Grouping:
         match = self.pattern.search(image_id)
         found = match["group" if "group" in self.pattern.groupindex else 1] if match else None
         return found or image_id
+
+
+def _positive(spec: str, number: str) -> int:
+    if not (number.isascii() and number.isdecimal() and int(number)):
+        raise DatasetError(f"group_by {spec!r}: a whole number from 1 expected, as in 'count:4'")
+    return int(number)
 
 
 def _compiled(spec: str, pattern: str) -> re.Pattern[str]:

@@ -48,7 +48,7 @@ def load_own(path: Path) -> Read:
     Raises CheckpointError for anything else.
     """
     with path.open("rb") as file:
-        metadata = _metadata(file, path.stat().st_size)
+        metadata = read_metadata(file, path.stat().st_size)
     if metadata.get("format") != FORMAT:
         found = metadata.get("format")
         what = f"the format {str(found)[:60]!r}" if found is not None else "no format in its metadata"
@@ -79,7 +79,7 @@ def load_own(path: Path) -> Read:
     return Read("safetensors", generator, {k: v for k, v in metadata.items() if k not in OWN_KEYS})
 
 
-def _metadata(file: BinaryIO, total: int) -> dict[str, str]:
+def read_metadata(file: BinaryIO, total: int) -> dict[str, str]:
     """The texts in the header, read before the library sees the file."""
     head = file.read(8)
     size = struct.unpack("<Q", head)[0] if len(head) == 8 else 0

@@ -1,0 +1,116 @@
+"""What each way to compute a tuning step costs here: the figures behind what the engine does and does not do.
+
+    python -m benchmarks.steps --generator pocket            # a Markdown table; --compile adds torch.compile (a minute)
+
+Milliseconds an image and step, the median of runs that take turns, one thread on a CPU as the engine uses it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+
+import torch
+
+from benchmarks.side import generator_for
+from pti_core.config import TuningConfig
+from pti_core.memory import keep_freed_memory
+from pti_core.perceptual import load_lpips
+from pti_core.stacked import Stack
+from pti_core.tuning import adam, tunable_copy
+
+STACK = 4
+Work = Callable[[], object]
+
+
+def works(name: str, device: str, compiled: bool) -> dict[str, tuple[Work, int]]:
+    """What is timed, and how many images it does."""
+    generator = generator_for(name).to(device)  # type: ignore[attr-defined]
+    lpips, size = load_lpips(device=device), generator.img_resolution
+    with torch.no_grad():
+        ws = generator.mapping(torch.randn(1, generator.z_dim, device=device))
+        features = lpips.features(torch.zeros(1, generator.img_channels, size, size, device=device))
+    noise = [n[None, None] for n in generator.noise_const()]
+    new = tunable_copy(generator)
+
+    def step_of(draw: Callable[..., torch.Tensor]) -> Work:
+        def work() -> None:
+            lpips.distance(lpips.features(draw(ws, noise=noise)), features).sum().backward()
+            for p in new.tunable().values():
+                p.grad = None
+
+        return work
+
+    last = copy.deepcopy(new).to(memory_format=torch.channels_last)
+    stack = Stack(generator, STACK, TuningConfig())
+    of_stack = ws.expand(STACK, -1, -1), [n.expand(STACK, -1, -1, -1) for n in noise]
+
+    def stacked() -> None:
+        lpips.distance(lpips.features(stack.draw(*of_stack)), features).sum().backward()
+        for p in stack.theta.values():
+            p.grad = None
+
+    found: dict[str, tuple[Work, int]] = {
+        "one image": (step_of(new.synthesis), 1),
+        "one image, weights in channels_last": (step_of(last.synthesis), 1),
+        f"{STACK} images, stacked weights": (stacked, STACK),
+    }
+    if compiled:
+        found["one image, torch.compile"] = (step_of(torch.compile(new.synthesis)), 1)
+    for label, fused in (("Adam as it is", False), ("Adam, fused", True)):
+        parameters = [torch.randn_like(p).requires_grad_(True) for p in new.tunable().values()]
+        for p in parameters:
+            p.grad = torch.randn_like(p)
+        optimizer = adam(parameters, TuningConfig()) if fused else torch.optim.Adam(parameters)
+        found[label] = (optimizer.step, 1)
+    return found
+
+
+def timed(todo: Mapping[str, tuple[Work, int]], device: str, rounds: int) -> dict[str, float]:
+    """Milliseconds an image, medians; all take turns, so that a disturbance hits all."""
+    times: dict[str, list[float]] = {name: [] for name in todo}
+    for turn in range(rounds + 2):
+        for name, (work, images) in todo.items():
+            start = time.perf_counter()
+            work()
+            if device == "cuda":
+                torch.cuda.synchronize()
+            if turn >= 2:
+                times[name].append(1000 * (time.perf_counter() - start) / images)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def main() -> None:
+    """Parse the arguments, time, print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--generator", default="pocket")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("--plain-malloc", action="store_true", help="one image, with malloc as it comes")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    if args.plain_malloc:
+        work = dict([next(iter(works(args.generator, args.device, False).items()))])
+        print(next(iter(timed(work, args.device, args.rounds).values())))
+        return
+    rows = {}
+    if args.device == "cpu" and not os.environ.get("MALLOC_MMAP_MAX_"):
+        command = [sys.executable, "-m", "benchmarks.steps", "--generator", args.generator, "--plain-malloc"]
+        done = subprocess.run(command, check=True, capture_output=True, text=True)
+        rows["one image, memory given back at every free"] = float(done.stdout)
+    keep_freed_memory()
+    rows |= timed(works(args.generator, args.device, args.compile), args.device, args.rounds)
+    print("| a step of tuning, forward and backward | ms an image |\n| --- | ---: |")
+    for name, value in rows.items():
+        print(f"| {name} | {value:.1f} |")
+
+
+if __name__ == "__main__":
+    main()

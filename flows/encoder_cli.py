@@ -1,0 +1,62 @@
+"""`pti train-encoder`: an encoder for a generator, from the terminal."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from flows import options
+from flows.generator_cli import GeneratorRef
+
+console = Console()
+
+
+def train_encoder(
+    generator: GeneratorRef,
+    samples: Annotated[int, typer.Option(min=16, help="Samples of the generator to train on.")] = 6000,
+    drawing_steps: Annotated[int, typer.Option(min=0, help="Steps through the generator, after those in W.")] = 400,
+    seed: Annotated[int, typer.Option(help="Of all random numbers.")] = 0,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Train also where there is an encoder.")] = False,
+    folder: Annotated[str | None, typer.Option(help="Where to write it instead of the user's cache folder.")] = None,
+    credentials: options.Credentials = None,
+) -> None:
+    """Train an encoder from image to w on a generator's own samples: runs then need fewer steps for the pivot."""
+    from flows.console import ProgressView
+    from pti_core.encoder.files import find_encoder
+    from pti_core.encoder.making import make
+    from pti_core.generators.checkpoints import load_generator
+    from tasks.credentials import use_credentials
+
+    use_credentials(credentials)
+    sha256 = load_generator(generator).sha256  # what is wrong is found here, before Prefect is started
+    if not overwrite and not folder and find_encoder(sha256):
+        made = make(generator, samples, drawing_steps)
+    else:
+        from flows.stopping import stop_at_once
+        from flows.train_encoder import train_encoder as flow
+        from tasks.progress import listen
+
+        with ProgressView(console) as view:
+            view.say("starting Prefect")
+            view.expect(samples, 0)
+
+            def stopped(_: str) -> None:
+                view.say_last("stopped; nothing was written, the same command begins anew")
+
+            with listen(view), stop_at_once(stopped):
+                made = flow(
+                    generator=generator,
+                    samples=samples,
+                    drawing_steps=drawing_steps,
+                    seed=seed,
+                    overwrite=overwrite,
+                    folder=folder,
+                    credentials=credentials,
+                )
+    figures = made["held_out"]
+    words = f"LPIPS {figures['lpips_w_avg']:.3f} at w_avg, {figures['lpips_encoder']:.3f} at the encoder's w"
+    console.print(f"{figures['samples']} held-out samples: {words}", highlight=False)
+    there = "" if made["trained"] else " (was there already; --overwrite trains it anew)"
+    console.print(f"encoder {made['path']}{there}", highlight=False, markup=False, soft_wrap=True)

@@ -1,0 +1,100 @@
+"""Integers, most of them small or zero, as few bytes: what quantised layers are stored as.
+
+zstd codes a byte in no less than one bit and looks for repetitions that are not there, so rare integers are stored as
+the gaps between them, which fill a byte well, their signs as bits, and their magnitudes in the same way again.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pti_core.deltas.payloads import Reader, section
+
+_ZERO, _DENSE, _GAPS = 0, 1, 2  # the first byte; a dense one is followed by the width, 1, 2 or 4 bytes
+_JUMP = 255  # a gap byte that moves on by 255 without a symbol
+_DEPTH = 24  # magnitudes of magnitudes: ends long before this, since each time one is taken off
+
+Integers = NDArray[np.int32]
+
+
+def encode_symbols(symbols: Integers, depth: int = 0) -> bytes:
+    """Integers `[n]` as bytes, by whichever way is shortest."""
+    places = np.flatnonzero(symbols)
+    if not len(places):
+        return bytes([_ZERO])
+    dense = _dense(symbols)
+    if depth == _DEPTH or 2 * len(places) > len(symbols):
+        return dense
+    values = symbols[places]
+    gaps = np.diff(places, prepend=-1) - 1
+    jumps = gaps // _JUMP
+    stream = np.full(len(gaps) + int(jumps.sum()), _JUMP, np.uint8)
+    stream[np.cumsum(jumps + 1) - 1] = gaps % _JUMP
+    sparse = (
+        bytes([_GAPS])
+        + len(places).to_bytes(4, "little")
+        + section(stream.tobytes())
+        + np.packbits(values < 0).tobytes()
+        + encode_symbols(np.abs(values) - 1, depth + 1)
+    )
+    return min(sparse, dense, key=len)
+
+
+def _dense(symbols: Integers) -> bytes:
+    zigzag = np.where(symbols < 0, -2 * symbols - 1, 2 * symbols).astype("<u4")
+    width = next(w for w in (1, 2, 4) if w == 4 or zigzag.max() < 256**w)
+    planes = zigzag.view(np.uint8).reshape(-1, 4)[:, :width].T
+    return bytes([_DENSE, width]) + section(planes.tobytes())
+
+
+def decode_symbols(reader: Reader, count: int) -> Integers:
+    """The `count` integers that `encode_symbols` was given. DeltaError where there are others."""
+    places, values = decode_sparse(reader, count)
+    if places is None:
+        return values
+    symbols = np.zeros(count, np.int32)
+    symbols[places] = values
+    return symbols
+
+
+def decode_sparse(reader: Reader, count: int, depth: int = 0) -> tuple[NDArray[Any] | None, Integers]:
+    """The same as places of the non-zero integers and their values; None and all values where they lie densely."""
+    kind = reader.take(1)[0]
+    if kind == _ZERO:
+        return np.zeros(0, np.int64), np.zeros(0, np.int32)
+    if kind == _DENSE:
+        return None, _read_dense(reader, count)
+    if kind != _GAPS or depth > _DEPTH:
+        raise reader.damaged(f"symbols of kind {kind}")
+    some = int.from_bytes(reader.take(4), "little")
+    if some > count:
+        raise reader.damaged(f"{some} symbols in a tensor of {count}")
+    stream = np.frombuffer(reader.section(some + count // _JUMP + 1), np.uint8)
+    jumps = stream == _JUMP
+    places = np.add(stream, 1, dtype=np.int64)
+    places[jumps] = _JUMP
+    places = np.cumsum(places)[~jumps] - 1
+    if len(places) != some or (some and places[-1] >= count):
+        raise reader.damaged(f"places of {len(places)} symbols, {some} below {count} expected")
+    negative = np.unpackbits(np.frombuffer(reader.take((some + 7) // 8), np.uint8), count=some)
+    magnitudes = np.ones(some, np.int32)
+    more_places, more = decode_sparse(reader, some, depth + 1)
+    if more_places is None:
+        magnitudes += more
+    else:
+        magnitudes[more_places] += more
+    return places, np.where(negative, -magnitudes, magnitudes)
+
+
+def _read_dense(reader: Reader, count: int) -> Integers:
+    width = reader.take(1)[0]
+    if width not in (1, 2, 4):
+        raise reader.damaged(f"symbols of {width} bytes")
+    planes = reader.array("u1", width * count).reshape(width, count)
+    zigzag = planes[0].astype(np.uint32)
+    for i in range(1, width):
+        zigzag |= planes[i].astype(np.uint32) << np.uint32(8 * i)
+    return (zigzag >> 1).astype(np.int32) ^ -(zigzag & 1).astype(np.int32)

@@ -1,0 +1,165 @@
+"""Weight deltas as rows of the deltas table: a codec a name, each with its inverse."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pti_core.deltas.layered import MAX_RANK, Decomposed, pack, unpack
+from pti_core.deltas.payloads import MAX_VALUES, Decoder, DeltaError, Encoder
+from pti_core.deltas.plain import fp16_decode, fp16_encode, integer_codec
+from pti_core.generators.base import Generator
+
+ENERGY: Final = 0.95
+"""The share of a kernel's squared values that the components of codec `svd` hold."""
+
+COARSENESS: Final = 0.5
+"""Step of `sparse`, and of `adaptive` where no picture decides it, by a tensor's root mean square."""
+
+_THREADED: Final = 2**20  # values from which threads are worth their start
+_THREADS: Final = 4
+
+
+@dataclass(frozen=True)
+class EncodedTensor:
+    """One row of the deltas table, without its owner."""
+
+    tensor: str
+    shape: tuple[int, ...]
+    codec: str
+    scale: float
+    payload: bytes
+
+
+def svd_encode(values: NDArray[np.float32], energy: float = ENERGY) -> tuple[float, bytes]:
+    """Truncated SVD of a kernel as a matrix; what has no components (vectors, depthwise kernels) is rounded finely."""
+    return truncated(Decomposed(torch.from_numpy(values), max_rank=MAX_VALUES), energy)
+
+
+def truncated(whole: Decomposed, energy: float) -> tuple[float, bytes]:
+    """Step and payload of as many components as hold a share of the squared values."""
+    total = float(whole.x.square().sum())
+    if total == 0:
+        return 0.0, b""
+    shares = whole.s.double().square().cumsum(0) / total
+    rank = min(int((shares < energy).sum()) + 1, len(whole.s))
+    # Rounding may add a tenth to the error of truncation: a factor's step costs step^2 / 12 a row and column.
+    places = rank * sum(whole.x.shape) if rank else whole.x.numel()
+    step = math.sqrt(1.2 * (1 - energy) * total / places)
+    return step, pack(whole.quantise(step, rank, rest=not rank)[0])
+
+
+def sparse_encode(values: NDArray[np.float32], coarseness: float = COARSENESS) -> tuple[float, bytes]:
+    """Integers of one step; values below `DEAD_ZONE` of it are left out."""
+    return _one_step(values, coarseness, 0)
+
+
+def adaptive_encode(values: NDArray[np.float32], coarseness: float = COARSENESS) -> tuple[float, bytes]:
+    """Low rank plus sparse with one step; `fitting` chooses step and weights by the picture instead."""
+    return _one_step(values, coarseness, MAX_RANK)
+
+
+def _one_step(values: NDArray[np.float32], coarseness: float, max_rank: int) -> tuple[float, bytes]:
+    step = coarseness * float(np.sqrt(np.square(values, dtype=np.float64).mean())) if values.size else 0.0
+    if step == 0:
+        return 0.0, b""
+    whole = Decomposed(torch.from_numpy(values), max_rank=max_rank)
+    return step, pack(whole.quantise(step, whole.rank(step))[0])
+
+
+CODECS: Final[dict[str, tuple[Encoder, Decoder]]] = {
+    "fp16": (fp16_encode, fp16_decode),
+    "int8": integer_codec(8),
+    "int4": integer_codec(4),
+    "svd": (svd_encode, unpack),
+    "sparse": (sparse_encode, unpack),
+    "adaptive": (adaptive_encode, unpack),
+}
+
+
+def encode(delta: Mapping[str, Tensor], codec: str = "fp16") -> list[EncodedTensor]:
+    """Encode a delta (finite tensors by parameter name) with a codec of `CODECS`, each tensor by itself.
+
+    `fitting.fit` does it by what the picture needs. Raises DeltaError for an unknown codec and where a value is not
+    finite.
+    """
+    if codec not in CODECS:
+        raise DeltaError(f"codec {codec!r}: one of {sorted(CODECS)} expected")
+    rows = []
+    for name, value in delta.items():
+        values = value.detach().cpu().numpy().astype(np.float32)
+        check_finite(name, value)
+        scale, payload = CODECS[codec][0](values)
+        rows.append(EncodedTensor(name, tuple(value.shape), codec, scale, payload))
+    return rows
+
+
+def check_finite(name: str, value: Tensor) -> None:
+    """DeltaError where a tensor has NaN or infinity."""
+    if not bool(torch.isfinite(value).all()):
+        raise DeltaError(f"tensor {name!r}: a value of the delta is not finite; the tuning diverged")
+
+
+def decode(rows: Sequence[EncodedTensor], shapes: Mapping[str, tuple[int, ...]] | None = None) -> dict[str, Tensor]:
+    """The delta that `encode` was given, float32 on the CPU, to the codec's precision.
+
+    With the `shapes` of the generator's tensors (by name) a row of another name or shape is refused before anything
+    of its size is made. Raises DeltaError where a row is damaged.
+    """
+    for row in rows:
+        if row.codec not in CODECS:
+            raise DeltaError(f"tensor {row.tensor!r}: codec {row.codec!r}, one of {sorted(CODECS)} expected")
+        if not (math.isfinite(row.scale) and row.scale >= 0):
+            raise DeltaError(f"tensor {row.tensor!r}: scale {row.scale}, a number from 0 expected; the row is damaged")
+        if shapes is not None:
+            check_fits(row.tensor, tuple(row.shape), shapes)
+    total = sum(math.prod(row.shape) for row in rows)
+    if total < _THREADED:
+        values = [_decode_row(row) for row in rows]
+    else:
+        # The largest first, so that no thread ends with it alone.
+        order = sorted(range(len(rows)), key=lambda i: -math.prod(rows[i].shape))
+        with ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1)) as pool:
+            done = dict(zip(order, pool.map(_decode_row, [rows[i] for i in order]), strict=True))
+        values = [done[i] for i in range(len(rows))]
+    return {row.tensor: value for row, value in zip(rows, values, strict=True)}
+
+
+def _decode_row(row: EncodedTensor) -> Tensor:
+    decoder = CODECS[row.codec][1]
+    return torch.from_numpy(decoder(row.scale, row.payload, tuple(row.shape), f"tensor {row.tensor!r}"))
+
+
+def check_fits(name: str, shape: tuple[int, ...], shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """DeltaError where a generator with these shapes has no such tensor."""
+    if name not in shapes:
+        raise DeltaError(f"tensor {name!r} is not in this generator; was the delta made for another one?")
+    if shapes[name] != shape:
+        raise DeltaError(f"tensor {name!r}: shape {list(shape)} in the delta, {list(shapes[name])} in the generator")
+
+
+def shapes_of(generator: Generator) -> dict[str, tuple[int, ...]]:
+    """The shapes of the tensors that a delta may have."""
+    return {name: tuple(p.shape) for name, p in generator.tunable().items()}
+
+
+@torch.no_grad()
+def apply(generator: Generator, delta: Mapping[str, Tensor]) -> None:
+    """Add a delta to a generator's parameters, in place; a tensor that is not in the delta stays.
+
+    Raises DeltaError, changing nothing, where a name or shape does not fit the generator.
+    """
+    parameters, shapes = generator.tunable(), shapes_of(generator)
+    for name, value in delta.items():
+        check_fits(name, tuple(value.shape), shapes)
+    for name, value in delta.items():
+        parameters[name].add_(value.to(parameters[name].device))

@@ -1,0 +1,38 @@
+"""When the learning rate of tuning falls, and when tuning ends: for each generator by how its own images do."""
+
+from __future__ import annotations
+
+import math
+
+from pti_core.config import TuningConfig
+
+
+class FallingRate:
+    """The factor of the learning rate: 1, then a cosine down to 0, whose end is the end of tuning.
+
+    The fall takes `config.lr_rampdown` of all steps. It begins as late as `config.steps` allow, or as soon as every
+    image has an LPIPS of at most `config.stop_lpips`: a high rate leaves weights unsettled, so an image that is good
+    enough early has its fall early, as long as befits the steps so far, and not just an end. Without a fall, as in the
+    paper, tuning ends at once.
+    """
+
+    def __init__(self, config: TuningConfig) -> None:
+        self.steps, self.share, self.stop = config.steps, config.lr_rampdown, config.stop_lpips
+        self.latest = round((1 - self.share) * self.steps)
+        self.begin: int | None = None
+        self.length = 0
+
+    def factor(self, step: int, lpips: float) -> float | None:
+        """For the update of `step` (from 0, one after the other), before which the worst image has this LPIPS.
+
+        None where tuning has ended: this update is not to be made.
+        """
+        if self.begin is None and step >= self.latest:
+            self.begin, self.length = step, self.steps - step
+        elif self.begin is None and lpips <= self.stop:
+            self.begin, self.length = step, round(step * self.share / (1 - self.share))
+        if self.begin is None:
+            return 1.0
+        if step >= self.begin + self.length:
+            return None
+        return 0.5 + 0.5 * math.cos(math.pi * (step - self.begin) / self.length)

@@ -1,0 +1,37 @@
+"""The training of a generator's encoder."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from prefect import task
+from prefect.artifacts import create_markdown_artifact
+
+from pti_core.encoder import making
+from pti_core.shards import ShardProgress
+from tasks.credentials import use_credentials
+from tasks.progress import reporter
+from tasks.shards import worth_another_try
+
+
+@task(name="train-encoder", retries=1, retry_condition_fn=worth_another_try)
+def make_encoder(
+    generator: str,
+    samples: int,
+    drawing_steps: int,
+    seed: int,
+    overwrite: bool = False,
+    folder: str | None = None,
+    credentials: str | None = None,
+) -> dict[str, Any]:
+    """Train an encoder and keep it; publish its figures. What is there already stays, unless `overwrite` is given."""
+    use_credentials(credentials)
+    report = reporter()
+
+    def on_training(doing: str, share: float) -> None:
+        report(ShardProgress(0, share * samples, samples, None, doing))
+
+    made = making.make(generator, samples, drawing_steps, seed, overwrite, folder, on_training)
+    description = f"Encoder of generator {generator}"
+    create_markdown_artifact(key="encoder", markdown=made["markdown"], description=description)
+    return made

@@ -1,0 +1,68 @@
+"""Mode `multi`: one generator a group, whatever the order and the size of parts; and what is said of groups of one."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from conftest import QUICK_SETTINGS
+from PIL import Image
+
+from pti_core.engine import Engine, Inversion, Target
+from pti_core.freezing import freeze
+from pti_core.images import to_float
+from pti_core.presets import configure
+
+
+@pytest.fixture
+def targets(pictures):
+    """Two groups of three and two pictures."""
+    images = torch.from_numpy(to_float(torch.tensor(pictures[:5]).numpy()[:, 4:36, 4:36]))
+    return [Target(f"{i}.png", "ab"[i % 2], image) for i, image in enumerate(images)]
+
+
+def measures(generator, targets, at_once=1, **settings):
+    """LPIPS of every image as it is stored; and the pivots."""
+    engine = Engine(generator, configure("demo", QUICK_SETTINGS | {"mode": "multi"} | settings))
+    engine.at_once = at_once
+    found = [result for result in engine.invert(targets) if isinstance(result, Inversion)]
+    assert {one.image_id for one in found} == {target.image_id for target in targets}
+    return {one.image_id: one.measures["stored"]["lpips"] for one in found}
+
+
+def test_neither_the_order_of_images_in_a_group_nor_the_batch_changes_anything(tiny_generator, targets):
+    expected = pytest.approx(measures(tiny_generator, targets), abs=1e-3)
+    assert measures(tiny_generator, targets[::-1]) == expected
+    assert measures(tiny_generator, targets, batch=2) == expected
+    assert measures(tiny_generator, [target for target in targets if target.group == "a"]) == pytest.approx(
+        {name: value for name, value in expected.expected.items() if int(name[0]) % 2 == 0}, abs=1e-3
+    )
+    others = [replace(target, group="c") for target in targets]
+    assert measures(tiny_generator, others) != expected  # what a group holds does count
+
+
+@pytest.fixture
+def begin(tmp_path, tiny_checkpoint):
+    """A function that freezes a run of a folder in a mode, and gives its remarks."""
+
+    def remarks(folder, **more):
+        config = configure("demo", QUICK_SETTINGS | {"mode": more.pop("mode", "multi")})
+        return freeze(str(folder), str(tmp_path / "out"), tiny_checkpoint, config, **more).remarks
+
+    return remarks
+
+
+def test_groups_of_one_image_are_told(dataset, begin, pictures):
+    flat = dataset(3)
+    (remark,) = begin(flat)
+    assert remark.startswith("3 of 3 groups have one image and get a generator of their own; `--group-by ")
+    assert begin(flat) == ()  # once is enough
+    assert begin(flat, mode="single")[0].startswith("a new run beside")
+    (_, remark) = begin(flat, group_by="regex:([01])")
+    assert remark.startswith("3 of 3 groups")
+    assert not [remark for remark in begin(flat, group_by="regex:(png)") if "of their own" in remark]
+    (flat / "ann").mkdir()
+    for i in range(2):
+        Image.fromarray(pictures[i]).save(flat / "ann" / f"{i}.png")
+    (flat / "1.png").unlink()
+    (flat / "2.png").unlink()
+    assert "1 of 2 groups has one image and gets a generator of its own" in begin(flat, limit=9)[-1]

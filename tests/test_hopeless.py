@@ -1,0 +1,145 @@
+"""An output that takes nothing more, or a data set that is away, ends a flow after a few shards, not after all."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from disks import LARGE, PAGE, Disk
+from PIL import Image
+from prefect import flow
+from prefect.testing.utilities import prefect_test_harness
+from s3_server import s3_server, use
+
+from flows.runners import started
+from flows.shard_work import ShardsFailed, do_shards
+from pti_core.freezing import freeze
+from pti_core.presets import configure
+from pti_core.runs import Run
+from pti_core.shards import invert_shard
+from tasks.shards import invert_shards, measure_shards
+
+pytestmark = pytest.mark.slow
+SHARDS = 60
+FEW = 4  # with one thread two tasks are in flight
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _prefect() -> Iterator[None]:
+    with prefect_test_harness(server_startup_timeout=400):
+        yield
+
+
+@pytest.fixture
+def data(pictures: Any, tmp_path: Path) -> Path:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for i in range(SHARDS):
+        Image.fromarray(pictures[i % len(pictures)]).save(folder / f"{i}.png")
+    return folder
+
+
+@pytest.fixture
+def begin(data: Path, tiny_checkpoint: str) -> Callable[[object], Run]:
+    """A function that freezes a run of one image a shard into an output."""
+    return lambda out: freeze(str(data), str(out), tiny_checkpoint, configure("noop"), shard_size=1)
+
+
+def work(run: Run, done: Callable[..., None] = lambda *_: None, delays: list[float] | None = None) -> int:
+    """What is pending, by the flow's own tasks; how many of them failed. `done` is called after each shard."""
+    failed: list[str] = []
+    hooks = {"on_failure": [lambda task, task_run, state: failed.append(task_run.name)]}
+    options = hooks | ({"retry_delay_seconds": delays} if delays else {})
+    steps = [invert_shards.with_options(**options), measure_shards.with_options(**options, on_completion=[done])]
+
+    @flow(name="work")
+    def all_pending() -> None:
+        pending, before = run.left()
+        plan = {"pending": pending, "images": run.manifest.rows, "done": before}
+        common = {"root": run.store.root, "run": run.name}
+        do_shards(
+            steps, plan, 1, lambda step, x: common | {"inverted" if step else "numbers": x}, started("threads", 1)
+        )
+
+    try:
+        all_pending()
+    except ShardsFailed as error:
+        raise Ended(str(error), len(failed)) from None
+    return len(failed)
+
+
+class Ended(Exception):
+    """The sentence of a flow that ended, and how many of its tasks had failed."""
+
+    def __init__(self, sentence: str, failed: int) -> None:
+        super().__init__(sentence)
+        self.failed = failed
+
+
+def check_ended(run: Run, sentence: str, seconds: float, **how: Any) -> None:
+    """The flow ends soon, by a sentence, after few tries, with shards done and many left."""
+    start = time.monotonic()
+    with pytest.raises(Ended, match=sentence) as caught:
+        work(run, **how)
+    assert time.monotonic() - start < seconds
+    left = run.pending()
+    assert str(caught.value).startswith(f"ended with {len(left)} of {SHARDS} shards left; shard ")
+    assert "same command" in str(caught.value)
+    assert 0 < caught.value.failed <= FEW
+    assert SHARDS / 3 < len(left) < SHARDS
+
+
+def check_finished(run: Run) -> None:
+    assert work(run) == 0
+    assert run.store.check_complete(run.name) == {"manifest": SHARDS, "pivots": SHARDS, "rejects": 0}
+
+
+def test_a_disk_that_fills_up(disk: Disk, begin: Any) -> None:
+    run = begin(disk.folder / "out")
+    disk.fill(150 * PAGE)
+    check_ended(run, "no space is left; .* then the same command goes on", 30)
+    (disk.folder / "filler").unlink()
+    disk.remount(LARGE)
+    invert_shard(run, run.pending()[0])  # who goes on in this process can work
+    check_finished(run)
+
+
+def test_rights_that_are_withdrawn(begin: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    server = s3_server()
+    bucket = server.bucket()
+    mine = server.user(policy("s3:*"))
+    done: list[object] = []
+
+    def withdraw(*event: object) -> None:
+        done.append(event)
+        if len(done) == 3:
+            server.change_policy(mine, policy("s3:GetObject", "s3:ListBucket"))
+
+    with server.checking_credentials():
+        use(monkeypatch, server.url, **mine)
+        run = begin(f"s3://{bucket}/out")
+        check_ended(run, "cannot be written: access denied .* then the same command goes on", 60, done=withdraw)
+        server.change_policy(mine, policy("s3:*"))
+        check_finished(run)
+
+
+def test_a_data_set_that_is_away(begin: Any, data: Path, tmp_path: Path) -> None:
+    run, done = begin(tmp_path / "out"), []
+
+    def unmount(*event: object) -> None:
+        done.append(event)
+        if len(done) == 3:
+            data.rename(data.with_name("away"))
+
+    check_ended(run, "none of .* images can be read.* run the same command", 30, done=unmount, delays=[0.1, 0.1])
+    data.with_name("away").rename(data)
+    check_finished(run)
+
+
+def policy(*actions: str) -> str:
+    statement = {"Effect": "Allow", "Action": actions, "Resource": "*"}
+    return json.dumps({"Version": "2012-10-17", "Statement": [statement]})

@@ -1,0 +1,96 @@
+"""`pti status` of large runs, and of runs that were stopped: what it reads, and what it calls a failure."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from typing import Any, ClassVar
+
+import fsspec
+import pyarrow as pa
+import pytest
+from conftest import QUICK_SETTINGS
+from fsspec.implementations.memory import MemoryFileSystem
+
+from pti_core import tables
+from pti_core.freezing import freeze
+from pti_core.inputs import InputsUnreadable
+from pti_core.parallel import Stopped, allow_all, stop_all
+from pti_core.presets import configure
+from pti_core.status import run_status
+from pti_core.store import FileInfo, Store, make_marker
+from tasks.progress import listen
+from tasks.shards import invert_shards
+
+DONE, SHARDS = 2000, 2500
+
+
+class Counted(MemoryFileSystem):
+    """Counts what is read and which folders are listed."""
+
+    protocol = "counted"
+    reads: ClassVar[Counter[str]] = Counter()
+    lists: ClassVar[Counter[str]] = Counter()
+
+    @classmethod
+    def _strip_protocol(cls, path: str) -> str:
+        return MemoryFileSystem._strip_protocol(path.removeprefix("counted://"))
+
+    def cat_file(self, path: str, start: Any = None, end: Any = None, **kwargs: Any) -> bytes:
+        Counted.reads[path] += 1
+        return super().cat_file(path, start, end, **kwargs)
+
+    def ls(self, path: str, detail: bool = True, **kwargs: Any) -> Any:
+        Counted.lists[path.rstrip("/")] += 1
+        return super().ls(path, detail, **kwargs)
+
+    def find(self, path: str, *args: Any, **kwargs: Any) -> Any:
+        Counted.lists[path.rstrip("/")] += 1
+        return super().find(path, *args, **kwargs)
+
+
+@pytest.fixture
+def store() -> Store:
+    """A run of one image a shard, most of them done."""
+    fsspec.register_implementation("counted", Counted, clobber=True)
+    store = Store("counted://status")
+    names = [f"{i}.png" for i in range(SHARDS)]
+    rows = {"image_id": names, "uri": names, "group": names, "bytes": [1] * SHARDS, "etag": ["e"] * SHARDS}
+    store.write_manifest("abc", tables.assign_shards(pa.table(rows), 1))
+    config = configure("demo").model_dump(mode="json")
+    store.write_config("abc", {"run": "abc", "digest": "d" * 64, "dataset": "data", "config": config})
+    for shard in range(DONE):
+        files = [FileInfo(store.part_path(table, "abc", shard, 0), 1, "0" * 64) for table in tables.PARTS]
+        counts = {"manifest": 1, "pivots": 1, "rejects": 0}
+        store.mark_done("abc", shard, make_marker(counts, 2.0, "d" * 64, files))
+    Counted.reads.clear()
+    Counted.lists.clear()
+    return store
+
+
+def test_each_marker_is_read_once_and_each_folder_listed_once(store: Store) -> None:
+    found = run_status(store, "abc")
+    assert (found.state, found.shards_done, found.images_done, found.seconds_left) == ("unfinished", DONE, DONE, 1000)
+    markers = {path: count for path, count in Counted.reads.items() if "/done/" in path}
+    assert (len(markers), set(markers.values())) == (DONE, {1})
+    assert Counted.reads.total() - DONE <= 4  # configuration and manifest
+    assert Counted.lists == {f"/status/runs/abc{folder}": 1 for folder in ("", "/done", "/notes")}
+
+
+def test_a_shard_that_was_stopped_has_not_failed(dataset: Any, tmp_path: Any, tiny_checkpoint: str) -> None:
+    folder, out = dataset(2), str(tmp_path / "out")
+    run = freeze(str(folder), out, tiny_checkpoint, configure("demo", QUICK_SETTINGS))
+    with listen(lambda progress: None):
+        stop_all()
+        try:
+            with pytest.raises(Stopped):
+                invert_shards.fn(out, run.name, [0])
+        finally:
+            allow_all()
+        assert run_status(run.store, run.name).failed == []
+        folder.rename(tmp_path / "away")
+        with pytest.raises(InputsUnreadable):
+            invert_shards.fn(out, run.name, [0])
+    (note,) = run_status(run.store, run.name).failed
+    assert "none of 2 images can be read" in note.error
+    assert json.loads((tmp_path / "out/runs" / run.name / "notes/00000.json").read_text())["state"] == "failed"
