@@ -11,7 +11,6 @@ import pyarrow as pa
 import pytest
 from conftest import QUICK_SETTINGS
 
-from pti_core import tables
 from pti_core.alpha import plans, shards, stored
 from pti_core.alpha.stored import Request
 from pti_core.alpha.study import AlphaError, check_alphas
