@@ -72,7 +72,7 @@ class RunProgress:
             self._in_work.pop(shard, None)
             self._done += images
         if (listener := _listener.get()) is not None:  # which tasks in the processes of a cluster cannot reach
-            listener(ShardProgress(shard, images, images, None))
+            listener(ShardProgress(shard, images, images, None, f"shard {shard} is done"))
 
     def dropped(self, shard: int) -> None:
         """A shard has failed: it does not count."""

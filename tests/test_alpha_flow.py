@@ -71,7 +71,7 @@ def test_deployment_run_ends_completed_and_the_command_finds_all_done(server, da
 
     more = typed(root, "--image", "4.png", "--alpha", 30, "--z-samples", 1, env=server.env)  # at work, in its own words
     assert more.returncode == 0, more.stdout + more.stderr
-    assert "image 1 of 1" in more.stdout
+    assert "image 1 of 1" in " ".join(more.stdout.split())
     assert "writing, measuring" not in more.stdout
     assert pd.read_parquet(root / "alpha_drift")["image_id"].nunique() == 5
 
