@@ -55,7 +55,7 @@ def test_quality_is_what_the_tables_of_the_runs_say(runs, folder):
     files = (folder / "out/deltas" / f"run={runs['pti'].name}").rglob("*.parquet")
     assert of["PTI"]["delta_bytes"].sum() == pytest.approx(sum(path.stat().st_size for path in files))
     # Two generators for three images; the tables' own bytes are a part of so small a delta.
-    assert 0.6 < of[GROUPED]["delta_bytes"].sum() / of["PTI"]["delta_bytes"].sum() < 0.75
+    assert 0.5 < of[GROUPED]["delta_bytes"].sum() / of["PTI"]["delta_bytes"].sum() < 0.9
     assert of["W+"]["pivot_bytes"].iloc[0] > of["W"]["pivot_bytes"].iloc[0]
     medians = summary(rows)
     assert list(medians.index) == ["W", "W+", "PTI without locality", "PTI", GROUPED]
@@ -94,6 +94,7 @@ def test_groups_of_one_are_the_run_in_mode_single_and_larger_ones_the_run_in_mod
             np.testing.assert_allclose(table[column], expected[column], rtol=0.02, atol=1e-4)
         assert (table["steps"] == 12).all()
     assert done == [1, 2, 3, 2, 3]
-    parameters = sum(p.numel() for p in tiny_generator.tunable().values())
-    # Two bytes a value, before they are packed; two images share the first delta, the last has one of its own.
-    assert table["delta_bytes"].tolist() == pytest.approx([parameters, parameters, 2 * parameters], rel=0.3)
+    first, second, alone = table["delta_bytes"]
+    assert first == second  # two images share the first delta, the last has one of its own
+    assert first < alone
+    assert alone < 4 * sum(p.numel() for p in tiny_generator.tunable().values())

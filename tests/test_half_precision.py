@@ -16,7 +16,7 @@ ARCHITECTURES = ["skip", "orig", "resnet"]
 # Root mean square of the difference to float32, as a share of the image's standard deviation and of the gradient's
 # norm. Measured on the tiny generators here, whose activations vary more than a trained one's.
 IMAGE = {"fp16": 0.005, "bf16": 0.04}  # measured: up to 0.003, 0.03
-GRADIENT = {"fp16": 0.01, "bf16": 0.08}  # of w; measured: up to 0.004, 0.05
+GRADIENT = {"fp16": 0.04, "bf16": 0.08}  # of w; measured: up to 0.004, 0.05; without AVX-512 fp16 sums in fp16: 0.022
 
 
 def nvidia(name):

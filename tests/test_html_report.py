@@ -60,7 +60,7 @@ def test_medians_rejects_and_changed_settings_are_on_the_page(made):
     assert "not an image" in rejects[0]["reason"]
     assert rejects[0]["reason"] in text
     changed = re.findall(r'<tr class="changed"><th>([\w.]+)</th><td>(.*?)</td><td>(.*?)</td>', text)
-    assert ("tuning.steps", "4", "28") in changed
+    assert ("tuning.steps", "4", "36") in changed
     assert {name for name, _, _ in changed} == {"batch", "tuning.steps", "pivot.steps", "pivot.w_samples"}
 
 
