@@ -69,11 +69,11 @@ def find_pivot(
     on_step: OnStep | None = None,
 ) -> tuple[Tensor, list[Tensor]]:
     """Equation 1: w and noise maps that draw the image best, the generator as it is."""
-    c = config.pivot
+    c, device = config.pivot, target.device
     random = torch.Generator().manual_seed(seed_for(image_id, "pivot", config.seed))
     w = w_avg.detach().clone().view(1, 1, -1).requires_grad_(True)
     if c.noise_init == "random":
-        noise = [torch.randn((1, *shape), generator=random)[None] for shape in generator.noise_shapes]
+        noise = [torch.randn((1, *shape), generator=random)[None].to(device) for shape in generator.noise_shapes]
     else:
         noise = [n.detach().clone()[None, None] for n in generator.noise_const()]
     for n in noise:
@@ -90,7 +90,7 @@ def find_pivot(
         exploration = w_std * c.w_noise * max(0.0, 1 - t / c.w_noise_ramp) ** 2
         w_now = w
         if exploration > 0:
-            w_now = w + torch.randn((1, w.shape[2]), generator=random)[None] * exploration
+            w_now = w + torch.randn((1, w.shape[2]), generator=random)[None].to(device) * exploration
         image = generator.synthesis(w_now.expand(1, generator.num_ws, -1), noise=noise)
         distance = lpips(_small(target[None], c.max_resolution), _small(image, c.max_resolution)).sum()
         loss = distance + c.noise_weight * sum(_autocorrelation(n) for n in noise)
@@ -134,7 +134,7 @@ def tune(
         if on_step is not None:
             on_step("tuning", step + 1, float(distance.detach()))
         if local.enabled:
-            z = torch.randn((generator.z_dim,), generator=random)[None]
+            z = torch.randn((generator.z_dim,), generator=random)[None].to(target.device)
             with torch.no_grad():
                 w_z = generator.mapping(z)[:, :1]
             radius = local.alpha / math.sqrt(18)  # the published alpha is a norm over 18 layers that share one w
@@ -167,7 +167,7 @@ def _normalize(noise: Tensor) -> None:
 
 def _autocorrelation(noise: Tensor) -> Tensor:
     """Squared correlation of a map with itself one pixel away, over a pyramid of 2 x 2 means down to 8 x 8."""
-    total = torch.zeros([])
+    total = torch.zeros([], device=noise.device)
     while True:
         total = total + (noise * noise.roll(1, dims=2)).mean().square()
         total = total + (noise * noise.roll(1, dims=3)).mean().square()
