@@ -27,7 +27,7 @@ PRESETS: dict[Preset, dict[str, Any]] = {
     # A seventh of the steps. Pivot: no exploration noise, which pays only over hundreds of steps; a little MSE, so that
     # colours are right from the start. Tuning: a learning rate 27 times the paper's that falls to zero, with less
     # momentum, and after each step a twentieth of the way back to the old weights (`TuningConfig.pull`), which keeps
-    # the drift as low as 350 small steps do; so locality needs every third step only, three times as strong.
+    # the drift at w_z as low as 350 small steps do; so locality needs every third step only, three times as strong.
     "fast": {**_QUICK, "pivot.steps": 50, "tuning.steps": 72, "tuning.stop_lpips": 0.012},
     # A dozen images in two minutes on two cores: `fast` with fewer steps.
     "demo": {
