@@ -22,6 +22,8 @@ from torch import Tensor
 
 from benchmarks.reference import invert
 from pti_core.config import MeasureConfig, RunConfig
+from pti_core.encoder.files import encoder_for
+from pti_core.encoder.network import Encoder
 from pti_core.engine import Delta, Engine, Inversion, Target
 from pti_core.generators.base import Generator
 from pti_core.generators.checkpoints import load_generator
@@ -57,13 +59,15 @@ class Row:
     curve: list[tuple[float, float]] = field(default_factory=list)  # seconds from the image's start, LPIPS
 
 
-def generator_for(name: str) -> Generator:
-    """A generator by its reference, or the random one."""
+def generator_for(name: str) -> tuple[Generator, Encoder | None]:
+    """A generator by its reference and the encoder that a run would use, or the random one."""
     if name != RANDOM:
-        return load_generator(name).generator
+        loaded = load_generator(name)
+        encoder = encoder_for(loaded, "auto")
+        return loaded.generator, encoder.encoder if encoder is not None else None
     torch.manual_seed(0)
     kwargs = {"channel_base": 32768, "channel_max": 512}
-    return StyleGAN2(512, 0, 512, 1024, 3, {"num_layers": 8}, kwargs).eval().requires_grad_(False)
+    return StyleGAN2(512, 0, 512, 1024, 3, {"num_layers": 8}, kwargs).eval().requires_grad_(False), None
 
 
 def drift(old: Generator, new: Generator, ws: Tensor, image_id: str, lpips: LPIPS) -> tuple[float, float]:
@@ -100,9 +104,11 @@ def plain(generator: Generator, targets: Sequence[Target], config: RunConfig, de
     return rows
 
 
-def engine(generator: Generator, targets: Sequence[Target], config: RunConfig, device: str) -> list[Row]:
+def engine(
+    generator: Generator, targets: Sequence[Target], config: RunConfig, device: str, encoder: Encoder | None = None
+) -> list[Row]:
     """The engine, all images in one call, as a part of a shard."""
-    found = Engine(generator, config, device)
+    found = Engine(generator, config, device, encoder)
     _ = found.statistics, found.lpips
     seen: dict[str, list[tuple[str, float]]] = {}
     start = time.perf_counter()
@@ -168,9 +174,12 @@ def main() -> None:
     said, out = json.loads(sys.argv[1]), Path(sys.argv[2])
     device = said["device"]
     config = configure(said["preset"], said.get("settings", {}))
-    generator = generator_for(said["generator"])
+    generator, encoder = generator_for(said["generator"])
     targets = load_targets(said["images"], generator.img_resolution, config, said["limit"])
-    rows = (plain if said["side"] == "plain" else engine)(generator, targets, config, device)
+    if said["side"] == "plain":
+        rows = plain(generator, targets, config, device)
+    else:
+        rows = engine(generator, targets, config, device, encoder if config.pivot.start != "w_avg" else None)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     if device == "cuda":
         peak = torch.cuda.max_memory_allocated()

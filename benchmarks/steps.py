@@ -31,7 +31,7 @@ Work = Callable[[], object]
 
 def works(name: str, device: str, compiled: bool) -> dict[str, tuple[Work, int]]:
     """What is timed, and how many images it does."""
-    generator = generator_for(name).to(device)  # type: ignore[attr-defined]
+    generator = generator_for(name)[0].to(device)  # type: ignore[attr-defined]
     lpips, size = load_lpips(device=device), generator.img_resolution
     with torch.no_grad():
         ws = generator.mapping(torch.randn(1, generator.z_dim, device=device))

@@ -77,12 +77,14 @@ class TuningConfig(Frozen):
 
     steps: int = Field(350, ge=1, description="At most this many.")
     lr: float = Field(3e-4, gt=0)
+    lr_rampup: float = Field(0.0, ge=0, le=1, description="Share of the steps with a rising rate; 0 in the paper.")
     lr_rampdown: float = Field(0.0, ge=0, le=1, description="Share of the steps with a falling rate; 0 in the paper.")
     beta1: float = Field(0.9, ge=0, lt=1, description="Adam's, of the mean of gradients.")
     beta2: float = Field(0.999, ge=0, lt=1, description="Adam's, of the mean of their squares.")
     pull: float = Field(
         0.0, ge=0, lt=1, description="Share of the way back to the old weights after each step, less as the rate falls."
     )
+    from_resolution: int = Field(4, ge=4, description="Layers of fewer pixels stay as they are; 4 tunes all layers.")
     lpips_weight: float = Field(1.0, ge=0)
     mse_weight: float = Field(1.0, ge=0, description="lambda_L2.")
     stop_lpips: float = Field(

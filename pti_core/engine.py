@@ -31,7 +31,7 @@ from pti_core.progress import OnImageStep, OnProgress, WorkCounter
 from pti_core.progress import Progress as Progress
 from pti_core.sampling import WStatistics, seed_for, w_statistics
 from pti_core.stacked import tune_stack
-from pti_core.tuning import Tuned, tune
+from pti_core.tuning import Tuned, tune, tuned_names
 from pti_core.widths import widths
 
 Measures = dict[str, float | None]
@@ -107,6 +107,7 @@ class Engine:
         self.generator: Generator = generator.to(self.device).eval().requires_grad_(False)  # type: ignore[attr-defined]
         self.drawing = self.generator.with_precision(config.precision)  # the same weights; what is optimised through
         self.config = config
+        tuned_names(self.generator, config.tuning.from_resolution)  # or a ValueError, before any work
         self.encoder = encoder.to(self.device) if encoder is not None else None
         self.at_once = 1 if self.device.type == "cpu" else config.batch  # images that are drawn together
         self.stack = 1  # images that are tuned together, each with weights of its own

@@ -1,4 +1,4 @@
-"""When the learning rate of tuning falls, and when tuning ends: for each generator by how its own images do."""
+"""How the learning rate of tuning rises and falls, and when tuning ends: for each generator by its own images."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ from pti_core.config import TuningConfig
 
 
 class FallingRate:
-    """The factor of the learning rate: 1, then a cosine down to 0, whose end is the end of tuning.
+    """The factor of the learning rate: a rise to 1, then a cosine down to 0, whose end is the end of tuning.
+
+    The rise is linear and takes `config.lr_rampup` of all steps. Adam's first steps move every weight by the whole
+    rate, whichever way its first gradient points; at a high rate that throws the image far back.
 
     The fall takes `config.lr_rampdown` of all steps. It begins as late as `config.steps` allow, or as soon as every
     image has an LPIPS of at most `config.stop_lpips`: a high rate leaves weights unsettled, so an image that is good
@@ -18,6 +21,7 @@ class FallingRate:
 
     def __init__(self, config: TuningConfig) -> None:
         self.steps, self.share, self.stop = config.steps, config.lr_rampdown, config.stop_lpips
+        self.rise = config.lr_rampup * config.steps
         self.latest = round((1 - self.share) * self.steps)
         self.begin: int | None = None
         self.length = 0
@@ -31,8 +35,9 @@ class FallingRate:
             self.begin, self.length = step, self.steps - step
         elif self.begin is None and lpips <= self.stop:
             self.begin, self.length = step, round(step * self.share / (1 - self.share))
+        risen = min(1.0, (step + 1) / self.rise) if self.rise > 0 else 1.0
         if self.begin is None:
-            return 1.0
+            return risen
         if step >= self.begin + self.length:
             return None
-        return 0.5 + 0.5 * math.cos(math.pi * (step - self.begin) / self.length)
+        return risen * (0.5 + 0.5 * math.cos(math.pi * (step - self.begin) / self.length))

@@ -23,6 +23,7 @@ from pti_core.generators.checkpoints import ALIASES, BUILT_IN, LoadedGenerator
 from pti_core.runs import Run, RunError, load_run, loaded
 from pti_core.store import Store, run_id
 from pti_core.tables import assign_shards
+from pti_core.tuning import tuned_names
 
 Existing = Literal["resume", "extend", "overwrite"]
 
@@ -152,6 +153,10 @@ def _check_generator(loaded: LoadedGenerator, config: RunConfig) -> None:
         generator.with_precision(config.precision)
     except ValueError as error:
         raise RunError(f"precision {config.precision!r}, generator {loaded.source}: {error}") from error
+    try:
+        tuned_names(generator, config.tuning.from_resolution)
+    except ValueError as error:
+        raise RunError(f"generator {loaded.source}: {error}") from error
 
 
 def versions() -> dict[str, str]:

@@ -21,7 +21,7 @@ from pti_core.locality import interpolate
 from pti_core.perceptual import LPIPS, area_downsample
 from pti_core.pivot import OnStep, Pivots
 from pti_core.sampling import ImageRandom, sample_w
-from pti_core.tuning import Tuned, locality_loss
+from pti_core.tuning import Tuned, locality_loss, tuned_names
 
 ADAM_EPS = 1e-8  # as torch's
 
@@ -38,17 +38,16 @@ class _Drawing(nn.Module):
 
 
 class Stack:
-    """Stacked weights `[B, ...]` of one generator's tunable parameters, their Adam, and drawing with all of them."""
+    """Stacked weights `[B, ...]` of one generator's tuned parameters, their Adam, and drawing with all of them."""
 
     def __init__(self, generator: Generator, count: int, config: TuningConfig) -> None:
         # Drawing swaps weights into a module for a moment; a copy of its own keeps others from seeing them.
         self.base, self.drawing, self.config = generator, _Drawing(copy.deepcopy(generator)), config
         # Each a tensor of its own: Adam changes them in place.
-        self.theta = {
-            name: p.detach()[None].repeat(count, *[1] * p.ndim).requires_grad_(True)
-            for name, p in generator.tunable().items()
-        }
-        self.old = [p.detach()[None] for p in generator.tunable().values()]
+        parameters = generator.tunable()
+        old = {name: parameters[name].detach()[None] for name in tuned_names(generator, config.from_resolution)}
+        self.theta = {name: p.repeat(count, *[1] * (p.ndim - 1)).requires_grad_(True) for name, p in old.items()}
+        self.old = list(old.values())
         self.means = {name: torch.zeros_like(p) for name, p in self.theta.items()}
         self.squares = {name: torch.zeros_like(p) for name, p in self.theta.items()}
         self.steps = 0
@@ -101,8 +100,9 @@ class Stack:
         """A copy of the generator with the weights of one place."""
         new = copy.deepcopy(self.base).requires_grad_(False)  # type: ignore[attr-defined]
         with torch.no_grad():
-            for name, p in new.tunable().items():
-                p.copy_(self.theta[name][row])
+            parameters = new.tunable()
+            for name, stacked in self.theta.items():
+                parameters[name].copy_(stacked[row])
         made: Generator = new
         return made
 

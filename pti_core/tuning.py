@@ -35,11 +35,24 @@ class Tuned:
         return {name: (p - old[name]).detach() for name, p in self.generator.tunable().items()}
 
 
-def tunable_copy(generator: G) -> G:
-    """A copy whose tunable parameters take gradients, and nothing else does."""
+def tuned_names(generator: Generator, from_resolution: int = 4) -> list[str]:
+    """The parameters that are tuned: those of `tunable()` that work on features of at least this many pixels.
+
+    Raises ValueError where there is none.
+    """
+    names = [name for name, pixels in generator.tunable_resolutions().items() if pixels >= from_resolution]
+    if not names:
+        top = max(generator.tunable_resolutions().values())
+        raise ValueError(f"tuning.from_resolution {from_resolution}: at most {top}, where this generator's layers end")
+    return names
+
+
+def tunable_copy(generator: G, from_resolution: int = 4) -> G:
+    """A copy whose `tuned_names` take gradients, and nothing else does."""
     new = copy.deepcopy(generator).requires_grad_(False)
-    for p in new.tunable().values():  # type: ignore[operator, union-attr]
-        p.requires_grad_(True)
+    parameters = new.tunable()  # type: ignore[operator]
+    for name in tuned_names(generator, from_resolution):  # type: ignore[arg-type]
+        parameters[name].requires_grad_(True)
     return new
 
 
@@ -64,8 +77,9 @@ def tune(
     """
     if not len(targets) == len(pivots.w) == len(seeds):
         raise ValueError(f"{len(targets)} images, {len(pivots.w)} pivots, {len(seeds)} seeds: one each expected")
-    new = tunable_copy(generator)  # type: ignore[type-var]
-    parameters, old = list(new.tunable().values()), list(generator.tunable().values())
+    new = tunable_copy(generator, config.from_resolution)  # type: ignore[type-var]
+    names = tuned_names(generator, config.from_resolution)
+    parameters, old = ([g.tunable()[name] for name in names] for g in (new, generator))
     optimizer = adam(parameters, config)
     random = ImageRandom(seeds, targets.device)
     small = area_downsample(targets, config.max_resolution)

@@ -20,6 +20,7 @@ from matplotlib.figure import Figure
 from studies import decimals, markdown, parser, settings_of
 
 from pti_core.datasets import inputs_digest, scan
+from pti_core.encoder.files import encoder_for
 from pti_core.engine import Engine, Progress
 from pti_core.generators.checkpoints import load_generator
 from pti_core.presets import configure
@@ -98,8 +99,10 @@ def main() -> None:
     args = arguments.parse_args()
     config = configure(args.preset, {"measure.alphas": [ALPHA], **settings_of(args)})
     loaded, listing = load_generator(args.generator), scan(args.images, args.limit)
-    engine = Engine(loaded.generator, config, "cuda" if torch.cuda.is_available() else "cpu")
-    digest = config.digest(generator=loaded.sha256, inputs=inputs_digest(listing))
+    encoder = encoder_for(loaded, config.pivot.start)
+    start = (encoder.encoder, encoder.sha256) if encoder is not None else (None, None)
+    engine = Engine(loaded.generator, config, "cuda" if torch.cuda.is_available() else "cpu", start[0])
+    digest = config.digest(generator=loaded.sha256, inputs=inputs_digest(listing), encoder=start[1])
     folder = Path(args.output)
     kept = folder / digest[:12]
     kept.mkdir(parents=True, exist_ok=True)

@@ -17,8 +17,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from pti_core.encoder.files import encoder_for
+from pti_core.encoder.network import Encoder
 from pti_core.engine import Engine
-from pti_core.generators.checkpoints import load_generator
+from pti_core.generators.checkpoints import LoadedGenerator, load_generator
 from pti_core.presets import configure
 from pti_core.retuning import Found, drifts, find_all_pivots, load_targets, tune_in_groups
 
@@ -46,6 +48,12 @@ def row(label: str, engine: Engine, found: Sequence[Found]) -> str:
     return f"| {label} | {' | '.join(cells)} |"
 
 
+def start(generator: LoadedGenerator, settings: dict[str, Any]) -> Encoder | None:
+    """The encoder that a run with these settings would use."""
+    found = encoder_for(generator, settings.get("pivot.start", "auto"))
+    return found.encoder if found is not None else None
+
+
 def main() -> None:
     """Parse the arguments and go through the variations."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -58,7 +66,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     fixed: dict[str, Any] = {k: json.loads(v) for k, v in (s.split("=", 1) for s in args.set)}
-    base = Engine(load_generator(args.generator).generator, configure(args.preset, fixed))
+    loaded = load_generator(args.generator)
+    base = Engine(loaded.generator, configure(args.preset, fixed), encoder=start(loaded, fixed))
     targets = load_targets(args.images, base.generator.img_resolution, base.config, args.limit)
     lines: list[str] = []
 
@@ -69,7 +78,7 @@ def main() -> None:
             args.out.write_text("\n".join(lines) + "\n")
 
     def engine(settings: dict[str, Any]) -> Engine:
-        varied = Engine(base.generator, configure(args.preset, fixed | settings))
+        varied = Engine(base.generator, configure(args.preset, fixed | settings), encoder=start(loaded, settings))
         varied.__dict__["statistics"] = base.statistics
         return varied
 

@@ -1,4 +1,4 @@
-"""When the learning rate of tuning falls and when it ends."""
+"""How the learning rate of tuning rises and falls, and when it ends."""
 
 import pytest
 
@@ -45,3 +45,17 @@ def test_a_fall_over_all_steps_starts_with_the_first():
     found = factors([1.0] * 40, steps=10, lr_rampdown=1.0, stop_lpips=0.1)
     assert (len(found), found[0]) == (10, 1.0)
     assert found[-1] < 0.03
+
+
+def test_rises_linearly_and_then_goes_on_as_without_a_rise():
+    shape = {"steps": 20, "lr_rampdown": 0.6, "stop_lpips": 0.1}
+    found, without = factors([1.0] * 40, lr_rampup=0.2, **shape), factors([1.0] * 40, **shape)
+    assert found[:4] == pytest.approx([0.25, 0.5, 0.75, 1.0])
+    assert found[4:] == without[4:]
+
+
+def test_a_rise_longer_than_the_plateau_is_multiplied_with_the_fall():
+    found = factors([1.0] * 40, steps=10, lr_rampup=1.0, lr_rampdown=1.0, stop_lpips=0.1)
+    assert len(found) == 10
+    assert max(found) < 1.0
+    assert found[0] == pytest.approx(0.1)

@@ -169,3 +169,17 @@ def test_the_pull_lowers_the_drift_at_nearly_no_cost_to_the_image(tiny_generator
         assert held.lpips.item() < free.lpips.item() + 0.02
         lower += drift(held, i) < drift(free, i)
     assert lower == 4
+
+
+def test_layers_below_a_resolution_stay_as_they_are(tiny_generator, problem):
+    delta = run(tiny_generator, problem, steps=3, from_resolution=8, pull=0.1).delta(tiny_generator)
+    pixels = tiny_generator.tunable_resolutions()
+    assert delta.keys() == pixels.keys()
+    assert min(pixels.values()) == 4
+    for name, change in delta.items():
+        assert (change.abs().max() > 0) == (pixels[name] >= 8), name
+
+
+def test_a_resolution_above_all_layers_is_told(tiny_generator, problem):
+    with pytest.raises(ValueError, match=r"tuning\.from_resolution 4096: at most \d+, where this generator's layers"):
+        run(tiny_generator, problem, from_resolution=4096)

@@ -99,6 +99,10 @@ class Generator(Protocol):
         """The parameters that pivotal tuning changes, by their names in `state_dict()`; the mapping never is."""
         ...
 
+    def tunable_resolutions(self) -> dict[str, int]:
+        """For each name of `tunable()`, the pixels of the features that the parameter works on."""
+        ...
+
     def with_precision(self, precision: Precision) -> Self:
         """The same generator, its weights shared, drawing in another precision. ValueError where it has none such."""
         ...

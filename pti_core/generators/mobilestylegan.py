@@ -188,6 +188,10 @@ class MobileStyleGAN(GeneratorNetwork):
             "num_layers": self.num_layers,
         }
 
+    def resolution_outside(self, name: str) -> int:
+        """The input and its convolution are at 4x4; the head works on the last block's features."""
+        return self.synthesis.resolutions[-1 if name.startswith("synthesis.head.") else 0]
+
     def styles(self) -> list[Style]:
         """Of the first convolution, of three affines a block, and of the head."""
         net = self.synthesis

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, Self
 
 from torch import Tensor, nn
@@ -33,6 +34,15 @@ class GeneratorNetwork(nn.Module):
     def tunable(self) -> dict[str, nn.Parameter]:
         """All parameters of the synthesis."""
         return {f"synthesis.{name}": p for name, p in self.synthesis.named_parameters()}
+
+    def tunable_resolutions(self) -> dict[str, int]:
+        """By the block that a parameter is in."""
+        blocks = {name: re.match(r"synthesis\.b(\d+)\.", name) for name in self.tunable()}
+        return {name: int(block[1]) if block else self.resolution_outside(name) for name, block in blocks.items()}
+
+    def resolution_outside(self, name: str) -> int:
+        """The same for a parameter outside the blocks, of which a family may have some."""
+        raise NotImplementedError(f"{type(self).__name__}: {name} is in no block")
 
     def with_precision(self, precision: Precision) -> Self:
         """Itself: float32 is all there is, unless a family overrides this. Raises ValueError for anything else."""
