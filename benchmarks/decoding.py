@@ -20,6 +20,10 @@ from pti_core.generators.base import Generator
 from pti_core.generators.checkpoints import load_generator
 from pti_core.generators.mobilestylegan import MobileStyleGAN
 from pti_core.generators.stylegan2 import StyleGAN2
+from pti_core.presets import configure
+from pti_core.tuning import tuned_names
+
+TUNED_FROM = configure("fast").tuning.from_resolution
 
 
 def like_tuned(value: Tensor, random: torch.Generator) -> Tensor:
@@ -45,8 +49,12 @@ def decoding(repeats: int) -> str:
     for name, generator in made.items():
         generator.requires_grad_(False)  # type: ignore[attr-defined]
         random = torch.Generator().manual_seed(0)
-        delta = {key: like_tuned(p, random) for key, p in generator.tunable().items()}
-        values = sum(value.numel() for value in delta.values())
+        tuned = tuned_names(generator, TUNED_FROM)
+        delta = {
+            key: like_tuned(p, random) if key in tuned else torch.zeros_like(p)
+            for key, p in generator.tunable().items()
+        }
+        values = sum(delta[key].numel() for key in tuned)
         rows = {codec: deltas.encode(delta, codec) for codec in ("fp16", "int8")}
         for coarse in (1.0, 2.0):
             rows[f"adaptive, step {coarse} rms"] = [

@@ -116,7 +116,7 @@ class RunConfig(Frozen):
     codec: Literal["adaptive", "sparse", "svd", "int4", "int8", "fp16"] = Field(
         "adaptive",
         description="How weight deltas are stored, smallest first: `adaptive` as coarsely as each image's picture "
-        "allows (LPIPS within 0.001 and PSNR within 0.1 dB of the tuned one), the others each tensor to a fixed "
+        "allows (LPIPS within 0.0005 and PSNR within 0.1 dB of the tuned one), the others each tensor to a fixed "
         "precision. See docs/deltas.md.",
     )
     batch: int = Field(

@@ -77,7 +77,7 @@ def test_a_group_keeps_the_promise_for_each_of_its_images(case):
     back = copy.deepcopy(base)
     deltas.apply(back, deltas.decode(rows))
     for before, after in zip(quality(tuned, case), quality(back, case), strict=True):
-        assert after["lpips"] <= before["lpips"] + 0.001 + 1e-5
+        assert after["lpips"] <= before["lpips"] + 0.0005 + 1e-5
         assert after["psnr"] >= before["psnr"] - 0.1 - 1e-2
     strict = deltas.fit(base, tuned, images, pivots, lpips, promise=deltas.Promise(1e-4, 0.01))
     assert bytes_of(strict) > bytes_of(rows)

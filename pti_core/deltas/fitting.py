@@ -29,7 +29,7 @@ from pti_core.pivot import Pivots
 class Promise:
     """How much worse than the tuned picture a stored one may be, for every image."""
 
-    lpips: float = 0.001
+    lpips: float = 0.0005
     decibels: float = 0.1  # of PSNR
 
 
