@@ -17,16 +17,32 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from pti_core.encoder.files import encoder_for
 from pti_core.encoder.network import Encoder
 from pti_core.engine import Engine
 from pti_core.generators.checkpoints import LoadedGenerator, load_generator
+from pti_core.metrics import measure
 from pti_core.presets import configure
 from pti_core.retuning import Found, drifts, find_all_pivots, load_targets, tune_in_groups
 
 HEADINGS = (
     "| setting | pivot LPIPS | MSE | tuned LPIPS | MSE | PSNR gain dB | drift at w_r | w_z | s pivot | s tuning |\n"
+    "| --- |" + " ---: |" * 9
 )
+PIVOT_HEADINGS = "| setting | pivot LPIPS | MSE | s pivot |\n| --- |" + " ---: |" * 3
+
+
+def pivot_row(label: str, engine: Engine, found: Sequence[Found]) -> str:
+    """The line of pivots alone."""
+    measured = []
+    for one in found:
+        with torch.no_grad():
+            drawn = engine.generator.synthesis(one.pivot.ws, noise=one.pivot.noise)
+        measured += measure(one.target.image[None].to(engine.device), drawn, engine.lpips)
+    cells = [f"{statistics.median(float(m[name] or 0) for m in measured):.4f}" for name in ("lpips", "mse")]
+    return f"| {label} | {' | '.join([*cells, f'{statistics.median(one.seconds for one in found):.1f}'])} |"
 
 
 def row(label: str, engine: Engine, found: Sequence[Found]) -> str:
@@ -63,6 +79,7 @@ def main() -> None:
     parser.add_argument("--limit", type=int, help="only the first images")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="for all variations")
     parser.add_argument("--vary", action="append", default=[], metavar="NAME=VALUE,VALUE", help="one at a time")
+    parser.add_argument("--pivots-only", action="store_true", help="no tuning: a table of pivots")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     fixed: dict[str, Any] = {k: json.loads(v) for k, v in (s.split("=", 1) for s in args.set)}
@@ -82,18 +99,16 @@ def main() -> None:
         varied.__dict__["statistics"] = base.statistics
         return varied
 
-    add(HEADINGS + "| --- |" + " ---: |" * 9)
+    add(PIVOT_HEADINGS if args.pivots_only else HEADINGS)
+    line = pivot_row if args.pivots_only else row
     pivots = find_all_pivots(base, targets)
-    add(row(args.preset, base, pivots))
+    add(line(args.preset, base, pivots))
     for text in args.vary:
         name, values = text.split("=", 1)
         for value in values.split(","):
             varied = engine({name: json.loads(value)})
-            add(
-                row(
-                    f"{name} {value}", varied, find_all_pivots(varied, targets) if name.startswith("pivot.") else pivots
-                )
-            )
+            found = find_all_pivots(varied, targets) if name.startswith("pivot.") else pivots
+            add(line(f"{name} {value}", varied, found))
 
 
 if __name__ == "__main__":
