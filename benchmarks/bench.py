@@ -1,6 +1,7 @@
 """The engine beside the plain method: same generator, images, seeds and machine, one after the other.
 
     python -m benchmarks.bench                       # twelve faces: a table, a plot, all rows
+    python -m benchmarks.bench --again               # the same of the engine alone, beside the last plain loop
     python -m benchmarks.bench --small               # two faces, few steps: fails where the engine has become slow
     python -m benchmarks.bench --generator random-1024 --images 1024/ --limit 4   # speed at 1024, for a GPU
 
@@ -24,6 +25,7 @@ import torch
 from matplotlib.figure import Figure
 
 PLAIN = "plain loop"
+PAPER = f"{PLAIN}, paper"
 COLOURS = ("#6b7280", "#2563eb", "#059669", "#f59e0b", "#dc2626")
 SMALL = {
     "pivot.steps": 20,
@@ -153,6 +155,7 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="of the engine's sides")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--output", type=Path, default=Path("out/bench"))
+    parser.add_argument("--again", action="store_true", help="keep the plain loop's rows of the last table there")
     parser.add_argument("--small", action="store_true", help="a quick check that the engine is not slow")
     args = parser.parse_args()
     if args.small:
@@ -160,13 +163,17 @@ def main() -> None:
         check_small(args)
         return
     settings = {name: json.loads(value) for name, value in (text.split("=", 1) for text in args.set)}
+    kept = json.loads((args.output / "bench.json").read_text())[PAPER] if args.again else None
     sides = {}
     for preset in args.preset or ["fast", "demo"]:
         for precision in args.precision or (["fp32", "half"] if args.device == "cuda" else ["fp32"]):
             name = f"engine, {preset}" + (f", {precision}" if precision != "fp32" else "")
             sides[name] = run_side("engine", preset, args, settings | {"precision": precision})
             print(f"{name} is done", file=sys.stderr, flush=True)
-    sides = {f"{PLAIN}, paper": run_side("plain", "paper", args, {})} | sides
+    names = [row["image_id"] for row in next(iter(sides.values()))["rows"]]
+    if kept and [row["image_id"] for row in kept["rows"]] != names:
+        sys.exit(f"{args.output / 'bench.json'} is of other images; leave out --again")
+    sides = {PAPER: kept or run_side("plain", "paper", args, {})} | sides
     args.output.mkdir(parents=True, exist_ok=True)
     table = f"{machine(args.device)}, medians of {len(next(iter(sides.values()))['rows'])} images\n\n"
     table += markdown(summary(sides))
