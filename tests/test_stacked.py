@@ -60,7 +60,8 @@ def assert_same(stacked, single, problem):
 
 def test_a_stack_gives_what_one_after_the_other_gives(problem):
     generator, targets, pivots = problem
-    config = TuningConfig(steps=8, lr=1e-3, stop_lpips=0.0, lr_rampdown=0.5, beta1=0.8, pull=0.05)
+    shape = {"lr_rampup": 0.3, "lr_rampdown": 0.5, "beta1": 0.8, "pull": 0.05, "from_resolution": 8}
+    config = TuningConfig(steps=8, lr=1e-3, stop_lpips=0.0, **shape)
     seen = []
     tuned = tune_stack(
         generator, targets, pivots, SEEDS, config, LOCALITY, load_lpips(), lambda n, d: seen.append((n, len(d)))
