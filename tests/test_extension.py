@@ -118,11 +118,12 @@ def test_the_engine_that_does_nothing_writes_all_tables(dataset, begin, tmp_path
     assert metrics["lpips"].isna().all()
 
 
-def test_a_generator_without_half_precision_is_told_before_any_work(dataset, begin):
+def test_what_a_generator_cannot_do_is_told_before_any_work(dataset, begin):
+    images = dataset(1)
     with pytest.raises(RunError, match="precision 'half'"):
-        begin(dataset(1), settings={"precision": "half"})
+        begin(images, settings={"precision": "half"})
     with pytest.raises(RunError, match=r"tuning\.from_resolution 4096: at most \d+"):
-        begin(dataset(1), settings={"tuning.from_resolution": 4096})
+        begin(images, settings={"tuning.from_resolution": 4096})
 
 
 def test_an_archive_that_is_made_again_with_one_more_file_gives_one_new_image(dataset, begin, pictures, tmp_path):
