@@ -163,7 +163,11 @@ def main() -> None:
         check_small(args)
         return
     settings = {name: json.loads(value) for name, value in (text.split("=", 1) for text in args.set)}
-    kept = json.loads((args.output / "bench.json").read_text())[PAPER] if args.again else None
+    last, kept = args.output / "bench.json", None
+    if args.again and not last.exists():
+        sys.exit(f"{last} does not exist, there is no plain loop to keep; leave out --again")
+    if args.again:
+        kept = json.loads(last.read_text())[PAPER]
     sides = {}
     for preset in args.preset or ["fast", "demo"]:
         for precision in args.precision or (["fp32", "half"] if args.device == "cuda" else ["fp32"]):
@@ -172,7 +176,7 @@ def main() -> None:
             print(f"{name} is done", file=sys.stderr, flush=True)
     names = [row["image_id"] for row in next(iter(sides.values()))["rows"]]
     if kept and [row["image_id"] for row in kept["rows"]] != names:
-        sys.exit(f"{args.output / 'bench.json'} is of other images; leave out --again")
+        sys.exit(f"{last} is of other images; leave out --again")
     sides = {PAPER: kept or run_side("plain", "paper", args, {})} | sides
     args.output.mkdir(parents=True, exist_ok=True)
     table = f"{machine(args.device)}, medians of {len(next(iter(sides.values()))['rows'])} images\n\n"

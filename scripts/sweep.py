@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 
+from pti_core.config import RunConfig
 from pti_core.encoder.files import encoder_for
 from pti_core.encoder.network import Encoder
 from pti_core.engine import Engine
@@ -64,9 +65,9 @@ def row(label: str, engine: Engine, found: Sequence[Found]) -> str:
     return f"| {label} | {' | '.join(cells)} |"
 
 
-def start(generator: LoadedGenerator, settings: dict[str, Any]) -> Encoder | None:
-    """The encoder that a run with these settings would use."""
-    found = encoder_for(generator, settings.get("pivot.start", "auto"))
+def encoder_of(generator: LoadedGenerator, config: RunConfig) -> Encoder | None:
+    """The encoder that a run with this configuration would use."""
+    found = encoder_for(generator, config.pivot.start)
     return found.encoder if found is not None else None
 
 
@@ -84,7 +85,8 @@ def main() -> None:
     args = parser.parse_args()
     fixed: dict[str, Any] = {k: json.loads(v) for k, v in (s.split("=", 1) for s in args.set)}
     loaded = load_generator(args.generator)
-    base = Engine(loaded.generator, configure(args.preset, fixed), encoder=start(loaded, fixed))
+    config = configure(args.preset, fixed)
+    base = Engine(loaded.generator, config, encoder=encoder_of(loaded, config))
     targets = load_targets(args.images, base.generator.img_resolution, base.config, args.limit)
     lines: list[str] = []
 
@@ -95,7 +97,8 @@ def main() -> None:
             args.out.write_text("\n".join(lines) + "\n")
 
     def engine(settings: dict[str, Any]) -> Engine:
-        varied = Engine(base.generator, configure(args.preset, fixed | settings), encoder=start(loaded, settings))
+        config = configure(args.preset, fixed | settings)
+        varied = Engine(base.generator, config, encoder=encoder_of(loaded, config))
         varied.__dict__["statistics"] = base.statistics
         return varied
 
