@@ -33,9 +33,9 @@ METHODS: Final = {  # name: run, and the stage of its metrics table
 }
 
 
-def in_groups(size: int) -> Way:
+def in_groups(size: int, **settings: Any) -> Way:
     """One generator for every `size` images that are neighbours in the data set."""
-    return Way({"mode": "multi"}, f"count:{size}")
+    return Way({"mode": "multi", **settings}, f"count:{size}")
 
 
 def invert(

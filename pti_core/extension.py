@@ -1,11 +1,13 @@
 """What a data set has that a run has not: new files, and files that are no longer what was inverted.
 
 A changed file is another image: it is appended as `photo.png@2` and what was found for `photo.png` stays, so that no
-image has two rows and nothing that was paid for is lost.
+image has two rows and nothing that was paid for is lost. So is what comes to a group that the run has: it makes a group
+`anna@2`, with a generator of its own beside the one that `anna` has.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -23,6 +25,7 @@ class Changes:
     new: pa.Table  # rows of the listing, image_ids unique in the run
     changed: pa.Table
     gone: int  # inputs of the run that the data set has no more
+    grown: int = 0  # groups of the run that have more images now
 
     @property
     def single(self) -> bool:
@@ -45,7 +48,7 @@ def changes(run: Run, listing: pa.Table, limit: int | None = None) -> Changes:
     size or etag has; only files of finished shards count, since the others will be read as they are now. Touching a
     file on disk changes its etag.
     """
-    frozen = run.manifest.table(["image_id", "uri", "shard", "bytes", "etag"])
+    frozen = run.manifest.table(["image_id", "uri", "group", "shard", "bytes", "etag"])
     uris = [lasting(uri) for uri in frozen["uri"].to_pylist()]
     last = dict(zip(uris, range(len(uris)), strict=True))  # the last row of an address is its newest version
     unfinished = set(run.pending())
@@ -62,23 +65,37 @@ def changes(run: Run, listing: pa.Table, limit: int | None = None) -> Changes:
         elif (size[row], etag[row]) != (bytes_, tag) and shard[row] not in unfinished:
             changed.append(i)
     gone = len(last.keys() - set(listed))
-    taken = set(frozen["image_id"].to_pylist())
-    return Changes(_named(listing, new, taken), _named(listing, changed, taken), gone)
+    taken, groups = set(frozen["image_id"].to_pylist()), set(frozen["group"].to_pylist())
+    known = {}
+    if run.config.mode == "multi":
+        shared = listing.take(pa.array(new + changed, pa.int64()))
+        shared = shared.filter(pc.not_equal(shared["group"], shared["image_id"]))
+        known = {group: _free(group, groups) for group in pc.unique(shared["group"]).to_pylist() if group in groups}
+    return Changes(_named(listing, new, taken, known), _named(listing, changed, taken, known), gone, len(known))
 
 
-def _named(listing: pa.Table, rows: list[int], taken: set[str]) -> pa.Table:
-    """Rows of a listing; an image_id that is taken gets its next version."""
+def _free(name: str, taken: set[str]) -> str:
+    """The name, or its next version where it is taken."""
+    version, free = 2, name
+    while free in taken:
+        free, version = f"{name}@{version}", version + 1
+    return free
+
+
+def _named(listing: pa.Table, rows: list[int], taken: set[str], known: Mapping[str, str]) -> pa.Table:
+    """Rows of a listing; an image_id that is taken gets its next version, and a group that is `known` the name there.
+
+    An image without a group has its own name as its group.
+    """
     chosen = listing.take(pa.array(rows, pa.int64()))
-    names = []
-    for name in chosen["image_id"].to_pylist():
-        version, free = 2, name
-        while free in taken:
-            free, version = f"{name}@{version}", version + 1
-        taken.add(free)
-        names.append(free)
-    groups = pc.if_else(pc.equal(chosen["group"], chosen["image_id"]), pa.array(names, pa.string()), chosen["group"])
-    chosen = chosen.set_column(chosen.column_names.index("group"), "group", groups)
-    return chosen.set_column(chosen.column_names.index("image_id"), "image_id", pa.array(names, pa.string()))
+    names, groups = [], []
+    for name, group in zip(chosen["image_id"].to_pylist(), chosen["group"].to_pylist(), strict=True):
+        names.append(_free(name, taken))
+        taken.add(names[-1])
+        groups.append(names[-1] if group == name else known.get(group, group))
+    for column, values in (("image_id", names), ("group", groups)):
+        chosen = chosen.set_column(chosen.column_names.index(column), column, pa.array(values, pa.string()))
+    return chosen
 
 
 def extension(found: Changes, shard_size: int, first_shard: int) -> pa.Table:

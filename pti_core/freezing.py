@@ -183,7 +183,17 @@ def _extend(run: Run, found: Changes, shard_size: int) -> list[str]:
     run.store.write_manifest(run.name, rows)
     del run.__dict__["manifest"]  # read again, now longer
     shards = f"shard {first}" if first == last else f"shards {first} to {last}"
-    return [f"{found.counts()} appended as {shards}"]
+    remarks = [f"{found.counts()} appended as {shards}"]
+    if run.config.mode == "multi":
+        remarks += _alone(rows)
+    if found.grown:
+        one = found.grown == 1
+        remarks.append(
+            f"{found.grown} {'group that is' if one else 'groups that are'} in this run already "
+            f"{'has' if one else 'have'} more images now; these get {'a generator' if one else 'generators'} of their "
+            "own, under names that end in @2; `--overwrite` tunes whole groups again"
+        )
+    return remarks
 
 
 def _changed(run: Run, compare: Callable[[], Changes]) -> list[str]:
@@ -237,8 +247,8 @@ def _alone(inputs: pa.Table) -> list[str]:
     have = "has one image and gets" if alone == 1 else "have one image and get"
     whose = "its" if alone == 1 else "their"
     return [
-        f"{alone} of {len(counts)} groups {have} a generator of {whose} own; `--group-by folder`, `column:NAME` or "
-        "`regex:PATTERN` says who shares one"
+        f"{alone} of {len(counts)} groups {have} a generator of {whose} own; `--group-by folder`, `column:NAME`, "
+        "`regex:PATTERN` or `count:N` says who shares one"
     ]
 
 

@@ -15,15 +15,19 @@ from pti_core.comparison import METHODS, WAYS, Way, in_groups
 from pti_core.runs import Run
 
 GROUPED: Final = "PTI in groups"
+GROUPED_FREE: Final = f"{GROUPED} without locality"
 ALPHA: Final = 30.0
 """Where w_r is measured, in the paper's unit: half way to another sample."""
 
 MEASURES: Final = ("lpips", "mse", "psnr", "ssim", "drift_w_r", "drift_w_z", "seconds", "pivot_bytes", "delta_bytes")
 
 
+IN_GROUPS: Final = {GROUPED_FREE: ("multi-free", "stored"), GROUPED: ("multi", "stored")}  # as `METHODS`
+
+
 def ways(group_size: int) -> dict[str, Way]:
     """The runs that are compared; those of the trade-off's study are among them."""
-    return {**WAYS, "multi": in_groups(group_size)}
+    return {**WAYS, "multi": in_groups(group_size), "multi-free": in_groups(group_size, **WAYS["free"].settings)}
 
 
 def measured(runs: Mapping[str, Run]) -> pd.DataFrame:
@@ -36,7 +40,7 @@ def measured(runs: Mapping[str, Run]) -> pd.DataFrame:
     """
     tables = {name: _of_run(run) for name, run in runs.items()}
     found = []
-    for method, (name, stage) in {**METHODS, GROUPED: ("multi", "stored")}.items():
+    for method, (name, stage) in {**METHODS, **IN_GROUPS}.items():
         rows = tables[name][stage].copy()
         if stage == "pivot":  # the old generator
             rows[["drift_w_r", "drift_w_z", "delta_bytes"]] = 0.0

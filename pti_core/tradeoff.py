@@ -55,12 +55,13 @@ def compare(
     found, _ = resolve(directions, engine, _no_labels)
     try:
         attributes = fit_attributes(engine.generator, engine.statistics, engine.lpips, found, samples)
+        usual = {
+            (i, strength): usual_change(attributes, engine.generator, engine.statistics, direction, i, USUAL, strength)
+            for i, direction in enumerate(found)
+            for strength in strengths
+        }
     except ValueError as error:
         raise EditError(f"{error} in a study of the trade-off") from error
-    usual = [
-        usual_change(attributes, engine.generator, engine.statistics, direction, i, USUAL)
-        for i, direction in enumerate(found)
-    ]
     pivots = {name: {row["image_id"]: row for row in _pivots(run)} for name, run in runs.items()}
     distortion = {
         (method, row["image_id"]): row["lpips"]
@@ -77,7 +78,7 @@ def compare(
             Measured(image_id, method, direction.name, strength, distortion[method, image_id], *values)
             for i, direction in enumerate(found)
             for strength in strengths
-            for method, values in _changes(ways, before, direction, strength, attributes, i, usual[i]).items()
+            for method, values in _changes(ways, before, direction, strength, attributes, i, usual[i, strength]).items()
         ]
 
     rows = [asdict(row) for part in in_parallel(measured, ids, engine.device) for row in part]
@@ -126,7 +127,7 @@ def _changes(
     for method in ways:
         change = after[method] - before[method]
         seen = attributes(torch.cat([before[method], after[method]]))[:, number]
-        magnitude = float(seen[1] - seen[0]) / (strength * usual)
+        magnitude = float(seen[1] - seen[0]) / usual
         found[method] = (magnitude, correlation(change, reference), size_ratio(change, reference))
     return found
 

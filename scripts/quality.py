@@ -6,7 +6,7 @@
 Prints medians over the images as a Markdown table: target against the image that the store gives (LPIPS, MSE, PSNR,
 SSIM); drift, the LPIPS of old and new generator at w_r with alpha 30 and at w_z; seconds an image; and what it takes in
 the store. Leaves quality.md, quality.csv (medians) and quality.parquet (a row an image and method) in the output
-folder, out/comparison/<name of the data set>, beside the tables of the four runs that it makes. The same command again
+folder, out/comparison/<name of the data set>, beside the tables of the five runs that it makes. The same command again
 does what is missing, and scripts/tradeoff.py with the same output uses three of the runs.
 """
 
@@ -18,7 +18,7 @@ from pathlib import Path
 from studies import decimals, markdown, parser, progress, settings_of
 
 from pti_core.comparison import invert
-from pti_core.quality import GROUPED, measured, summary, ways
+from pti_core.quality import IN_GROUPS, measured, summary, ways
 
 COLUMNS = {
     "lpips": ("LPIPS", decimals(4)),
@@ -52,7 +52,9 @@ def main() -> None:
     )
     rows, folder = measured(runs), Path(args.output)
     rows.to_parquet(folder / "quality.parquet")
-    medians = summary(rows).rename(index={GROUPED: f"{GROUPED} of {args.group}"})
+    medians = summary(rows).rename(
+        index={name: name.replace("groups", f"groups of {args.group}") for name in IN_GROUPS}
+    )
     medians.to_csv(folder / "quality.csv")
     table = markdown(medians, COLUMNS)
     (folder / "quality.md").write_text(table + "\n")

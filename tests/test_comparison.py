@@ -9,7 +9,7 @@ from conftest import QUICK_SETTINGS
 from pti_core.comparison import WAYS, invert
 from pti_core.engine import Engine
 from pti_core.presets import configure
-from pti_core.quality import GROUPED, MEASURES, measured, summary, ways
+from pti_core.quality import GROUPED, GROUPED_FREE, MEASURES, measured, summary, ways
 from pti_core.retuning import by_group_size, kept_pivots, load_targets
 
 SETTINGS = QUICK_SETTINGS | {"tuning.steps": 12, "tuning.stop_lpips": 0.0, "measure.z_samples": 2}
@@ -35,12 +35,12 @@ def test_quality_is_what_the_tables_of_the_runs_say(runs, folder):
     rows = measured(runs)
     assert list(rows.columns) == ["image_id", "method", *MEASURES]
     assert rows.groupby("method")["image_id"].nunique().to_dict() == dict.fromkeys(
-        ["W", "W+", "PTI without locality", "PTI", GROUPED], 3
+        ["W", "W+", "PTI without locality", "PTI", GROUPED_FREE, GROUPED], 3
     )
     assert rows.notna().all(axis=None)
     of = {method: part.set_index("image_id") for method, part in rows.groupby("method")}
     metrics, drift = pd.read_parquet(folder / "out/metrics"), pd.read_parquet(folder / "out/locality")
-    for method, run in (("PTI", runs["pti"]), (GROUPED, runs["multi"])):
+    for method, run in (("PTI", runs["pti"]), (GROUPED, runs["multi"]), (GROUPED_FREE, runs["multi-free"])):
         own = metrics[metrics["run"] == run.name]
         stored = own[own["stage"] == "stored"].set_index("image_id")
         for column in ("lpips", "mse", "psnr", "ssim"):
@@ -58,7 +58,7 @@ def test_quality_is_what_the_tables_of_the_runs_say(runs, folder):
     assert 0.5 < of[GROUPED]["delta_bytes"].sum() / of["PTI"]["delta_bytes"].sum() < 0.9
     assert of["W+"]["pivot_bytes"].iloc[0] > of["W"]["pivot_bytes"].iloc[0]
     medians = summary(rows)
-    assert list(medians.index) == ["W", "W+", "PTI without locality", "PTI", GROUPED]
+    assert list(medians.index) == ["W", "W+", "PTI without locality", "PTI", GROUPED_FREE, GROUPED]
     assert medians.loc["PTI", "lpips"] < medians.loc["W", "lpips"]
 
 

@@ -282,13 +282,17 @@ def test_a_face_embedding_is_found_by_its_entry_point(root, tmp_path, monkeypatc
     site = tmp_path / "site"
     info = site / "toyface-1.0.dist-info"
     info.mkdir(parents=True)
+    do(root, None, ["pca:0"], [2.0])
+    assert table(root)["identity"].isna().all()
     (site / "toyface.py").write_text("def load():\n    return lambda images: images.mean(dim=1).flatten(1)\n")
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: toyface\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text("[pti.face_embedding]\ntoy = toyface:load\n")
     monkeypatch.syspath_prepend(site)
     face_embedding.cache_clear()
     try:
-        do(root, None, ["pca:0"], [2.0])
+        planned, made = do(root, None, ["pca:0"], [2.0])
+        assert (planned.pending, made) == ([0, 1], {0: 2, 1: 1})  # all again, now with what they were done without
+        assert do(root, None, ["pca:0"], [2.0])[0].pending == []
         (info / "entry_points.txt").write_text("[pti.face_embedding]\ntoy = toyface:load\nother = toyface:load\n")
         face_embedding.cache_clear()
         with pytest.raises(IdentityError, match=r"other \(toyface:load\), toy \(toyface:load\); keep one"):

@@ -1,5 +1,7 @@
 """The study of distortion against editability, on a tiny generator; and the regression that sees an edit."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -33,10 +35,15 @@ def test_attributes_are_seen_in_images_that_they_were_not_learned_from(seen, tin
 
 def test_the_usual_change_is_what_an_edit_does_to_samples(seen, tiny_generator):
     statistics, directions, attributes = seen
-    usual = usual_change(attributes, tiny_generator, statistics, directions[0], 0, 8)
-    assert 0.2 < usual < 1.2  # a regression shrinks; it does not turn round
-    other = usual_change(attributes, tiny_generator, statistics, directions[1], 0, 8)
-    assert abs(other) < usual
+    direction = directions[0]
+    up, down = (usual_change(attributes, tiny_generator, statistics, direction, 0, 8, s) for s in (2.0, -2.0))
+    assert 0.4 < up < 2.4  # a regression shrinks; it does not turn round
+    assert -2.4 < down < -0.4
+    less = usual_change(attributes, tiny_generator, statistics, direction, 0, 8, 0.5)
+    assert less < up
+    turned = replace(direction, vector=-direction.vector)
+    with pytest.raises(ValueError, match=r"'pca-0' at strength 2 is not seen in the generator's samples"):
+        usual_change(attributes, tiny_generator, statistics, turned, 0, 8, 2.0)
 
 
 def test_features_count_layers_alike_whatever_the_resolution(tiny_generator):

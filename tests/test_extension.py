@@ -102,6 +102,31 @@ def test_a_changed_configuration_makes_a_new_run_and_says_so(dataset, begin):
     assert begin(folder, settings={"tuning.steps": 7}).remarks == ()
 
 
+def test_what_comes_to_a_group_makes_a_group_of_its_own(begin, pictures, tmp_path):
+    folder = tmp_path / "data"
+
+    def save(*names):
+        for name in names:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pictures[int(name[-5])]).save(folder / name)
+
+    save("anna/0.png", "anna/1.png")
+    finish(begin(folder, settings={"mode": "multi"}))
+    save("anna/2.png", "anna/3.png", "ben/4.png")
+    extended = begin(folder, settings={"mode": "multi"}, existing="extend")
+    assert extended.remarks[0] == "3 new files are appended as shards 1 to 2"
+    assert extended.remarks[1].startswith("1 of 2 groups has one image and gets a generator of its own; `--group-by")
+    assert extended.remarks[2].startswith("1 group that is in this run already has more images now; these get a gen")
+    assert extended.manifest.table()["group"].to_pylist() == ["anna", "anna", "anna@2", "anna@2", "ben"]
+    finish(extended)
+    deltas = pd.read_parquet(tmp_path / "out/deltas")
+    assert (deltas.groupby("owner")["shard"].nunique() == 1).all()
+    save("anna/5.png")
+    assert (
+        begin(folder, settings={"mode": "multi"}, existing="extend").manifest.table()["group"][-1].as_py() == "anna@3"
+    )
+
+
 def test_groups_are_for_the_mode_that_shares(dataset, begin):
     with pytest.raises(RunError, match="mode=multi"):
         begin(dataset(2), group_by="folder")

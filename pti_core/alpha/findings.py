@@ -9,12 +9,15 @@ from typing import Final
 
 import numpy as np
 import pandas as pd
-from scipy.stats import bootstrap
+from numpy.typing import NDArray
+from scipy.stats import bootstrap, norm
+from scipy.stats import t as student
 
 CONFIDENCE: Final = 0.95
 RESAMPLES: Final = 9999
-MIN_IMAGES: Final = 3
-"""Below this there is no interval worth the name."""
+MIN_IMAGES: Final = 6
+"""Of fewer images no resampling gives an interval that holds what it says: the mean of all lies outside of all values
+in one case of 2^(n-1)."""
 
 DIFFERENCE: Final = "difference of LPIPS"
 RATIO: Final = "ratio of LPIPS"
@@ -70,13 +73,24 @@ def paired(
     if len(numbers) >= MIN_IMAGES and np.ptp(numbers) == 0:
         low = high = mean
     elif len(numbers) >= MIN_IMAGES:
-        found = bootstrap(
-            (numbers,), np.mean, confidence_level=CONFIDENCE, n_resamples=RESAMPLES, method="BCa", random_state=0
-        ).confidence_interval
-        low, high = float(found.low), float(found.high)
+        low, high = interval(numbers)
     holds, fails = above < low and high < below, high < above or low > below
     verdict = "borne out" if holds else "contradicted" if fails else "not decided"
     return Finding(statement, measure, mean, low, high, above, below, len(numbers), verdict)
+
+
+def interval(numbers: NDArray[np.float64]) -> tuple[float, float]:
+    """The bootstrap's confidence interval of the mean: the expanded percentile interval (Hesterberg 2015, section 5.3).
+
+    Percentiles of resampled means, further out than the confidence says: as far as Student's t and n - 1 in place of n
+    ask for. Without that, percentiles and BCa alike hold the mean of six to eight images in 87 % of cases, not in 95 %.
+    """
+    n = len(numbers)
+    tail = norm.cdf(student.ppf((1 - CONFIDENCE) / 2, n - 1) * math.sqrt(n / (n - 1)))
+    found = bootstrap(
+        (numbers,), np.mean, confidence_level=1 - 2 * tail, n_resamples=RESAMPLES, method="percentile", random_state=0
+    ).confidence_interval
+    return float(found.low), float(found.high)
 
 
 def findings(near: pd.DataFrame, drift: pd.DataFrame) -> list[Finding]:

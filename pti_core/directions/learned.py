@@ -49,7 +49,15 @@ def read_scores(uri: str) -> pd.Series[float]:
         data = io.BytesIO(read_bytes(uri))
         if not uri.lower().endswith((".csv", ".parquet")):
             raise DirectionError(f"{name}: a .csv or .parquet expected")
-        frame = pd.read_csv(data) if uri.lower().endswith(".csv") else pd.read_parquet(data)
+        csv = uri.lower().endswith(".csv")
+        # Names are text: 0001 is not 1, and NA is not missing.
+        frame = (
+            pd.read_csv(
+                data, dtype={"image_id": "object"}, keep_default_na=False, na_values={"score": ["", "NA", "nan"]}
+            )
+            if csv
+            else pd.read_parquet(data)
+        )
     except DirectionError:
         raise
     except Exception as error:  # of the file system, of the parser

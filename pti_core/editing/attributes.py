@@ -92,16 +92,28 @@ def fit_attributes(
 
 @torch.no_grad()
 def usual_change(
-    attributes: Attributes, generator: Generator, statistics: WStatistics, direction: Direction, number: int, count: int
+    attributes: Attributes,
+    generator: Generator,
+    statistics: WStatistics,
+    direction: Direction,
+    number: int,
+    count: int,
+    strength: float,
 ) -> float:
-    """What an edit of strength 1 changes the attribute `number` by, on average over samples that were held out.
+    """What an edit changes the attribute `number` by, on average over samples that were held out.
 
-    A regression from noisy features says less than the truth; divided by this, 1 is what the generator usually does.
+    A regression from noisy features says less than the truth, and less the further an edit goes; divided by this, 1 is
+    what the generator usually does. Raises ValueError where the regression does not see the edit at all.
     """
     w = statistics.samples[: count * HELD : HELD]
     changes = []
     for one in w:
         ws = one[None, None].expand(1, generator.num_ws, -1)
-        ends = attributes(torch.cat([generator.synthesis(direction.edit(ws, s)) for s in (-1.0, 1.0)]))[:, number]
-        changes.append((ends[1] - ends[0]) / 2)
-    return float(torch.stack(changes).mean())
+        ends = attributes(torch.cat([generator.synthesis(direction.edit(ws, s)) for s in (0.0, strength)]))[:, number]
+        changes.append(ends[1] - ends[0])
+    mean = float(torch.stack(changes).mean())
+    if mean * strength <= 0:
+        raise ValueError(
+            f"direction {direction.name!r} at strength {strength:g} is not seen in the generator's samples"
+        )
+    return mean

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from typing import Final
 
 from torch import Tensor
@@ -27,14 +27,25 @@ class IdentityError(ValueError):
     """More than one face embedding is installed."""
 
 
+def face_embedding_name() -> str | None:
+    """What names the installed embedding. IdentityError for more than one."""
+    found = _installed()
+    return f"{found.name} ({found.value})" if found else None
+
+
 @lru_cache(maxsize=1)
 def face_embedding() -> Embedding | None:
     """The installed embedding, loaded once a process; None where there is none. IdentityError for more than one."""
+    found = _installed()
+    return found.load()() if found else None
+
+
+def _installed() -> EntryPoint | None:
     found = list(entry_points(group=GROUP))
     if len(found) > 1:
         names = ", ".join(sorted(f"{e.name} ({e.value})" for e in found))
         raise IdentityError(f"several face embeddings are installed: {names}; keep one")
-    return found[0].load()() if found else None
+    return found[0] if found else None
 
 
 def identity(embedding: Embedding, a: Tensor, b: Tensor) -> Tensor:

@@ -25,6 +25,7 @@ import torch
 from pti_core.directions import Direction, DirectionError
 from pti_core.directions.learned import Learned, learn, read_scores
 from pti_core.directions.specs import VISIBLE, resolve
+from pti_core.editing.identity import face_embedding_name
 from pti_core.engine import Engine
 from pti_core.runs import Run, engine_for, find_run
 from pti_core.status import nothing_done
@@ -50,7 +51,8 @@ class Request:
     @property
     def sha256(self) -> str:
         """The same for the same request."""
-        return hashlib.sha256(json.dumps([VERSION, asdict(self)], sort_keys=True).encode()).hexdigest()
+        said = [VERSION, asdict(self), face_embedding_name()]
+        return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -108,6 +110,11 @@ def plan(
         images=None if images is None else list(images),
         pictures=pictures,
     )
+    if images is not None and (unfinished := sorted(counts.keys() - markers.keys())):
+        raise EditError(
+            f"shard {unfinished[0]} of run {run.name}, which has one of these images, is unfinished; `pti run` again "
+            "finishes it"
+        )
     counts = {shard: count for shard, count in counts.items() if count and shard in markers}
     answered = _answered(run, counts)
     pending = [s for s in counts if _answer(request, markers[s]) not in answered[s]]

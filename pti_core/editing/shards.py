@@ -15,9 +15,9 @@ from torch import Tensor
 
 from pti_core import tables
 from pti_core.directions import Direction
-from pti_core.editing.identity import face_embedding
+from pti_core.editing.identity import face_embedding, face_embedding_name
 from pti_core.editing.measures import edits
-from pti_core.editing.plans import Request, load_directions, mark_answered, picture_path, results_sha256
+from pti_core.editing.plans import VERSION, Request, load_directions, mark_answered, picture_path, results_sha256
 from pti_core.engine import Engine
 from pti_core.files import MissingFile
 from pti_core.images import to_uint8
@@ -89,20 +89,24 @@ def _there(
     with suppress(MissingFile, DamagedPart):
         table = run.store.read_table(path)[1]
         found = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
-        if found.get("results_sha256") == results:
+        if found.get("results_sha256") == results and found.get("version", "1") == str(VERSION):
             known = dict(json.loads(found["directions"]))
             replaced = {name for name, sha256 in request.directions.items() if known.get(name, sha256) != sha256}
             rows = [row for row in table.to_pylist() if row["direction"] not in replaced]
     directions = json.dumps(known | request.directions, sort_keys=True)
-    return rows, {"lpips_net": run.config.net, "results_sha256": results, "directions": directions}
+    metadata = {"lpips_net": run.config.net, "results_sha256": results, "directions": directions}
+    return rows, metadata | {"version": str(VERSION)}
 
 
 def _missing(pivot: Row, directions: Sequence[Direction], request: Request, rows: Sequence[Row]) -> _Wanted:
-    """What of the request an image does not have yet."""
+    """What of the request an image does not have yet, as far as this machine can give it."""
+    faces = face_embedding_name() is not None
     there = {
         (row["direction"], row["strength"])
         for row in rows
-        if row["image_id"] == pivot["image_id"] and (row["picture"] or not request.pictures)
+        if row["image_id"] == pivot["image_id"]
+        and (row["picture"] or not request.pictures)
+        and (row["identity"] is not None or not faces)
     }
     return [(d, s) for d in directions for s in request.strengths if (d.name, s) not in there]
 
