@@ -2,6 +2,7 @@
 
     make demo && .venv/bin/pti edit out/demo && .venv/bin/pti alpha-study out/demo --images 8
     .venv/bin/python scripts/pictures.py out/demo
+    .venv/bin/python scripts/pictures.py out/mobile --as mobile-ffhq --lines 0 2    # the contact sheet alone
 
 What is not there is left out, with a line that says so. The picture of the report's page needs Chromium.
 """
@@ -12,7 +13,7 @@ import argparse
 import io
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from PIL import Image
@@ -23,6 +24,7 @@ from pti_core.runs import find_run
 
 DOCS = Path(__file__).parents[1] / "docs/pictures"
 EDITS_HEIGHT = 934  # the first lines of the sheet
+HEAD, FOOT = 42, 8  # of a contact sheet, above and below its lines
 WIDTH = 1400
 STRIP_OF = "02-tiger-paint.png"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
@@ -31,6 +33,17 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 def contact_sheet(report: Path) -> Image.Image:
     """The run's own, whole."""
     return Image.open(report / "contact_sheet.png").convert("RGB")
+
+
+def lines_of(sheet: Image.Image, lines: Sequence[int], total: int) -> Image.Image:
+    """Some of a contact sheet's lines below its headings."""
+    height = (sheet.height - HEAD - FOOT) // total
+    made = Image.new("RGB", (sheet.width, HEAD + height * len(lines) + FOOT), "white")
+    made.paste(sheet.crop((0, 0, sheet.width, HEAD)), (0, 0))
+    for i, line in enumerate(lines):
+        top = HEAD + height * line
+        made.paste(sheet.crop((0, top, sheet.width, top + height)), (0, HEAD + height * i))
+    return made
 
 
 def edits(report: Path) -> Image.Image:
@@ -89,10 +102,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("root", nargs="?", default="out/demo", help="a local folder with a run")
     parser.add_argument("--run", help="default: the newest")
+    parser.add_argument("--as", dest="name", help="make NAME-all.jpg of the contact sheet, and nothing else")
+    parser.add_argument("--lines", type=int, nargs="+", help="and NAME.jpg of these lines of it, from 0")
     parser.add_argument("--out", type=Path, default=DOCS)
     args = parser.parse_args()
-    report = Path(args.root) / "runs" / find_run(args.root, args.run).name / "report"
-    for name, make in PICTURES.items():
+    run = find_run(args.root, args.run)
+    report = Path(args.root) / "runs" / run.name / "report"
+    pictures = PICTURES
+    if args.name:
+        pictures = {f"{args.name}-all.jpg": contact_sheet}
+        if args.lines:
+            some = lambda report: lines_of(contact_sheet(report), args.lines, run.manifest.rows)  # noqa: E731
+            pictures[f"{args.name}.jpg"] = some
+    for name, make in pictures.items():
         try:
             picture = make(report)
         except FileNotFoundError as error:
