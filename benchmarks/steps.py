@@ -1,4 +1,4 @@
-"""What each way to compute a tuning step costs here: the figures behind what the engine does and does not do.
+"""What each way to compute a step costs here, of tuning and of the search: the figures behind what the engine does.
 
     python -m benchmarks.steps --generator pocket            # a Markdown table; --compile adds torch.compile (a minute)
 
@@ -25,7 +25,9 @@ from pti_core.perceptual import load_lpips
 from pti_core.stacked import Stack
 from pti_core.tuning import adam, tunable_copy
 
-STACK = 4
+STACK = 4  # images that are tuned at once
+ONE = "tuning: one image"
+BATCH = 8  # images whose pivots are searched at once
 Work = Callable[[], object]
 
 
@@ -56,13 +58,26 @@ def works(name: str, device: str, compiled: bool) -> dict[str, tuple[Work, int]]
         for p in stack.theta.values():
             p.grad = None
 
+    def search_of(images: int) -> Work:
+        w = ws[:, :1].repeat(images, 1, 1).requires_grad_(True)
+        maps = [n.repeat(images, 1, 1, 1).requires_grad_(True) for n in noise]
+
+        def work() -> None:
+            drawn = generator.synthesis(w.expand(-1, generator.num_ws, -1), noise=maps)
+            loss = lpips.distance(lpips.features(drawn), [f.expand(images, -1, -1, -1) for f in features]).sum()
+            torch.autograd.grad(loss, [w, *maps])
+
+        return work
+
     found: dict[str, tuple[Work, int]] = {
-        "one image": (step_of(new.synthesis), 1),
-        "one image, weights in channels_last": (step_of(last.synthesis), 1),
-        f"{STACK} images, stacked weights": (stacked, STACK),
+        "search: one image": (search_of(1), 1),
+        f"search: {BATCH} images in one convolution": (search_of(BATCH), BATCH),
+        ONE: (step_of(new.synthesis), 1),
+        f"{ONE}, weights in channels_last": (step_of(last.synthesis), 1),
+        f"tuning: {STACK} images, stacked weights": (stacked, STACK),
     }
     if compiled:
-        found["one image, torch.compile"] = (step_of(torch.compile(new.synthesis)), 1)
+        found[f"{ONE}, torch.compile"] = (step_of(torch.compile(new.synthesis)), 1)
     for label, fused in (("Adam as it is", False), ("Adam, fused", True)):
         parameters = [torch.randn_like(p).requires_grad_(True) for p in new.tunable().values()]
         for p in parameters:
@@ -97,17 +112,17 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     if args.plain_malloc:
-        work = dict([next(iter(works(args.generator, args.device, False).items()))])
+        work = {ONE: works(args.generator, args.device, False)[ONE]}
         print(next(iter(timed(work, args.device, args.rounds).values())))
         return
     rows = {}
     if args.device == "cpu" and not os.environ.get("MALLOC_MMAP_MAX_"):
         command = [sys.executable, "-m", "benchmarks.steps", "--generator", args.generator, "--plain-malloc"]
         done = subprocess.run(command, check=True, capture_output=True, text=True)
-        rows["one image, memory given back at every free"] = float(done.stdout)
+        rows[f"{ONE}, memory given back at every free"] = float(done.stdout)
     keep_freed_memory()
     rows |= timed(works(args.generator, args.device, args.compile), args.device, args.rounds)
-    print("| a step of tuning, forward and backward | ms an image |\n| --- | ---: |")
+    print("| a step of tuning or search, forward and backward | ms an image |\n| --- | ---: |")
     for name, value in rows.items():
         print(f"| {name} | {value:.1f} |")
 

@@ -124,7 +124,7 @@ def _stored(run: Run, pivot: dict[str, Any]) -> Stored:
     try:
         return read_stored(run, engine_for(run), pivot)
     except RunError as error:
-        hint = "do the run again with --overwrite, or bring the deltas table and the generator back"
+        hint = "`pti run` again makes what is missing; or bring the deltas table and the generator back"
         raise ExportError(f"{error}; {hint}") from error
 
 

@@ -111,17 +111,6 @@ def test_payloads_take_few_bits_a_value(codec, bits):
     assert 8 * len(row.payload) < bits * delta["w"].numel()
 
 
-def test_threads_change_nothing():
-    torch.manual_seed(5)
-    delta = {f"{i}": torch.randn(512, 512) * 1e-3 for i in range(5)} | {"last": torch.ones(3)}
-    rows = deltas.encode(delta, "int8")
-    assert sum(value.numel() for value in delta.values()) > table._THREADED
-    together = deltas.decode(rows)
-    assert list(together) == list(delta)
-    for row in rows:
-        assert torch.equal(together[row.tensor], deltas.decode([row])[row.tensor])
-
-
 def test_the_weights_of_channels_decide_where_errors_go():
     """An error of a row with twice the weight is half as large; the layers decode to what `quantise` said."""
     kernel = low_rank_kernel(6, o=32, i=16)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Final
 
@@ -24,9 +22,6 @@ ENERGY: Final = 0.95
 
 COARSENESS: Final = 0.5
 """Step of `sparse`, and of `adaptive` where no picture decides it, by a tensor's root mean square."""
-
-_THREADED: Final = 2**20  # values from which threads are worth their start
-_THREADS: Final = 4
 
 
 @dataclass(frozen=True)
@@ -113,7 +108,8 @@ def decode(rows: Sequence[EncodedTensor], shapes: Mapping[str, tuple[int, ...]] 
     """The delta that `encode` was given, float32 on the CPU, to the codec's precision.
 
     With the `shapes` of the generator's tensors (by name) a row of another name or shape is refused before anything
-    of its size is made. Raises DeltaError where a row is damaged.
+    of its size is made. Raises DeltaError where a row is damaged. One tensor after the other: most steps are too short
+    to gain by threads, which wait for each other.
     """
     for row in rows:
         if row.codec not in CODECS:
@@ -122,16 +118,7 @@ def decode(rows: Sequence[EncodedTensor], shapes: Mapping[str, tuple[int, ...]] 
             raise DeltaError(f"tensor {row.tensor!r}: scale {row.scale}, a number from 0 expected; the row is damaged")
         if shapes is not None:
             check_fits(row.tensor, tuple(row.shape), shapes)
-    total = sum(math.prod(row.shape) for row in rows)
-    if total < _THREADED:
-        values = [_decode_row(row) for row in rows]
-    else:
-        # The largest first, so that no thread ends with it alone.
-        order = sorted(range(len(rows)), key=lambda i: -math.prod(rows[i].shape))
-        with ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1)) as pool:
-            done = dict(zip(order, pool.map(_decode_row, [rows[i] for i in order]), strict=True))
-        values = [done[i] for i in range(len(rows))]
-    return {row.tensor: value for row, value in zip(rows, values, strict=True)}
+    return {row.tensor: _decode_row(row) for row in rows}
 
 
 def _decode_row(row: EncodedTensor) -> Tensor:
