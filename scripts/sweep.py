@@ -99,7 +99,8 @@ def main() -> None:
     def engine(settings: dict[str, Any]) -> Engine:
         config = configure(args.preset, fixed | settings)
         varied = Engine(base.generator, config, encoder=encoder_of(loaded, config))
-        varied.__dict__["statistics"] = base.statistics
+        if config.pivot.w_samples == base.config.pivot.w_samples:
+            varied.__dict__["statistics"] = base.statistics  # sampled once
         return varied
 
     add(PIVOT_HEADINGS if args.pivots_only else HEADINGS)

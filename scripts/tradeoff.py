@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pandas as pd
 from matplotlib.figure import Figure
+from scipy.stats import wilcoxon
 from studies import decimals, markdown, parser, progress, settings_of
 
 from pti_core.comparison import WAYS, invert
@@ -42,6 +43,26 @@ def plot(rows: pd.DataFrame, images: int) -> Figure:
     return figure
 
 
+def by_direction(rows: pd.DataFrame) -> str:
+    """Medians of the magnitude, a column a direction, as Markdown."""
+    medians = rows.pivot_table(index="method", columns="direction", values="magnitude", aggfunc="median")
+    medians = medians.reindex(list(COLOURS)).rename_axis("magnitude along")
+    return markdown(medians, {name: (str(name), decimals(3)) for name in medians.columns})
+
+
+def wins(rows: pd.DataFrame) -> str:
+    """On how many images pivotal tuning edits better than the others, and whether chance could have done it."""
+    each = rows.groupby(["image_id", "method"])[list(AXES)].median().unstack("method")
+    lines = []
+    for measure in AXES:
+        for other in ("W+", "PTI without locality"):
+            pairs = each[measure][["PTI", other]].dropna()
+            better = int((pairs["PTI"] > pairs[other]).sum())
+            p = wilcoxon(pairs["PTI"], pairs[other]).pvalue
+            lines.append(f"{measure}: PTI above {other} on {better} of {len(pairs)} images (Wilcoxon, p = {p:.2g})")
+    return "\n".join(lines)
+
+
 def main() -> None:
     """Parse the arguments, invert, compare, write."""
     arguments = parser(__doc__, "demo", "out/tradeoff")
@@ -61,6 +82,8 @@ def main() -> None:
     medians.to_csv(folder / "tradeoff.csv")
     plot(rows, rows["image_id"].nunique()).savefig(folder / "tradeoff.png", dpi=130)
     print(markdown(medians, {name: (name, decimals(3)) for name in medians.columns}))
+    print(by_direction(rows))
+    print(wins(rows))
     print("attributes seen with an R2 of " + ", ".join(f"{name} {value:.2f}" for name, value in r2.items()))
     print(f"plot  {folder / 'tradeoff.png'}")
 
