@@ -1,5 +1,12 @@
-"""The evaluation set: what is in the repository is what its script plans, and no face that anything was fitted to."""
+"""The evaluation set: what is in the repository is what its script plans, and no face that anything was fitted to.
 
+And the benchmark of listings: a row for each kind of data set, nothing left behind.
+"""
+
+import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 from pti_core.config import ImageConfig
@@ -24,3 +31,23 @@ def test_the_faces_are_those_of_the_script_and_can_be_read(monkeypatch):
     assert all(seed > FITTED_BELOW and seed not in demo for seed, _ in planned)
     for row in listing:
         assert decode(read_bytes(row["uri"]), row["image_id"], ImageConfig()).shape == (128, 128, 3)
+
+
+def test_listings_of_all_kinds_are_measured(tmp_path):
+    command = [sys.executable, "benchmarks/listing.py", "--images", "300"]
+    env = os.environ | {"PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path)}
+    ran = subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    head, rule, *rows = ran.stdout.splitlines()
+    assert head == "| 300 images in | seconds | CPU seconds | peak memory |"
+    assert rule.count("|") == head.count("|")
+    found = [re.fullmatch(r"\| (.+) \| \d+\.\d \| \d+\.\d \| (\d\.\d\d) GB \|", row) for row in rows]
+    assert all(found), rows
+    assert [row[1] for row in found] == [
+        "a folder with 1,000 subfolders",
+        "one zip",
+        "100 WebDataset tars with labels",
+        "20 Parquet files",
+    ]
+    assert all(0 < float(row[2]) < 1 for row in found)
+    assert not list(tmp_path.iterdir())
