@@ -2,17 +2,17 @@
 
 import io
 import shutil
+from pathlib import Path
 
 import pytest
 from PIL import Image
-from reported import HOSTILE, parsed, reported
+from reported import HOSTILE, finished, parsed, reported
 
+from benchmarks.report_page import BROWSERS, page_of
 from pti_core.html_report import page, write_page
 from pti_core.html_report.figures import gather
 
 pytestmark = pytest.mark.slow
-
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 
 @pytest.fixture(scope="module")
@@ -130,3 +130,40 @@ def test_pictures_beside_the_page_show_when_opened_from_disk(browser, made, monk
     finally:
         monkeypatch.undo()
         write_page(made.run)
+
+
+def test_of_2000_images_only_those_near_the_window_have_pictures(browser, dataset, tmp_path, tiny_checkpoint):
+    report = page_of(finished(dataset(4), tmp_path / "out", tiny_checkpoint), 2000)
+    assert (report.images, report.drawn) == (2000, 2000)
+    _, data = parsed(Path(report.path))
+
+    def order(measure, worst):  # of equal figures the first of the page
+        values = data["values"][measure]
+        return [data["ids"][i] for i in sorted(range(2000), key=lambda i: (worst * values[i], i))]
+
+    tab = browser.new_page(viewport={"width": 1200, "height": 1000}, offline=True)
+    asked = []
+    tab.on("request", lambda request: asked.append(request.url))
+
+    def near(first):  # once the card `first` is filled: all filled ones are its neighbours, and few
+        tab.wait_for_selector(f"#grid .head:has(+ .four) .name:text-is('{first}')")
+        names = shown_order(tab)
+        assert 8 <= len(names) <= 24  # two a row, the window and 700 pixels around it
+        assert tab.locator("#grid li").count() == 2000
+        return names
+
+    tab.goto(f"{Path(report.path).as_uri()}#images")
+    worst = order("stored.lpips", -1)
+    names = near(worst[0])
+    assert names == worst[: len(names)]
+    tab.select_option("#measure", "stored.psnr")
+    worst = order("stored.psnr", 1)
+    names = near(worst[0])
+    assert names == worst[: len(names)]
+    tab.locator("#grid li").last.scroll_into_view_if_needed()
+    names = near(worst[-1])
+    assert names == worst[-len(names) :]
+    last = Image.open(io.BytesIO(tab.locator("#grid li:last-child .tile.shot").first.screenshot())).convert("RGB")
+    assert len(set(last.getdata())) > 50
+    assert 0 < sum(url.endswith(".webp") for url in asked) < 100
+    tab.close()

@@ -72,8 +72,12 @@ def write_page(run: Run, images: int | None = DRAWN, on_progress: OnProgress = l
         done += 1
         on_progress(done, len(chosen))
 
-    pictures = draw(run, wanted, on_picture)
-    beside = len(chosen) > EMBEDDED
+    return write(run, figures, draw(run, wanted, on_picture))
+
+
+def write(run: Run, figures: Figures, pictures: Pictures) -> Report:
+    """Write the page of these figures and pictures; many pictures into files beside it."""
+    beside = len(pictures.sprites) > EMBEDDED
     places = _write_beside(run, pictures) if beside else {}
     html = render(run.store.read_config(run.name), run, figures, pictures, places)
     run.store.write_report(run.name, PAGE, html.encode())
@@ -81,7 +85,7 @@ def write_page(run: Run, images: int | None = DRAWN, on_progress: OnProgress = l
         path=f"{run.store.root}/runs/{run.name}/report/{PAGE}",
         bytes=len(html.encode()),
         images=len(figures.images),
-        drawn=len(chosen),
+        drawn=len(pictures.sprites),
         beside=sum(map(len, pictures.sprites.values())) if beside else 0,
     )
 
