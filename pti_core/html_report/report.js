@@ -108,7 +108,7 @@
     listed.sort(compare);
     empty();
     grid.replaceChildren(...listed.map((i) => items[i]));
-    byId("count").textContent = listed.length === ids.length ? `${ids.length} images` : `${listed.length} of ${ids.length}`;
+    byId("count").textContent = listed.length === ids.length ? `${ids.length.toLocaleString("en")} images` : `${listed.length.toLocaleString("en")} of ${ids.length.toLocaleString("en")}`;
     order.textContent = column === "name" ? (backwards > 0 ? "A to Z" : "Z to A") : column === "seconds"
       ? (backwards > 0 ? "slowest first" : "fastest first") : backwards > 0 ? "worst first" : "best first";
   };
