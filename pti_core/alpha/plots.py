@@ -45,11 +45,13 @@ def drift_plot(drift: pd.DataFrame) -> Figure:
         text = "no regulariser" if name == "off" else f"tuned with alpha {name}"
         axes.plot(t, curves[name], marker="o", markersize=3, label=text, **style)
     axes.axvline(1, color="0.6", linewidth=0.8, linestyle=":")
+    axes.annotate("w_z", (1, 0), (4, 4), textcoords="offset points", fontsize=8, color="0.4")
     axes.set(xlim=(0, None), ylim=(0, None), ylabel="LPIPS, old against new")
     axes.set_xlabel("where: t, share of the way from the pivot (0) to w_z (1); above, its alpha in the paper's unit")
     alphas = curves.index.get_level_values("place").to_numpy(dtype=float)
     top = axes.secondary_xaxis("top")
-    top.set_xticks(t, ["w_z" if np.isinf(alpha) else label(alpha) for alpha in alphas], fontsize=7)
+    places = [(at, label(alpha)) for at, alpha in zip(t, alphas, strict=True) if np.isfinite(alpha)]
+    top.set_xticks([at for at, _ in places], [name for _, name in places], fontsize=7)
     axes.set_title("What tuning leaves of the old generator (medians)", loc="left")
     axes.legend(frameon=False, fontsize=8)
     return _plain(figure)

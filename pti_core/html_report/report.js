@@ -108,7 +108,8 @@
     listed.sort(compare);
     empty();
     grid.replaceChildren(...listed.map((i) => items[i]));
-    byId("count").textContent = listed.length === ids.length ? `${ids.length.toLocaleString("en")} images` : `${listed.length.toLocaleString("en")} of ${ids.length.toLocaleString("en")}`;
+    const count = (n) => n.toLocaleString("en");
+    byId("count").textContent = listed.length === ids.length ? `${count(ids.length)} images` : `${count(listed.length)} of ${count(ids.length)}`;
     order.textContent = column === "name" ? (backwards > 0 ? "A to Z" : "Z to A") : column === "seconds"
       ? (backwards > 0 ? "slowest first" : "fastest first") : backwards > 0 ? "worst first" : "best first";
   };
