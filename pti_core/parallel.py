@@ -1,9 +1,8 @@
 """Independent jobs on a CPU: one thread of arithmetic each, as many at once as there are cores.
 
-For images of a few hundred pixels this is faster than one image after the other on all cores, and far faster than a
-batch (whose activations no longer fit the caches). And each image's numbers are the same whatever the batch, the
-number of cores, and what else the machine does: pivot searches are chaotic, the last bit of a sum in another order
-ends in another pivot.
+For images of a few hundred pixels this is faster than one image after the other on all cores, and about as fast as a
+batch (`benchmarks/steps.py`). And each image's numbers are the same whatever the batch, the number of cores, and what
+else the machine does: pivot searches are chaotic, the last bit of a sum in another order ends in another pivot.
 """
 
 from __future__ import annotations
