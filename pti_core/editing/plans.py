@@ -47,12 +47,12 @@ class Request:
     strengths: list[float]
     images: list[str] | None  # all where None
     pictures: bool
+    embedding: str | None = None  # the face embedding that was installed when this was asked for
 
     @property
     def sha256(self) -> str:
         """The same for the same request."""
-        said = [VERSION, asdict(self), face_embedding_name()]
-        return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+        return hashlib.sha256(json.dumps([VERSION, asdict(self)], sort_keys=True).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -109,6 +109,7 @@ def plan(
         strengths=sorted({float(s) for s in strengths}),
         images=None if images is None else list(images),
         pictures=pictures,
+        embedding=face_embedding_name(),
     )
     if images is not None and (unfinished := sorted(counts.keys() - markers.keys())):
         raise EditError(

@@ -100,7 +100,7 @@ def _there(
 
 def _missing(pivot: Row, directions: Sequence[Direction], request: Request, rows: Sequence[Row]) -> _Wanted:
     """What of the request an image does not have yet, as far as this machine can give it."""
-    faces = face_embedding_name() is not None
+    faces = request.embedding is not None and face_embedding_name() is not None
     there = {
         (row["direction"], row["strength"])
         for row in rows
