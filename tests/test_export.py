@@ -135,7 +135,7 @@ def test_a_run_without_deltas_or_without_pivots(root, tmp_path):
     bare = tmp_path / "bare"
     shutil.copytree(root, bare)
     shutil.rmtree(bare / "deltas")
-    with pytest.raises(ExportError, match=r"no delta of 'a/0.png'.*--overwrite"):
+    with pytest.raises(ExportError, match=r"no delta of 'a/0.png'.*`pti run` again makes what is missing"):
         export_image(str(bare), "a/0.png", output=tmp_path / "x.safetensors")
     shutil.copytree(root, tmp_path / "early")
     shutil.rmtree(tmp_path / "early" / "pivots")
