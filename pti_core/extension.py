@@ -66,11 +66,13 @@ def changes(run: Run, listing: pa.Table, limit: int | None = None) -> Changes:
             changed.append(i)
     gone = len(last.keys() - set(listed))
     taken, groups = set(frozen["image_id"].to_pylist()), set(frozen["group"].to_pylist())
-    known = {}
+    known: dict[str, str] = {}
     if run.config.mode == "multi":
-        shared = listing.take(pa.array(new + changed, pa.int64()))
-        shared = shared.filter(pc.not_equal(shared["group"], shared["image_id"]))
-        known = {group: _free(group, groups) for group in pc.unique(shared["group"]).to_pylist() if group in groups}
+        used = groups | set(listing["group"].to_pylist())
+        for group in pc.unique(listing.take(pa.array(new + changed, pa.int64()))["group"]).to_pylist():
+            if group in groups - taken:  # what is called as an image is named with it
+                known[group] = _free(group, used)
+                used.add(known[group])
     return Changes(_named(listing, new, taken, known), _named(listing, changed, taken, known), gone, len(known))
 
 
@@ -92,7 +94,7 @@ def _named(listing: pa.Table, rows: list[int], taken: set[str], known: Mapping[s
     for name, group in zip(chosen["image_id"].to_pylist(), chosen["group"].to_pylist(), strict=True):
         names.append(_free(name, taken))
         taken.add(names[-1])
-        groups.append(names[-1] if group == name else known.get(group, group))
+        groups.append(known.get(group, names[-1] if group == name else group))
     for column, values in (("image_id", names), ("group", groups)):
         chosen = chosen.set_column(chosen.column_names.index(column), column, pa.array(values, pa.string()))
     return chosen

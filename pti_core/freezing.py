@@ -191,7 +191,7 @@ def _extend(run: Run, found: Changes, shard_size: int) -> list[str]:
         remarks.append(
             f"{found.grown} {'group that is' if one else 'groups that are'} in this run already "
             f"{'has' if one else 'have'} more images now; these get {'a generator' if one else 'generators'} of their "
-            "own, under names that end in @2; `--overwrite` tunes whole groups again"
+            "own, under names such as anna@2; `--overwrite` tunes whole groups again"
         )
     return remarks
 

@@ -94,7 +94,7 @@ def test_tables_of_scores(tmp_path):
     frame.to_parquet(tmp_path / "s.parquet")
     for name in ("s.csv", "s.parquet"):
         assert read_scores(f"{tmp_path}/{name}").to_dict() == {"a/1.png": 1.0, "2.png": 0.0}
-    (tmp_path / "names.csv").write_text("image_id,score\n0001,1\nNA,0\n1e3,0\n")
+    (tmp_path / "names.csv").write_text("image_id,score\n0001,1\nNA,0\n1e3,0\na,N/A\nb,\nc,null\n")
     assert read_scores(f"{tmp_path}/names.csv").to_dict() == {"0001": 1.0, "NA": 0.0, "1e3": 0.0}  # names are text
     pd.DataFrame({"image_id": [1, 2], "score": [True, False]}).to_parquet(tmp_path / "bool.parquet")
     assert read_scores(f"{tmp_path}/bool.parquet").to_dict() == {"1": 1.0, "2": 0.0}

@@ -26,6 +26,9 @@ EACH: Final = 3
 CONTINUOUS: Final = 6
 """Images that more than two scores need."""
 
+MISSING: Final = ["", "NA", "N/A", "#N/A", "n/a", "NaN", "nan", "NULL", "null", "None"]
+"""How tables write that an image has no score."""
+
 FOLDS: Final = 5
 PENALTY: Final = 1.0
 _COLUMNS = ["image_id", "score"]
@@ -52,9 +55,7 @@ def read_scores(uri: str) -> pd.Series[float]:
         csv = uri.lower().endswith(".csv")
         # Names are text: 0001 is not 1, and NA is not missing.
         frame = (
-            pd.read_csv(
-                data, dtype={"image_id": "object"}, keep_default_na=False, na_values={"score": ["", "NA", "nan"]}
-            )
+            pd.read_csv(data, dtype={"image_id": "object"}, keep_default_na=False, na_values={"score": MISSING})
             if csv
             else pd.read_parquet(data)
         )

@@ -103,6 +103,11 @@ def plan(
     if images is not None:
         images = sorted(set(images))
         counts = _shards_of(run, images)
+        if unfinished := sorted(counts.keys() - markers.keys()):
+            raise EditError(
+                f"shard {unfinished[0]} of run {run.name}, which has one of these images, is unfinished; `pti run` "
+                "again finishes it"
+            )
     resolved, notes = resolve(directions, engine, lambda uri: _learned(run, uri, engine))
     request = Request(
         directions={direction.name: _freeze(run, direction) for direction in resolved},
@@ -111,11 +116,6 @@ def plan(
         pictures=pictures,
         embedding=face_embedding_name(),
     )
-    if images is not None and (unfinished := sorted(counts.keys() - markers.keys())):
-        raise EditError(
-            f"shard {unfinished[0]} of run {run.name}, which has one of these images, is unfinished; `pti run` again "
-            "finishes it"
-        )
     counts = {shard: count for shard, count in counts.items() if count and shard in markers}
     answered = _answered(run, counts)
     pending = [s for s in counts if _answer(request, markers[s]) not in answered[s]]

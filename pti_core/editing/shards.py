@@ -46,6 +46,7 @@ def edit_shard(run: Run, shard: int, request: Request, on_progress: OnShardProgr
     parts = run.store.parts("pivots", run.name, shard)
     images = {number: _pivots(run, path, request) for number, path in sorted(parts.items())}
     total, done, made = sum(map(len, images.values())), 0, 0
+    faces = request.embedding is not None and face_embedding_name() is not None
 
     def say() -> None:
         if on_progress is not None:
@@ -54,7 +55,7 @@ def edit_shard(run: Run, shard: int, request: Request, on_progress: OnShardProgr
     say()
     for number, pivots in images.items():
         rows, metadata = _there(run, shard, number, marker, request)
-        jobs = [(pivot, wanted) for pivot in pivots if (wanted := _missing(pivot, directions, request, rows))]
+        jobs = [(pivot, wanted) for pivot in pivots if (wanted := _missing(pivot, directions, request, rows, faces))]
         done += len(pivots) - len(jobs)
         new: list[dict[str, Any]] = []
         for found in _edited(run, engine, shard, number, jobs, request):
@@ -62,8 +63,11 @@ def edit_shard(run: Run, shard: int, request: Request, on_progress: OnShardProgr
             done += 1
             say()
         if new:
-            again = {(row["image_id"], row["direction"], row["strength"]) for row in new}
-            kept = [row for row in rows if (row["image_id"], row["direction"], row["strength"]) not in again]
+            before = {(row["image_id"], row["direction"], row["strength"]): row for row in rows}
+            for row in new:
+                last = before.pop((row["image_id"], row["direction"], row["strength"]), None)
+                row["picture"] = row["picture"] or (last["picture"] if last else None)
+            kept = list(before.values())
             content = sorted(kept + new, key=lambda row: (row["image_id"], row["direction"], row["strength"]))
             run.store.write_part("edits", run.name, shard, number, tables.table("edits", content, metadata))
             made += len(new)
@@ -81,6 +85,7 @@ def _there(
     run: Run, shard: int, number: int, marker: Mapping[str, Any], request: Request
 ) -> tuple[list[dict[str, Any]], dict[str, str]]:
     """The rows of a part of the table that still hold, and the metadata to write: of what results and directions."""
+    embedding = face_embedding_name()
     names = {run.store.part_path(table, run.name, shard, number) for table in ("pivots", "deltas")}
     results = results_sha256([file for file in marker["files"] if file["path"] in names])
     path = run.store.part_path("edits", run.name, shard, number)
@@ -93,14 +98,17 @@ def _there(
             known = dict(json.loads(found["directions"]))
             replaced = {name for name, sha256 in request.directions.items() if known.get(name, sha256) != sha256}
             rows = [row for row in table.to_pylist() if row["direction"] not in replaced]
+            if embedding is not None and found.get("embedding", embedding) != embedding:
+                rows = [row | {"identity": None} for row in rows]  # of another embedding: not to be compared
     directions = json.dumps(known | request.directions, sort_keys=True)
     metadata = {"lpips_net": run.config.net, "results_sha256": results, "directions": directions}
-    return rows, metadata | {"version": str(VERSION)}
+    return rows, metadata | {"version": str(VERSION)} | ({"embedding": embedding} if embedding else {})
 
 
-def _missing(pivot: Row, directions: Sequence[Direction], request: Request, rows: Sequence[Row]) -> _Wanted:
+def _missing(
+    pivot: Row, directions: Sequence[Direction], request: Request, rows: Sequence[Row], faces: bool
+) -> _Wanted:
     """What of the request an image does not have yet, as far as this machine can give it."""
-    faces = request.embedding is not None and face_embedding_name() is not None
     there = {
         (row["direction"], row["strength"])
         for row in rows
