@@ -4,7 +4,7 @@
     python benchmarks/decoding.py out/mobile       # the deltas of finished runs
 
 Made-up deltas have a hundred components in every kernel, whose sizes fall as those of tuned kernels do, and noise as
-large as all of them: more than tuning was seen to leave, so they say how long it takes at most.
+large as all of them.
 """
 
 from __future__ import annotations

@@ -83,7 +83,8 @@ def interval(numbers: NDArray[np.float64]) -> tuple[float, float]:
     """The bootstrap's confidence interval of the mean: the expanded percentile interval (Hesterberg 2015, section 5.3).
 
     Percentiles of resampled means, further out than the confidence says: as far as Student's t and n - 1 in place of n
-    ask for. Without that, percentiles and BCa alike hold the mean of six to eight images in 87 % of cases, not in 95 %.
+    ask for. Without that, percentiles and BCa alike hold the mean of six to eight images in 87 % of cases, not in
+    95 %. (Of strongly skewed values this one holds 88 to 91 %.)
     """
     n = len(numbers)
     tail = norm.cdf(student.ppf((1 - CONFIDENCE) / 2, n - 1) * math.sqrt(n / (n - 1)))
