@@ -96,11 +96,10 @@ def cases(run: Run, limit: int) -> Iterator[Case]:
         image = torch.from_numpy(to_float(pixels))[None]
         old = engine.generator.tunable()
         delta = {name: p - old[name] for name, p in stored.generator.tunable().items()}
-        noise = deltas.encode_noise(stored.noise)
-        maps = deltas.decode_noise(noise, engine.generator.noise_shapes)
-        goal = draw(stored.generator, image, Pivots(stored.ws, stored.noise, engine.generator.num_ws), engine.lpips)
-        pivots = Pivots(stored.ws, maps, engine.generator.num_ws)
-        yield Case(pivot["image_id"], engine.generator, stored.generator, delta, image, pivots, len(noise), goal)
+        pivots = Pivots(stored.ws, stored.noise, engine.generator.num_ws)
+        goal = draw(stored.generator, image, pivots, engine.lpips)
+        noise = len(pivot["noise"])
+        yield Case(pivot["image_id"], engine.generator, stored.generator, delta, image, pivots, noise, goal)
 
 
 @torch.no_grad()

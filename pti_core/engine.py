@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Literal
 
@@ -85,7 +85,8 @@ class Failure:
 @dataclass(frozen=True)
 class _Found:
     target: Target
-    pivot: Pivots
+    pivot: Pivots  # its noise maps as the tables hold them, so that tuning sees what a reader gets
+    noise: bytes
     seconds: float
 
 
@@ -189,11 +190,16 @@ class Engine:
         for i, target in enumerate(batch):
             pivot = pivots[i : i + 1]
             if all(bool(torch.isfinite(x).all()) for x in (pivot.w, *pivot.noise)):
-                results.append(_Found(target, pivot, seconds))
+                results.append(self._as_stored(target, pivot, seconds))
             else:
                 message = "the pivot diverged to NaN"
                 results.append(Failure(target.image_id, "pivot", "NotFinite", message, permanent=True))
         return results
+
+    def _as_stored(self, target: Target, pivot: Pivots, seconds: float) -> _Found:
+        noise = deltas.encode_noise([n[0] for n in pivot.noise])
+        maps = [n.to(self.device) for n in deltas.decode_noise(noise, self.generator.noise_shapes)]
+        return _Found(target, replace(pivot, noise=maps), noise, seconds)
 
     def _tune(
         self, counter: WorkCounter, job: Sequence[_Owner], check: Callable[[], None], at_once: int | None = None
@@ -251,13 +257,11 @@ class Engine:
         if not all(bool(torch.isfinite(d).all()) for d in delta.values()):
             message = "the tuning diverged to NaN"
             return [Failure(m.target.image_id, "tuning", "NotFinite", message, permanent=True) for m in members]
-        noise = [deltas.encode_noise([n[i] for n in pivots.noise]) for i in range(len(members))]
-        stored = self._stored_pivots(pivots, noise)
         encoded = deltas.fit(
             self.generator,
             tuned.generator,
             images,
-            stored,
+            pivots,
             self.lpips,
             config.codec,
             at_once,
@@ -266,14 +270,14 @@ class Engine:
         measures: dict[Stage, list[Measures]] = {
             "pivot": self._measure(self.generator, images, pivots, at_once),
             "tuned": self._measure(tuned.generator.with_precision("fp32"), images, pivots, at_once),
-            "stored": self._measure(self.stored_generator(encoded), images, stored, at_once),
+            "stored": self._measure(self.stored_generator(encoded), images, pivots, at_once),
         }
         inversions = [
             Inversion(
                 image_id=member.target.image_id,
                 owner=owner,
                 w=member.pivot.w[0].cpu(),
-                noise=noise[i],
+                noise=member.noise,
                 measures={stage: rows[i] for stage, rows in measures.items()},
                 pivot_steps=config.pivot.steps,
                 tuning_steps=tuned.steps,
@@ -296,11 +300,6 @@ class Engine:
         generator = copy.deepcopy(self.generator)
         deltas.apply(generator, deltas.decode(tensors, deltas.shapes_of(generator)))
         return generator
-
-    def _stored_pivots(self, pivots: Pivots, noise: Sequence[bytes]) -> Pivots:
-        maps = [deltas.decode_noise(payload, self.generator.noise_shapes) for payload in noise]
-        merged = [torch.cat(layer).to(self.device) for layer in zip(*maps, strict=True)]
-        return Pivots(pivots.w, merged, pivots.num_ws)
 
     def _measure(self, generator: Generator, images: Tensor, pivots: Pivots, at_once: int) -> list[Measures]:
         rows: list[Measures] = []

@@ -58,7 +58,7 @@ def kept_pivots(
         half.replace(path)  # whole or not at all
     device, num_ws = engine.device, engine.generator.num_ws
     return [
-        Found(target, Pivots(kept["w"].to(device), [n.to(device) for n in kept["noise"]], num_ws), kept["s"])
+        engine._as_stored(target, Pivots(kept["w"].to(device), kept["noise"], num_ws), kept["s"])
         for target, kept in zip(targets, torch.load(path, weights_only=True), strict=True)
     ]
 
