@@ -216,13 +216,37 @@ FACES: list[tuple[str, int | None, Callable[[Canvas], None] | None]] = [
     ("11-clean-glasses", 50030, None),
     ("12-headband", 50026, runner),
 ]
+PHOTOGRAPH = (130, 10, 330, 210)
+"""The crop of the demo: by hand, so that the face is a sixth smaller than FFHQ's are."""
+
+ALIGNED = "astronaut-aligned"
+EYES, MOUTH = ((204.0, 100.9), (246.7, 103.0)), ((204.7, 140.7), (243.5, 141.5))
+"""In the photograph: the middles of both eyes, the corners of the mouth; x, y in pixels."""
 
 
 def astronaut() -> Image.Image:
-    """The face of scikit-image's astronaut (Eileen Collins, NASA), cropped as FFHQ's faces are."""
+    """The photograph of scikit-image (Eileen Collins, NASA)."""
     from skimage import data
 
-    return Image.fromarray(data.astronaut()).crop((130, 10, 330, 210))
+    return Image.fromarray(data.astronaut())
+
+
+def aligned(photograph: Image.Image, eyes: tuple[Point, Point], mouth: tuple[Point, Point], size: int) -> Image.Image:
+    """The face as FFHQ aligns it (Karras et al. 2019, appendix A): a square, turned so that the eyes are level.
+
+    Its middle lies a tenth of the way from the eyes to the mouth. Its side is four times the distance between the
+    eyes, or 3.6 times that from eyes to mouth, whichever is more.
+    """
+    between, across = np.mean(eyes, axis=0), np.subtract(eyes[1], eyes[0])
+    down = np.mean(mouth, axis=0) - between
+    right = across + np.array((down[1], -down[0]))  # both say which way is right; their mean is steadier
+    right *= max(2 * np.hypot(*across), 1.8 * np.hypot(*down)) / np.hypot(*right)
+    below = np.array((-right[1], right[0]))
+    middle = between + 0.1 * down
+    corners = [middle - right - below, middle - right + below, middle + right + below, middle + right - below]
+    return photograph.transform(
+        (size, size), Image.Transform.QUAD, (np.stack(corners) + 0.5).ravel().tolist(), Image.Resampling.BICUBIC
+    )
 
 
 class Sampler:
@@ -250,14 +274,16 @@ def main() -> None:
     parser.add_argument("--wheel", required=True)
     parser.add_argument("--out", type=Path, default=OUT)
     parser.add_argument("--size", type=int, default=OUT_SIZE, help="128 as packaged, or 1024 for the full generator")
-    parser.add_argument("--only", nargs="*", help="these faces, e.g. 05-astronaut")
+    parser.add_argument("--only", nargs="*", help=f"these faces, e.g. 03-round-glasses, or {ALIGNED}")
     args = parser.parse_args()
     sampler = Sampler(args.wheel)
     args.out.mkdir(parents=True, exist_ok=True)
+    if ALIGNED in (args.only or ()):
+        aligned(astronaut(), EYES, MOUTH, args.size).save(args.out / f"{ALIGNED}.png", optimize=True)
     for name, seed, paint in FACES:
         if args.only and name not in args.only:
             continue
-        face = astronaut() if seed is None else sampler.face(seed)
+        face = astronaut().crop(PHOTOGRAPH) if seed is None else sampler.face(seed)
         if paint is not None:
             canvas = Canvas(face)
             paint(canvas)
