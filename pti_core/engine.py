@@ -22,6 +22,7 @@ from pti_core.config import RunConfig
 from pti_core.encoder.network import Encoder
 from pti_core.encoder.start import encoded_start
 from pti_core.generators.base import Generator
+from pti_core.images import shot, to_uint8
 from pti_core.memory import is_out_of_memory, keep_freed_memory
 from pti_core.metrics import measure
 from pti_core.parallel import in_parallel
@@ -56,6 +57,7 @@ class Inversion:
     w: Tensor  # [slots, w_dim]
     noise: bytes | None  # encoded; None where there are none
     measures: dict[Stage, Measures]
+    shot: bytes | None  # the tuned image to look at (`images.shot`); None where there is none
     pivot_steps: int
     tuning_steps: int
     pivot_seconds: float  # the image's share of its batch
@@ -267,9 +269,10 @@ class Engine:
             at_once,
             config.tuning.max_resolution,
         )
+        shots: list[bytes] = []
         measures: dict[Stage, list[Measures]] = {
             "pivot": self._measure(self.generator, images, pivots, at_once),
-            "tuned": self._measure(tuned.generator.with_precision("fp32"), images, pivots, at_once),
+            "tuned": self._measure(tuned.generator.with_precision("fp32"), images, pivots, at_once, shots),
             "stored": self._measure(self.stored_generator(encoded), images, pivots, at_once),
         }
         inversions = [
@@ -279,6 +282,7 @@ class Engine:
                 w=member.pivot.w[0].cpu(),
                 noise=member.noise,
                 measures={stage: rows[i] for stage, rows in measures.items()},
+                shot=shots[i],
                 pivot_steps=config.pivot.steps,
                 tuning_steps=tuned.steps,
                 pivot_seconds=member.seconds,
@@ -301,13 +305,18 @@ class Engine:
         deltas.apply(generator, deltas.decode(tensors, deltas.shapes_of(generator)))
         return generator
 
-    def _measure(self, generator: Generator, images: Tensor, pivots: Pivots, at_once: int) -> list[Measures]:
+    def _measure(
+        self, generator: Generator, images: Tensor, pivots: Pivots, at_once: int, shots: list[bytes] | None = None
+    ) -> list[Measures]:
+        """Measures of what the generator draws; appends a picture of each to `shots`."""
         rows: list[Measures] = []
         with torch.no_grad():
             for i in range(0, len(images), at_once):
                 part = pivots[i : i + at_once]
                 drawn = generator.synthesis(part.ws, noise=part.noise)
                 rows += measure(images[i : i + at_once], drawn, self.lpips)
+                if shots is not None:
+                    shots += map(shot, to_uint8(drawn.nan_to_num().cpu().numpy()))
         return rows
 
     def _free_memory(self) -> None:

@@ -22,6 +22,11 @@ MIN_SIDE: Final = 16
 # An exact list: Pillow hands EPS to Ghostscript, and other rare readers are no place for untrusted files.
 FORMATS: Final = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "DIB", "GIF", "PPM", "JPEG2000", "AVIF")
 
+SHOT: Final = 256
+"""Pixels of a side, at most, of the pictures that a run keeps to look at (`shot`)."""
+
+SHOT_QUALITY: Final = 85  # of WebP
+
 _EXPECTED = "RGB with 8 bits a channel expected"
 _CONVERT = "re-save it as RGB or run with --convert"
 _GREY16 = ("I;16", "I;16B", "I;16L", "I;16N")
@@ -128,6 +133,15 @@ def to_uint8(images: NDArray[np.floating[Any]]) -> NDArray[np.uint8]:
         raise ValueError("images hold NaN; they cannot be written as 8-bit pixels")
     levels = np.rint((np.clip(images, -1, 1) + 1) * 127.5).astype(np.uint8)
     return np.ascontiguousarray(np.moveaxis(levels, -3, -1))
+
+
+def shot(pixels: NDArray[np.uint8]) -> bytes:
+    """A picture `[H, W, 3]` as WebP to look at, reduced to `SHOT` pixels a side where it is larger."""
+    picture = Image.fromarray(pixels)
+    picture.thumbnail((SHOT, SHOT), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    picture.save(buffer, "WEBP", quality=SHOT_QUALITY)
+    return buffer.getvalue()
 
 
 def _error(image_id: str, found: str, expected: str, way_out: str) -> ImageError:

@@ -35,6 +35,7 @@ class NoopEngine:
                 w=self.generator.mapping.w_avg[None].cpu(),
                 noise=None,
                 measures=dict.fromkeys(("pivot", "tuned", "stored"), _NOT_TAKEN),
+                shot=None,
                 pivot_steps=0,
                 tuning_steps=0,
                 pivot_seconds=0.0,

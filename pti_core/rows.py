@@ -21,8 +21,8 @@ STAGE_ORDER: Final[tuple[Stage, ...]] = ("pivot", "tuned", "stored")
 
 def inverted_rows(
     run: Run, rows: Sequence[Row], found: Inputs, tries: Mapping[str, int], report: Callable[[Progress], None]
-) -> dict[str, list[dict[str, Any]]]:
-    """Invert what was read of a part's manifest rows; new rows of the tables `parts.INVERTED`.
+) -> tuple[dict[str, list[dict[str, Any]]], dict[str, bytes]]:
+    """Invert what was read of a part's manifest rows: new rows of the tables `parts.INVERTED`, shots by image_id.
 
     `tries`: how often an image was tried before, by image_id.
     """
@@ -31,6 +31,7 @@ def inverted_rows(
     pivots: list[dict[str, Any]] = []
     metrics: list[dict[str, Any]] = []
     tensors: list[dict[str, Any]] = []
+    shots: dict[str, bytes] = {}
     engine = any_engine_for(run)
     with one_at_a_time(engine.device):
         for result in engine.invert(found.targets, report) if found.targets else ():
@@ -45,9 +46,11 @@ def inverted_rows(
             else:
                 pivots.append(_pivot_row(run, by_id[result.image_id], found.sha256[result.image_id], result))
                 metrics += _metrics_rows(by_id[result.image_id], result)
+                if result.shot is not None:
+                    shots[result.image_id] = result.shot
     if len(pivots) + len(rejects) != expected:
         raise AssertionError(f"{len(pivots)} pivots + {len(rejects)} rejects of {expected} images")
-    return {"deltas": tensors, "pivots": pivots, "rejects": rejects, "metrics": metrics}
+    return {"deltas": tensors, "pivots": pivots, "rejects": rejects, "metrics": metrics}, shots
 
 
 def _pivot_row(run: Run, row: Row, sha256: str, result: Inversion) -> dict[str, Any]:

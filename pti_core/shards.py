@@ -21,6 +21,7 @@ from pti_core.parallel import in_parallel, one_at_a_time
 from pti_core.parts import INVERTED, Part, part_table, whole_locality, whole_parts, write_locality, write_part
 from pti_core.rows import added, inverted_rows, rejected_ids
 from pti_core.runs import Run, any_engine_for, engine_for, stored_from_rows
+from pti_core.shots import write_shots
 from pti_core.store import FileInfo, make_marker
 from pti_core.tables import Row
 
@@ -109,11 +110,11 @@ def invert_shard(
             def report(now: Progress, finished: int = finished, size: int = size) -> None:
                 say(finished + now.share * size, now)
 
-            new = inverted_rows(run, job.rows, found, job.tries, report)
+            new, shots = inverted_rows(run, job.rows, found, job.tries, report)
             seconds = time.perf_counter() - start
 
-            def store(job: _Job = job, new: Any = new, seconds: float = seconds) -> None:
-                whole[job.number] = _write(run, shard, job, new, seconds)
+            def store(job: _Job = job, new: Any = new, shots: Any = shots, seconds: float = seconds) -> None:
+                whole[job.number] = _write(run, shard, job, new, shots, seconds)
 
             write(store)
             say(done)
@@ -150,7 +151,14 @@ def _read(run: Run, job: _Job) -> Inputs | None:
     return found
 
 
-def _write(run: Run, shard: int, job: _Job, new: Mapping[str, list[dict[str, Any]]], seconds: float) -> Part:
+def _write(
+    run: Run,
+    shard: int,
+    job: _Job,
+    new: Mapping[str, list[dict[str, Any]]],
+    shots: Mapping[str, bytes],
+    seconds: float,
+) -> Part:
     contents = {table: part_table(run, table, rows) for table, rows in new.items()}
     before = job.before
     if before is not None:
@@ -159,6 +167,8 @@ def _write(run: Run, shard: int, job: _Job, new: Mapping[str, list[dict[str, Any
             contents = added(run, before, contents)
         else:
             before = None  # all of it was done again
+    if shots:
+        write_shots(run, shard, job.number, shots, more=before is not None)
     return write_part(run, shard, job.number, contents, seconds, before)
 
 

@@ -39,13 +39,13 @@ def test_the_page_holds_figures_and_pictures_of_all_images(made):
         assert sprite.shape == (layout["height"], layout["width"], 3)
         pivot = made.run.store.read("pivots", run=made.run.name, filters=[("image_id", "==", image_id)]).iloc[0]
         target = made.run.read_input(pivot["uri"], image_id, 32).pixels
-        shots = sprite[:32, :96].reshape(32, 3, 32, 3).swapaxes(0, 1).astype(float)
+        shots = sprite[:32, :128].reshape(32, 4, 32, 3).swapaxes(0, 1).astype(float)
         assert np.abs(shots[0] - target).mean() < 8  # WebP
         errors = [np.square((shot - target) / 127.5).mean() for shot in shots[1:]]
-        measured = [data["values"][f"{stage}.mse"][i] for stage in ("pivot", "stored")]
+        measured = [data["values"][f"{stage}.mse"][i] for stage in ("pivot", "tuned", "stored")]
         assert errors == pytest.approx(measured, rel=0.15)
         middle = layout["strengths"].index(0) * 32  # an edit of strength 0 is none
-        for strip, shot in ((0, 1), (1, 2), (2, 1), (3, 2)):
+        for strip, shot in ((0, 1), (1, 3), (2, 1), (3, 3)):
             picture = sprite[32 * (1 + strip) : 32 * (2 + strip), middle : middle + 32].astype(float)
             assert np.abs(picture - shots[shot]).mean() < 8
 

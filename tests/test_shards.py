@@ -20,6 +20,7 @@ from pti_core.presets import configure
 from pti_core.runs import RunError, engine_for, load_run, read_stored
 from pti_core.sampling import seed_for
 from pti_core.shards import invert_shard, measure_shard, plan_parts
+from pti_core.shots import read_shots, write_shots
 from pti_core.tables import COLUMNS, PARTS
 
 STAGES = {"pivot", "tuned", "stored"}
@@ -87,6 +88,24 @@ BAD = {
     "alpha.png": (lambda path, im: (im.putalpha(100), im.save(path)), "alpha|transparent"),
     "huge.png": (lambda path, _: Image.new("RGB", (5000, 5000)).save(path), "megapixels"),
 }
+
+
+def test_a_run_keeps_a_picture_of_every_tuned_image(dataset, tmp_path, tiny_checkpoint):
+    run = finish(begin(dataset(3), tmp_path / "out", tiny_checkpoint, batch=2))
+    found = read_shots(run, 0)
+    assert sorted(found) == ["0.png", "1.png", "2.png"]
+    metrics = run.store.read("metrics", run=run.name).query("stage == 'tuned'").set_index("image_id")
+    for image_id, pivot in run.store.read("pivots", run=run.name).set_index("image_id").iterrows():
+        picture = np.asarray(Image.open(io.BytesIO(found[image_id])).convert("RGB"), dtype=float)
+        target = run.read_input(pivot["uri"], image_id, 32).pixels
+        assert np.mean(((picture - target) / 127.5) ** 2) == pytest.approx(metrics.loc[image_id, "mse"], rel=0.15)
+    write_shots(run, 0, 1, {"new.png": b"x"}, more=True)  # as where a rejected image is tried again
+    assert read_shots(run, 0) == found | {"new.png": b"x"}
+    write_shots(run, 0, 1, {"new.png": b"x"}, more=False)  # and where a part is done again
+    assert sorted(read_shots(run, 0)) == ["0.png", "1.png", "new.png"]
+    for path in (tmp_path / "out").glob("runs/*/report/tuned/*/part-0.parquet"):
+        path.write_bytes(b"PAR1 cut off")
+    assert read_shots(run, 0) == {"new.png": b"x"}
 
 
 def test_bad_images_become_rejects_and_the_good_ones_are_inverted_all_the_same(

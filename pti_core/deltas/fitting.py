@@ -57,10 +57,10 @@ def fit(
 ) -> list[EncodedTensor]:
     """The rows that store a tuned generator for images `[K, C, H, W]` in [-1, 1] at their pivots.
 
-    `pivots` are what a reader gets, and what the tuned generator was tuned at. A codec other than `adaptive` does not look at the
-    images. `adaptive` keeps `promise` for every image: where no step does, `int8` follows, then `fp16`. Images are
-    drawn `at_once` (all by default), and reduced to `max_resolution` for the gradients. The generators are not
-    changed. The same inputs give the same bytes. Raises DeltaError where a value of the delta is not finite.
+    `pivots` are what a reader gets, and what the tuned generator was tuned at. A codec other than `adaptive` does not
+    look at the images. `adaptive` keeps `promise` for every image: where no step does, `int8` follows, then `fp16`.
+    Images are drawn `at_once` (all by default), and reduced to `max_resolution` for the gradients. The generators are
+    not changed. The same inputs give the same bytes. Raises DeltaError where a value of the delta is not finite.
     """
     old = base.tunable()
     delta = {name: (p - old[name]).detach() for name, p in tuned.tunable().items()}

@@ -1,7 +1,7 @@
 """The pictures of a report: one sprite an image, drawn once and kept in the report's folder, a file a shard.
 
-A sprite holds in its first row target, pivot and the tuned image as stored, and below a strip of edits for each
-direction and generator: base and tuned along the first direction, then base and tuned along the second.
+A sprite holds in its first row target, pivot, tuned (as it was drawn in memory, see `shots`) and stored, and below a
+strip of edits for each direction and generator: base and tuned along the first direction, then along the second.
 """
 
 from __future__ import annotations
@@ -28,16 +28,20 @@ from pti_core.files import MissingFile
 from pti_core.generators.base import Generator
 from pti_core.parallel import in_parallel
 from pti_core.runs import Run, engine_for, read_stored
+from pti_core.shots import read_shots
 from pti_core.tables import records
 
 STRENGTHS: Final = tuple(round(i * 2 / 3, 2) for i in range(-3, 4))
 """Of the edits, in standard deviations of W along the direction: -2 to 2, 0 in the middle."""
 
-SHOT, EDIT = 256, 128  # pixels at most of the pictures in the first row, and of the edits
+SHOTS: Final = ("target", "pivot", "tuned", "stored")
+"""The pictures in the first row."""
+
+EDIT: Final = 128  # pixels at most of the edits' pictures; `images.SHOT` of those in the first row
 QUALITY: Final = 72  # of WebP
 AT_ONCE: Final = 4  # pictures that a generator draws at once: edits at 1024 need much memory
-VERSION: Final = 1  # of the sprites; older ones are drawn again
-GREY: Final = 128  # where the target is gone, or has changed since
+VERSION: Final = 2  # of the sprites; older ones are drawn again
+GREY: Final = 128  # where the target is gone, or has changed since; where the tuned image was not kept
 
 _SCHEMA: Final = pa.schema([("image_id", pa.string()), ("whole", pa.bool_()), ("sprite", pa.binary())])
 
@@ -54,7 +58,7 @@ class Layout:
     @property
     def width(self) -> int:
         """Of the sprite, pixels."""
-        return max(3 * self.shot, len(self.strengths) * self.edit)
+        return max(len(SHOTS) * self.shot, len(self.strengths) * self.edit)
 
     @property
     def height(self) -> int:
@@ -103,7 +107,7 @@ def draw(run: Run, wanted: Mapping[int, Sequence[str]], on_picture: OnPicture = 
 
 def _layout(engine: Engine, directions: Sequence[Direction]) -> Layout:
     resolution = engine.generator.img_resolution
-    return Layout(min(SHOT, resolution), min(EDIT, resolution), tuple(d.name for d in directions), STRENGTHS)
+    return Layout(min(images.SHOT, resolution), min(EDIT, resolution), tuple(d.name for d in directions), STRENGTHS)
 
 
 _Kept = dict[str, tuple[bool, bytes]]  # whether the target was there, and the sprite, by image_id
@@ -120,11 +124,13 @@ def _drawn(
     on_picture: OnPicture,
 ) -> _Kept:
     where = [("shard", "==", shard), ("image_id", "in", list(ids))]
-    rows = records(run.store.read("pivots", run=run.name, filters=where))
+    rows, shots = records(run.store.read("pivots", run=run.name, filters=where)), read_shots(run, shard)
 
     def one(pivot: dict[str, Any], check: Callable[[], None]) -> tuple[str, tuple[bool, bytes]]:
         with torch.no_grad():  # a setting of the thread
-            return pivot["image_id"], _sprite(run, engine, directions, layout, pivot, check)
+            return pivot["image_id"], _sprite(
+                run, engine, directions, layout, pivot, shots.get(pivot["image_id"]), check
+            )
 
     found = {}
     for image_id, sprite in in_parallel(one, rows, engine.device):
@@ -139,6 +145,7 @@ def _sprite(
     directions: Sequence[Direction],
     layout: Layout,
     pivot: dict[str, Any],
+    tuned: bytes | None,
     check: Callable[[], None],
 ) -> tuple[bool, bytes]:
     stored = read_stored(run, engine, pivot)
@@ -157,7 +164,8 @@ def _sprite(
     strips = [drawn(generator, ws) for ws in edits for generator in generators]
     middle = layout.strengths.index(0)
     grey = np.full_like(strips[0][0], GREY)
-    for i, picture in enumerate((grey if target is None else target, strips[0][middle], strips[1][middle])):
+    kept = grey if tuned is None else np.asarray(Image.open(io.BytesIO(tuned)).convert("RGB"))
+    for i, picture in enumerate((grey if target is None else target, strips[0][middle], kept, strips[1][middle])):
         canvas.paste(_reduced(picture, layout.shot), (i * layout.shot, 0))
     for y, strip in enumerate(strips):
         for x, picture in enumerate(strip):
@@ -190,7 +198,7 @@ def _path(shard: int) -> str:
 def _key(run: Run, marker: Mapping[str, Any]) -> str:
     """Changes with all that the pictures of a shard depend on."""
     files = [f["sha256"] for f in marker["files"] if f["path"].startswith(("pivots/", "deltas/"))]
-    text = json.dumps([VERSION, run.generator_sha256, SHOT, EDIT, STRENGTHS, QUALITY, *sorted(files)])
+    text = json.dumps([VERSION, run.generator_sha256, images.SHOT, EDIT, STRENGTHS, QUALITY, *sorted(files)])
     return hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -53,7 +53,7 @@
     return made;
   };
   const shot = (i, place) => tile(i, layout.shot, [[place * layout.shot, 0]], "shot");
-  const difference = (i) => tile(i, layout.shot, [[0, 0], [2 * layout.shot, 0]], "difference");
+  const difference = (i) => tile(i, layout.shot, [[0, 0], [3 * layout.shot, 0]], "difference");
   // Without a step the tile follows the slider.
   const edit = (i, strip, step) => {
     const x = step === undefined ? null : step * layout.edit;
@@ -130,8 +130,8 @@
     four.append(
       shown(shot(i, 0), "target", `target ${ids[i]}`),
       shown(shot(i, 1), `pivot${figure("pivot")}`, `pivot ${ids[i]}`),
-      shown(shot(i, 2), `stored${figure("stored")}`, `tuned, as stored ${ids[i]}`),
-      shown(difference(i), "difference × 3", `difference of target and stored ${ids[i]}`),
+      shown(shot(i, 2), `tuned${figure("tuned")}`, `tuned ${ids[i]}`),
+      shown(shot(i, 3), `stored${figure("stored")}`, `tuned, as stored ${ids[i]}`),
     );
     layout.directions.forEach((direction, d) => ["base", "tuned"].forEach((which, w) => {
       four.append(shown(edit(i, 2 * d + w), `${direction} ${which}`, `${direction}, ${which} generator, ${ids[i]}`));
@@ -228,12 +228,13 @@
   const open = (i) => {
     current = i;
     const bar = element("div", "bar"), title = element("h3", "", ids[i]), top = element("div", "top");
-    const four = element("div", "four");
+    const four = element("div", "four five");
     if (groups && groups[i] !== ids[i]) title.append(element("small", "", `group ${groups[i]}`));
     bar.append(title, button("‹", "the one before (left arrow)", () => step(-1)),
       button("›", "the next one (right arrow)", () => step(1)), button("✕", "close (Esc)", () => detail.close()));
     four.append(shown(shot(i, 0), "target", "target"), shown(shot(i, 1), "pivot", "pivot"),
-      shown(shot(i, 2), "stored", "tuned, as stored"), shown(difference(i), "difference × 3", "difference"));
+      shown(shot(i, 2), "tuned", "tuned"), shown(shot(i, 3), "stored", "tuned, as stored"),
+      shown(difference(i), "target less stored × 3", "difference of target and stored"));
     top.append(four, table(i));
     detail.replaceChildren(bar, top, ...strips(i));
     if (!detail.open) detail.showModal();
