@@ -67,7 +67,7 @@ window.scrolled = async (seconds, speed) => {
 """
 
 
-def page_of(run: Run, count: int) -> Report:
+def page_of(run: Run, count: int, one_file: bool = False) -> Report:
     """Write the run's page with `count` images in place of its own, each a copy of one of them."""
     figures = gather(run)
     shards = figures.images["shard"]
@@ -79,7 +79,7 @@ def page_of(run: Run, count: int) -> Report:
     images = images.assign(group=ids).set_axis(pd.Index(ids, name="image_id"))
     measured = list(figures.columns)
     images[measured] *= np.random.default_rng(0).uniform(0.9, 1.1, images[measured].shape)
-    return write(run, replace(figures, images=images), replace(pictures, sprites=sprites))
+    return write(run, replace(figures, images=images), replace(pictures, sprites=sprites), one_file)
 
 
 def in_browser(page: Path, browser: str) -> dict[str, str]:
@@ -115,6 +115,7 @@ def main() -> None:
     """Make the pages, open the largest, print Markdown tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, nargs="+", default=[2000])
+    parser.add_argument("--one-file", action="store_true", help="all pictures in the page")
     parser.add_argument("--output", type=Path, help="a new folder, where the largest page stays")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
@@ -124,7 +125,7 @@ def main() -> None:
             measure_shard(run, shard, inverted["files"], inverted["seconds"])
         print("| images with pictures | `index.html` | `sprites/` |\n| --- | --- | --- |")
         for count in sorted(args.images):
-            report = page_of(run, count)
+            report = page_of(run, count, args.one_file)
             beside = f"{report.beside / 2**20:.0f} MiB " if report.beside else ""
             print(f"| {count:,} | {report.bytes / 2**20:.1f} MiB | {beside}|")
         browser = next(filter(None, map(shutil.which, BROWSERS)), None)

@@ -14,6 +14,10 @@ def report(
     images: Annotated[
         str | None, typer.Option(help="How many images get pictures: a number, or 'all'. 48 if left out.")
     ] = None,
+    one_file: Annotated[
+        bool,
+        typer.Option("--one-file", help="Hold all pictures in the page, to send it; above 300 they lie beside it."),
+    ] = False,
 ) -> None:
     """Write the report of a run, a page to open in a browser: runs/<run>/report/index.html.
 
@@ -29,7 +33,9 @@ def report(
     console = Console()
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("pictures", total=None)
-        written = write_page(opened, count, lambda done, total: progress.update(task, completed=done, total=total))
+        written = write_page(
+            opened, count, lambda done, total: progress.update(task, completed=done, total=total), one_file
+        )
     text = f"{written.images} images, {written.drawn} with pictures, {written.bytes / 2**20:.1f} MiB"
     if written.beside:
         text += f", and {written.beside / 2**20:.1f} MiB of pictures beside it in sprites/"

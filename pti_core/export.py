@@ -124,6 +124,8 @@ def _stored(run: Run, pivot: dict[str, Any]) -> Stored:
     try:
         return read_stored(run, engine_for(run), pivot)
     except RunError as error:
+        if run.config.engine != "pti":
+            raise ExportError(str(error)) from error
         hint = "`pti run` again makes what is missing; or bring the deltas table and the generator back"
         raise ExportError(f"{error}; {hint}") from error
 

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import yaml
@@ -70,9 +71,20 @@ def test_deployment_run_of_edits_ends_completed_with_table_pictures_and_artifact
     assert len(pd.read_parquet(root / "edits")) == 5 * 2 * 2 + 5
 
 
-@pytest.mark.slow
-def test_a_deployment_run_that_cannot_work_fails_with_its_sentence(server, root):
-    result = server.run("edit/demo", {"root": str(root), "images": ["nobody.png"]})
-    assert result.returncode == 1
+def refused(server, parameters):
+    """Why the deployment run of these parameters failed."""
+    assert server.run("edit/demo", parameters).returncode == 1
     query = {"flows": {"name": {"any_": ["edit"]}}, "sort": "START_TIME_DESC"}
-    assert "has no image 'nobody.png'" in server.api("POST", "flow_runs/filter", query)[0]["state"]["message"]
+    return server.api("POST", "flow_runs/filter", query)[0]["state"]["message"]
+
+
+@pytest.mark.slow
+def test_a_deployment_run_that_cannot_work_fails_with_its_sentence(server, root, dataset, tiny_checkpoint, tmp_path):
+    assert "has no image 'nobody.png'" in refused(server, {"root": str(root), "images": ["nobody.png"]})
+    np.save(tmp_path / "long.npy", np.ones(25, np.float32))
+    message = refused(server, {"root": str(root), "directions": [str(tmp_path / "long.npy")]})
+    assert "direction 'long' has the shape [25]; this generator takes [24]" in message
+    nothing = freeze(str(dataset(2)), str(tmp_path / "noop"), tiny_checkpoint, configure("noop"))
+    measure_shard(nothing, 0, invert_shard(nothing, 0)["files"])
+    assert "made by the engine 'noop'" in refused(server, {"root": str(tmp_path / "noop")})
+    assert not (root / "edits").exists()

@@ -140,6 +140,10 @@ def test_many_pictures_lie_beside_the_page(made, tmp_path, monkeypatch):
         assert len(set(files)) == len(data["ids"]) == 9
         assert report.beside == sum(f.stat().st_size for f in files)
         assert {Image.open(f).size for f in files} == {(data["layout"]["width"], data["layout"]["height"])}
+        report = write_page(made.run, one_file=True)
+        elements, data = parsed(made.path)
+        assert (report.beside, data["sprites"]) == (0, None)
+        assert [f"sprite-{i}" in elements.scripts for i in range(9)] == [True] * 9
     finally:
         monkeypatch.undo()
         write_page(made.run)

@@ -59,10 +59,21 @@ def test_deployment_run_of_the_demo_ends_completed_with_tables_and_artifacts(ser
 
 
 def test_a_run_that_cannot_work_fails_with_its_sentence(server, parameters, tmp_path):
-    result = server.run("pti/demo", parameters | {"dataset": f"{tmp_path}/nowhere"})
-    assert result.returncode == 1
-    (run,) = server.flow_runs(state={"type": {"any_": ["FAILED"]}})
-    assert "nowhere" in run["state"]["message"]
+    settings = parameters["settings"] | {"locality.alpha": 0}
+    for asked, words in (({"dataset": f"{tmp_path}/nowhere"}, "nowhere"), ({"settings": settings}, "locality.alpha")):
+        result = server.run("pti/demo", parameters | asked)
+        assert result.returncode == 1
+        run = server.flow_runs(state={"type": {"any_": ["FAILED"]}})[-1]
+        assert words in run["state"]["message"]
+    assert not list((tmp_path / "out").rglob("*.*"))
+
+
+def test_a_group_of_one_image_is_inverted_with_a_remark(server, parameters):
+    result = server.run("pti/demo", parameters | {"mode": "multi"})  # a folder of images: no two share a group
+    assert result.returncode == 0, result.stdout + result.stderr
+    run = server.flow_runs(state={"type": {"any_": ["COMPLETED"]}})[-1]
+    logs = server.api("POST", "logs/filter", {"logs": {"flow_run_id": {"any_": [run["id"]]}}})
+    assert any("5 of 5 groups have one image and get a generator of their own" in log["message"] for log in logs)
 
 
 @pytest.mark.parametrize("name", ["demo", "ffhq"])

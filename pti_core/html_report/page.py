@@ -51,9 +51,15 @@ class Report:
     beside: int  # bytes of the pictures in files beside the page; 0 where the page holds them
 
 
-def write_page(run: Run, images: int | None = DRAWN, on_progress: OnProgress = lambda done, total: None) -> Report:
+def write_page(
+    run: Run,
+    images: int | None = DRAWN,
+    on_progress: OnProgress = lambda done, total: None,
+    one_file: bool = False,
+) -> Report:
     """Write `report/index.html` of a run, of all shards that are done. `images`: how many get pictures, None for all.
 
+    With `one_file` the page holds its pictures, however many they are; else many (`EMBEDDED`) lie beside it.
     Pictures that were drawn before are taken from `report/pictures/`. Raises StoreError where the output cannot be
     read or written, RunError where no shard is done or the generator is no longer that of the run.
     """
@@ -72,12 +78,12 @@ def write_page(run: Run, images: int | None = DRAWN, on_progress: OnProgress = l
         done += 1
         on_progress(done, len(chosen))
 
-    return write(run, figures, draw(run, wanted, on_picture))
+    return write(run, figures, draw(run, wanted, on_picture), one_file)
 
 
-def write(run: Run, figures: Figures, pictures: Pictures) -> Report:
-    """Write the page of these figures and pictures; many pictures into files beside it."""
-    beside = len(pictures.sprites) > EMBEDDED
+def write(run: Run, figures: Figures, pictures: Pictures, one_file: bool = False) -> Report:
+    """Write the page of these figures and pictures; many pictures into files beside it, but with `one_file`."""
+    beside = len(pictures.sprites) > EMBEDDED and not one_file
     places = _write_beside(run, pictures) if beside else {}
     html = render(run.store.read_config(run.name), run, figures, pictures, places)
     run.store.write_report(run.name, PAGE, html.encode())
