@@ -115,6 +115,17 @@ def test_notes_of_a_file_go_along(tmp_path, tiny_generator):
     assert "of its own" in pti("inspect", tmp_path / "b.safetensors").output
 
 
+@pytest.mark.parametrize("target", ["a.safetensors", "a.pt", "a.pth"])
+def test_the_same_generator_makes_the_same_bytes(target, tmp_path, pickled):
+    """Since a run knows its generator by the file's SHA-256, on every machine."""
+    found = set()
+    for folder in "12345":
+        (tmp_path / folder).mkdir()
+        assert pti("convert", pickled, tmp_path / folder / target).exit_code == 0
+        found.add((tmp_path / folder / target).read_bytes())
+    assert len(found) == 1
+
+
 def test_what_goes_wrong_is_one_sentence(pickled, tmp_path):
     refused(pti("inspect", tmp_path / "nothing.pkl"), "nothing.pkl", "pocket-ffhq-128")
     refused(pti("convert", tmp_path / "nothing.pkl", tmp_path / "a.pt"), "nothing.pkl")

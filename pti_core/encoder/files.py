@@ -19,6 +19,7 @@ from pti_core.generators.cache import encoder_folder
 from pti_core.generators.checkpoints import LoadedGenerator
 from pti_core.generators.checkpoints.errors import CheckpointError, reason
 from pti_core.generators.checkpoints.own import read_metadata
+from pti_core.generators.checkpoints.tensor_files import save_tensors
 from pti_core.generators.checkpoints.whole import whole
 
 FORMAT = "pti-encoder/1"
@@ -83,7 +84,7 @@ def save_encoder(encoder: Encoder, generator_sha256: str, notes: Mapping[str, An
         "notes": json.dumps(dict(notes)),
     }
     with whole(path) as part:
-        safetensors.torch.save_file(tensors, part, metadata=metadata)
+        save_tensors(tensors, part, metadata)
     return path
 
 

@@ -38,8 +38,8 @@ def _write_state_dict(generator: Generator, path: Path, notes: Mapping[str, str]
 
 
 def _save(content: dict[str, Any], path: Path) -> None:
-    with whole(path) as part:
-        torch.save(content, part)
+    with whole(path) as part, part.open("wb") as file:  # by its name the archive would hold that of the hidden file
+        torch.save(content, file)
 
 
 WRITERS: dict[str, Callable[[Generator, Path, Mapping[str, str]], list[str]]] = {

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import safetensors
-import safetensors.torch
 import torch
 from torch import Tensor
 
 from pti_core.generators.base import Generator
 from pti_core.generators.checkpoints.architecture import FAMILIES, build
 from pti_core.generators.checkpoints.errors import CheckpointError, reason
+from pti_core.generators.checkpoints.tensor_files import save_tensors
 from pti_core.generators.checkpoints.weights import Read, fill
 from pti_core.generators.checkpoints.whole import whole
 
@@ -27,7 +27,7 @@ OWN_KEYS = ("format", "kind", "config")  # of the metadata; the rest are notes
 def save_generator(
     generator: Generator, path: str | Path, notes: Mapping[str, str] | None = None, dtype: torch.dtype | None = None
 ) -> None:
-    """Write a generator; the file appears whole or not at all, and replaces one of that name.
+    """Write a generator; the file appears whole or not at all, and replaces one of that name. The same, the same bytes.
 
     `dtype=torch.float16` halves the file. `notes` (origin, licence) go into the metadata. Raises OSError where it
     cannot be written.
@@ -39,7 +39,7 @@ def save_generator(
     }
     metadata = {"format": FORMAT, "kind": generator.kind, "config": json.dumps(dict(generator.config))}
     with whole(Path(path)) as part:
-        safetensors.torch.save_file(tensors, part, metadata=dict(notes or {}) | metadata)
+        save_tensors(tensors, part, dict(notes or {}) | metadata)
 
 
 def load_own(path: Path) -> Read:
