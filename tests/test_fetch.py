@@ -43,6 +43,8 @@ def test_mobile_ffhq(cache, monkeypatch):
     assert path.parent == cache / "generators"
     assert [p.name for p in path.parent.iterdir()] == ["mobile-ffhq.safetensors"]
     loaded = load_generator("mobile-ffhq")
+    # On every machine: also without AVX2, and with one thread.
+    assert loaded.sha256 == "889156fee88efea4fcc55b01642eed1b17d5116ced73c443d4fe9490f770c226"
     generator = loaded.generator
     assert (generator.img_resolution, generator.num_ws, generator.z_dim) == (1024, 23, 512)
     assert "NVIDIA" in loaded.notes["licence"]
