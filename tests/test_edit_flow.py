@@ -79,12 +79,12 @@ def refused(server, parameters):
 
 
 @pytest.mark.slow
-def test_a_deployment_run_that_cannot_work_fails_with_its_sentence(server, root, dataset, tiny_checkpoint, tmp_path):
+def test_a_deployment_run_that_cannot_work_fails_with_its_sentence(server, root, tiny_checkpoint, tmp_path):
     assert "has no image 'nobody.png'" in refused(server, {"root": str(root), "images": ["nobody.png"]})
     np.save(tmp_path / "long.npy", np.ones(25, np.float32))
     message = refused(server, {"root": str(root), "directions": [str(tmp_path / "long.npy")]})
     assert "direction 'long' has the shape [25]; this generator takes [24]" in message
-    nothing = freeze(str(dataset(2)), str(tmp_path / "noop"), tiny_checkpoint, configure("noop"))
+    nothing = freeze(str(tmp_path / "data"), str(tmp_path / "noop"), tiny_checkpoint, configure("noop"), limit=2)
     measure_shard(nothing, 0, invert_shard(nothing, 0)["files"])
     assert "made by the engine 'noop'" in refused(server, {"root": str(tmp_path / "noop")})
     assert not (root / "edits").exists()

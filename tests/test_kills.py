@@ -98,7 +98,7 @@ def test_ten_kills_in_a_row_leave_what_an_undisturbed_run_leaves(job_of, in_a_pr
 def test_a_kill_before_any_file_gets_its_name_costs_nothing_that_was_there(job_of, in_a_process, tmp_path):
     job = job_of(2, 2)
     writes = in_a_process(job, writes_only=True)
-    assert writes == len(("check that files can be written", "manifest", "config", *PARTS, "marker"))
+    assert writes == len(("check that files can be written", "manifest", "config", "shots", *PARTS, "marker"))
     for write in range(1, writes + 1):
         killed = elsewhere(job, tmp_path / f"killed-{write}")
         in_a_process(killed, kill_at=write, writes_only=True)
