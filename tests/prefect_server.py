@@ -50,6 +50,14 @@ class Server:
         given = [x for k, v in parameters.items() for x in ("-p", f"{k}={v if isinstance(v, str) else json.dumps(v)}")]
         return self.command("deployment", "run", deployment, *given, "--watch")
 
+    def refused(self, deployment: str, parameters: dict[str, Any]) -> str:
+        """Why a deployment run of these parameters failed; it is asserted that it did."""
+        result = self.run(deployment, parameters)
+        assert result.returncode == 1, result.stdout + result.stderr
+        query = {"flows": {"name": {"any_": [deployment.partition("/")[0]]}}, "sort": "START_TIME_DESC", "limit": 1}
+        (run,) = self.api("POST", "flow_runs/filter", query)
+        return str(run["state"]["message"])
+
     def api(self, method: str, path: str, body: Any = None) -> Any:
         """One request to the API; its answer."""
         data = None if body is None else json.dumps(body).encode()

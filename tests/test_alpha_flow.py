@@ -84,21 +84,15 @@ def test_a_run_without_results_is_refused_in_one_sentence(server, dataset, tiny_
     assert "was made by the engine 'noop', which inverts nothing" in result.stderr
     assert "Prefect" not in result.stdout
     assert "Traceback" not in result.stdout + result.stderr
-    assert "inverts nothing" in refused(server, {"root": str(root)})
+    assert "inverts nothing" in server.refused("alpha-study/demo", {"root": str(root)})
 
 
 @pytest.mark.slow
 def test_an_alpha_below_zero_is_refused_in_one_sentence(server, dataset, tiny_checkpoint, tmp_path):
     root = finished(dataset(2), tmp_path / "out", tiny_checkpoint)
-    message = refused(server, {"root": str(root), "alphas": [-5, 30]})
+    message = server.refused("alpha-study/demo", {"root": str(root), "alphas": [-5, 30]})
     assert "alpha -5" in message
     result = typed(root, "--alpha", "-5")
     assert result.returncode == 1
     assert "alpha -5" in result.stderr
     assert not (root / "alpha_drift").exists()
-
-
-def refused(server, parameters):
-    """Why the deployment run of these parameters failed."""
-    assert server.run("alpha-study/demo", parameters).returncode == 1
-    return server.api("POST", "flow_runs/filter", FLOW)[0]["state"]["message"]

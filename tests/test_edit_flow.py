@@ -71,20 +71,13 @@ def test_deployment_run_of_edits_ends_completed_with_table_pictures_and_artifact
     assert len(pd.read_parquet(root / "edits")) == 5 * 2 * 2 + 5
 
 
-def refused(server, parameters):
-    """Why the deployment run of these parameters failed."""
-    assert server.run("edit/demo", parameters).returncode == 1
-    query = {"flows": {"name": {"any_": ["edit"]}}, "sort": "START_TIME_DESC"}
-    return server.api("POST", "flow_runs/filter", query)[0]["state"]["message"]
-
-
 @pytest.mark.slow
 def test_a_deployment_run_that_cannot_work_fails_with_its_sentence(server, root, tiny_checkpoint, tmp_path):
-    assert "has no image 'nobody.png'" in refused(server, {"root": str(root), "images": ["nobody.png"]})
+    assert "has no image 'nobody.png'" in server.refused("edit/demo", {"root": str(root), "images": ["nobody.png"]})
     np.save(tmp_path / "long.npy", np.ones(25, np.float32))
-    message = refused(server, {"root": str(root), "directions": [str(tmp_path / "long.npy")]})
+    message = server.refused("edit/demo", {"root": str(root), "directions": [str(tmp_path / "long.npy")]})
     assert "direction 'long' has the shape [25]; this generator takes [24]" in message
     nothing = freeze(str(tmp_path / "data"), str(tmp_path / "noop"), tiny_checkpoint, configure("noop"), limit=2)
     measure_shard(nothing, 0, invert_shard(nothing, 0)["files"])
-    assert "made by the engine 'noop'" in refused(server, {"root": str(tmp_path / "noop")})
+    assert "made by the engine 'noop'" in server.refused("edit/demo", {"root": str(tmp_path / "noop")})
     assert not (root / "edits").exists()

@@ -12,7 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 from reported import HOSTILE, finished, parsed, reported
+from typer.testing import CliRunner
 
+from flows.cli import app
 from pti_core.html_report import page, write_page
 from pti_core.html_report.charts import nice_ticks
 from pti_core.html_report.figures import choose, gather
@@ -140,9 +142,11 @@ def test_many_pictures_lie_beside_the_page(made, tmp_path, monkeypatch):
         assert len(set(files)) == len(data["ids"]) == 9
         assert report.beside == sum(f.stat().st_size for f in files)
         assert {Image.open(f).size for f in files} == {(data["layout"]["width"], data["layout"]["height"])}
-        report = write_page(made.run, one_file=True)
+        result = CliRunner().invoke(app, ["report", made.run.store.root, "--one-file"])
+        assert result.exit_code == 0, result.output
+        assert "beside" not in result.output
         elements, data = parsed(made.path)
-        assert (report.beside, data["sprites"]) == (0, None)
+        assert data["sprites"] is None
         assert [f"sprite-{i}" in elements.scripts for i in range(9)] == [True] * 9
     finally:
         monkeypatch.undo()

@@ -27,10 +27,10 @@ OWN_KEYS = ("format", "kind", "config")  # of the metadata; the rest are notes
 def save_generator(
     generator: Generator, path: str | Path, notes: Mapping[str, str] | None = None, dtype: torch.dtype | None = None
 ) -> None:
-    """Write a generator; the file appears whole or not at all, and replaces one of that name. The same, the same bytes.
+    """Write a generator; the file appears whole or not at all, and replaces one of that name.
 
-    `dtype=torch.float16` halves the file. `notes` (origin, licence) go into the metadata. Raises OSError where it
-    cannot be written.
+    The same generator makes the same bytes. `dtype=torch.float16` halves the file. `notes` (origin, licence) go into
+    the metadata. Raises OSError where it cannot be written.
     """
     state: dict[str, Tensor] = generator.state_dict()  # type: ignore[attr-defined]
     tensors = {
