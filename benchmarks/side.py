@@ -109,7 +109,7 @@ def engine(
 ) -> list[Row]:
     """The engine, all images in one call, as a part of a shard."""
     found = Engine(generator, config, device, encoder)
-    _ = found.statistics, found.lpips
+    _ = found.statistics, found.lpips, found.bases
     seen: dict[str, list[tuple[str, float]]] = {}
     start = time.perf_counter()
 

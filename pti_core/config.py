@@ -84,6 +84,10 @@ class TuningConfig(Frozen):
     pull: float = Field(
         0.0, ge=0, lt=1, description="Share of the way back to the old weights after each step, less as the rate falls."
     )
+    basis: Literal["weights", "inputs"] = Field(
+        "weights",
+        description="What Adam scales: single weights, or the directions that a layer's inputs vary along.",
+    )
     from_resolution: int = Field(4, ge=4, description="Layers of fewer pixels stay as they are; 4 tunes all layers.")
     lpips_weight: float = Field(1.0, ge=0)
     mse_weight: float = Field(1.0, ge=0, description="lambda_L2.")

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from pti_core import deltas
+from pti_core.bases import input_bases
 from pti_core.config import RunConfig
 from pti_core.encoder.network import Encoder
 from pti_core.encoder.start import encoded_start
@@ -126,6 +127,11 @@ class Engine:
         """Of the generator's W; the same for every batch, since the seed is fixed."""
         return w_statistics(self.generator, self.config.pivot.w_samples)
 
+    @cached_property
+    def bases(self) -> dict[str, Tensor]:
+        """The directions that tuning works along, by parameter; none for `tuning.basis` weights."""
+        return input_bases(self.generator, self.statistics.samples) if self.config.tuning.basis == "inputs" else {}
+
     def invert(
         self,
         targets: Sequence[Target],
@@ -137,7 +143,7 @@ class Engine:
         In mode "multi" all targets of a group have to be in one call.
         """
         counter = WorkCounter(self.config, len(targets), on_progress, on_step)
-        _ = self.statistics, self.lpips  # made before threads share them
+        _ = self.statistics, self.lpips, self.bases  # made before threads share them
         if not self._tried:
             self.at_once, self.stack = widths(
                 self.drawing, self.config, self.statistics, self.lpips, self.config.batch, self.device
@@ -248,7 +254,7 @@ class Engine:
         images, pivots = self._together(members)
         seeds = [seed_for(m.target.image_id, "tuning", config.seed) for m in members]
         common = (self.drawing, images, pivots, seeds, config.tuning, config.locality, self.lpips, on_step)
-        return tune_stack(*common) if len(job) > 1 else [tune(*common, at_once)]
+        return tune_stack(*common, self.bases) if len(job) > 1 else [tune(*common, at_once, self.bases)]
 
     def _results(
         self, owner: str, members: Sequence[_Found], tuned: Tuned, seconds: float, at_once: int

@@ -8,12 +8,13 @@ kernels of one image leave a GPU idle; a stack fills it. On a CPU an image a cor
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
+from pti_core.bases import turned, turned_back
 from pti_core.config import LocalityConfig, TuningConfig
 from pti_core.falling import FallingRate
 from pti_core.generators.base import Generator
@@ -40,7 +41,9 @@ class _Drawing(nn.Module):
 class Stack:
     """Stacked weights `[B, ...]` of one generator's tuned parameters, their Adam, and drawing with all of them."""
 
-    def __init__(self, generator: Generator, count: int, config: TuningConfig) -> None:
+    def __init__(
+        self, generator: Generator, count: int, config: TuningConfig, bases: Mapping[str, Tensor] | None = None
+    ) -> None:
         # Drawing swaps weights into a module for a moment; a copy of its own keeps others from seeing them.
         self.base, self.drawing, self.config = generator, _Drawing(copy.deepcopy(generator)), config
         # Each a tensor of its own: Adam changes them in place.
@@ -50,7 +53,7 @@ class Stack:
         self.old = list(old.values())
         self.means = {name: torch.zeros_like(p) for name, p in self.theta.items()}
         self.squares = {name: torch.zeros_like(p) for name, p in self.theta.items()}
-        self.steps = 0
+        self.steps, self.bases = 0, bases or {}
 
     def draw(self, ws: Tensor, noise: Sequence[Tensor] | None = None) -> Tensor:
         """Images `[B, C, H, W]` of ws `[B, num_ws, w_dim]`, each by its own weights.
@@ -80,11 +83,13 @@ class Stack:
         for (name, p), old in zip(self.theta.items(), self.old, strict=True):
             if p.grad is None:
                 continue
-            mean, square, gradient = self.means[name], self.squares[name], p.grad
+            mean, square, basis = self.means[name], self.squares[name], self.bases.get(name)
+            gradient = p.grad if basis is None else vmap(turned, (0, None))(p.grad, basis)
             mean.lerp_(gradient, 1 - b1)
             square.mul_(b2).addcmul_(gradient, gradient, value=1 - b2)
             rate = (places * (lr / (1 - b1**self.steps))).view(-1, *[1] * (p.ndim - 1))
-            p.sub_(rate * mean / ((square / (1 - b2**self.steps)).sqrt_().add_(ADAM_EPS)))
+            update = rate * mean / ((square / (1 - b2**self.steps)).sqrt_().add_(ADAM_EPS))
+            p.sub_(update if basis is None else vmap(turned_back, (0, None))(update, basis))
             if self.config.pull > 0:
                 p.lerp_(old.expand_as(p), (places * self.config.pull).view_as(rate).expand_as(p))
             p.grad = None
@@ -116,6 +121,7 @@ def tune_stack(
     locality: LocalityConfig,
     lpips: LPIPS,
     on_step: OnStep | None = None,
+    bases: Mapping[str, Tensor] | None = None,
 ) -> list[Tuned]:
     """Tune a generator of its own for each of targets `[B, C, H, W]` in [-1, 1]: what `tune` gives for each alone.
 
@@ -127,7 +133,7 @@ def tune_stack(
     with torch.no_grad():
         features = lpips.features(small)
     ws, noise, random = pivots.ws, pivots.noise, ImageRandom(seeds, targets.device)
-    stack = Stack(generator, len(targets), config)
+    stack = Stack(generator, len(targets), config, bases)
     at = list(range(len(targets)))  # which image is at which place of the stack
     rates, factors = [FallingRate(config) for _ in seeds], dict[int, float | None]()
     done: dict[int, Tuned] = {}

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from pti_core.bases import turned, turned_back
 from pti_core.config import LocalityConfig, TuningConfig
 from pti_core.falling import FallingRate
 from pti_core.generators.base import Generator
@@ -66,6 +67,7 @@ def tune(
     lpips: LPIPS,
     on_step: OnStep | None = None,
     at_once: int | None = None,
+    bases: Mapping[str, Tensor] | None = None,
 ) -> Tuned:
     """Tune one generator for targets `[K, C, H, W]` in [-1, 1] at their pivots: K = 1, or a group (multi-pivot).
 
@@ -73,14 +75,17 @@ def tune(
     theta*), until every image's LPIPS is at most `config.stop_lpips` (see `falling`). L_R compares old and new
     generator, both with the generator's own noise, at points w_r that are drawn afresh from each image's random
     stream. `at_once` images are drawn together, all by default; gradients add up, so that it decides memory and time
-    only.
+    only. `bases` (see `bases.input_bases`) are the directions that Adam works along, in place of the weights' own.
     """
     if not len(targets) == len(pivots.w) == len(seeds):
         raise ValueError(f"{len(targets)} images, {len(pivots.w)} pivots, {len(seeds)} seeds: one each expected")
     new = tunable_copy(generator, config.from_resolution)  # type: ignore[type-var]
     names = tuned_names(generator, config.from_resolution)
     parameters, old = ([g.tunable()[name] for name in names] for g in (new, generator))
-    optimizer = adam(parameters, config)
+    turns = [(bases or {}).get(name) for name in names]
+    # Adam never looks at a value, only at gradients: where the basis is another, it fills a zero with its update.
+    moved = [p if turn is None else torch.zeros_like(p) for p, turn in zip(parameters, turns, strict=True)]
+    optimizer = adam(moved, config)
     random = ImageRandom(seeds, targets.device)
     small = area_downsample(targets, config.max_resolution)
     with torch.no_grad():
@@ -112,8 +117,16 @@ def tune(
                 for part in parts:
                     loss_r = locality_loss(generator, new.synthesis, ws_r[part], locality, config.max_resolution, lpips)
                     (weight * loss_r).sum().backward()
+        for p, update, turn in zip(parameters, moved, turns, strict=True):
+            if turn is not None and p.grad is not None:
+                update.grad, p.grad = turned(p.grad, turn), None
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
+        with torch.no_grad():
+            for p, update, turn in zip(parameters, moved, turns, strict=True):
+                if turn is not None:
+                    p.add_(turned_back(update, turn))
+                    update.zero_()
         pull_back(parameters, old, config.pull * factor)
         done = step + 1
     new.requires_grad_(False)  # type: ignore[attr-defined]

@@ -126,6 +126,7 @@ def tuned_with(
         engine.lpips,
         lambda step, lpips: on_step(step),
         engine.at_once,
+        engine.bases,
     ).generator
 
 

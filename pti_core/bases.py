@@ -1,0 +1,74 @@
+"""Adam in the basis of what each layer sees: the eigenvectors of the second moment of its inputs.
+
+Adam scales every coordinate by its own gradients, so its steps depend on the axes they are taken along. A layer's
+inputs are strongly correlated: along the axes of single channels, every weight changes a little of what all images
+share. Along the eigenvectors of E[x x^T], x being the input over samples w_z, what an image needs is in few
+coordinates, and the rest stays. (One side of SOAP, Vyas et al. 2024, arXiv 2409.11321; the eigenbasis of K-FAC's
+input factor, George et al. 2018, arXiv 1806.03884. There the moments are of the data in training.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+from pti_core.generators.base import Generator
+
+SAMPLES = 64
+"""Samples w_z at which a layer's inputs are looked at."""
+
+_CONVOLUTIONS = (F.conv2d, F.conv_transpose2d)
+
+
+class _Inputs(TorchFunctionMode):
+    """Adds up x x^T over the pixels of every convolution whose weight is a parameter of these, while in force."""
+
+    def __init__(self, parameters: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self.names = {p.data_ptr(): name for name, p in parameters.items()}
+        self.moments: dict[str, Tensor] = {}
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func in _CONVOLUTIONS and (name := self.names.get(args[1].data_ptr())):
+            x = args[0].transpose(0, 1).flatten(1)
+            self.moments[name] = self.moments.get(name, 0) + (x @ x.T).double()
+        return func(*args, **(kwargs or {}))
+
+
+@torch.no_grad()
+def input_bases(generator: Generator, w: Tensor) -> dict[str, Tensor]:
+    """An orthonormal basis `[in, in]`, a column a direction, for each weight that mixes input channels, by its name.
+
+    Weights `[out, in, ...]` of convolutions and of the maps from w to styles; others have none. `w`: `[N, w_dim]`,
+    samples of W; the maps see all of them, the layers the first `SAMPLES`.
+    """
+    net = generator.with_precision("fp32")
+    mixing = {name: p for name, p in net.tunable().items() if p.ndim >= 2 and p.shape[1] > 1}
+    with _Inputs({name: p for name, p in mixing.items() if p.ndim == 4}) as seen:
+        for one in w[:SAMPLES]:
+            net.synthesis(one.view(1, 1, -1).expand(1, net.num_ws, -1))
+    bases = {name: _eigenvectors(moment) for name, moment in seen.moments.items()}
+    of_w = _eigenvectors((w.T @ w).double())
+    return bases | {name: of_w for name, p in mixing.items() if p.ndim == 2}  # matrices are what w goes through
+
+
+def _eigenvectors(moment: Tensor) -> Tensor:
+    return torch.linalg.eigh(moment)[1].float()
+
+
+def turned(values: Tensor, basis: Tensor | None) -> Tensor:
+    """`[out, in, ...]` along the basis' directions in place of the input channels; itself where there is none."""
+    # Contiguous, as the weights are: torch's fused Adam takes a gradient of another layout for one of the weights'.
+    return values if basis is None else torch.einsum("oi...,ij->oj...", values, basis).contiguous()
+
+
+def turned_back(values: Tensor, basis: Tensor | None) -> Tensor:
+    """The inverse of `turned`."""
+    return values if basis is None else torch.einsum("oj...,ij->oi...", values, basis)
