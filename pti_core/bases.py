@@ -9,7 +9,9 @@ input factor, George et al. 2018, arXiv 1806.03884. There the moments are of the
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -42,21 +44,43 @@ class _Inputs(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-@torch.no_grad()
-def input_bases(generator: Generator, w: Tensor) -> dict[str, Tensor]:
-    """An orthonormal basis `[in, in]`, a column a direction, for each weight that mixes input channels, by its name.
+@dataclass(frozen=True)
+class Bases:
+    """Orthonormal bases, a column a direction."""
 
-    Weights `[out, in, ...]` of convolutions and of the maps from w to styles; others have none. `w`: `[N, w_dim]`,
-    samples of W; the maps see all of them, the layers the first `SAMPLES`.
+    of_w: Tensor  # [w_dim, w_dim], of what the maps from w to styles see
+    of_layers: dict[str, Tensor]  # [in, in], of what each convolution sees that mixes channels, by its weight's name
+
+    @torch.no_grad()
+    def along_w(self, generator: Generator) -> Generator:
+        """A copy that draws for `ws @ of_w` what the generator draws for ws: its coordinates of W are these directions.
+
+        So the gradients of its maps are along them too, for nothing.
+        """
+        new: Generator = copy.deepcopy(generator)
+        for p in new.tunable().values():
+            if p.ndim == 2:
+                p.copy_(p @ self.of_w)
+        return new
+
+    def delta(self, turned: Mapping[str, Tensor], old: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What the weights of an `along_w` copy have moved by, in the generator's own coordinates."""
+        moved = {name: (p - old[name]).detach() for name, p in turned.items()}
+        return {name: d @ self.of_w.T if d.ndim == 2 else d for name, d in moved.items()}
+
+
+@torch.no_grad()
+def input_bases(generator: Generator, w: Tensor) -> Bases:
+    """The eigenvectors of the second moment of every layer's input, over samples w `[N, w_dim]`.
+
+    The maps from w see all of them, the convolutions the first `SAMPLES`.
     """
     net = generator.with_precision("fp32")
-    mixing = {name: p for name, p in net.tunable().items() if p.ndim >= 2 and p.shape[1] > 1}
-    with _Inputs({name: p for name, p in mixing.items() if p.ndim == 4}) as seen:
+    with _Inputs({name: p for name, p in net.tunable().items() if p.ndim == 4 and p.shape[1] > 1}) as seen:
         for one in w[:SAMPLES]:
             net.synthesis(one.view(1, 1, -1).expand(1, net.num_ws, -1))
-    bases = {name: _eigenvectors(moment) for name, moment in seen.moments.items()}
-    of_w = _eigenvectors((w.T @ w).double())
-    return bases | {name: of_w for name, p in mixing.items() if p.ndim == 2}  # matrices are what w goes through
+    layers = {name: _eigenvectors(moment) for name, moment in seen.moments.items()}
+    return Bases(_eigenvectors((w.T @ w).double()), layers)
 
 
 def _eigenvectors(moment: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from pti_core import deltas
-from pti_core.bases import input_bases
+from pti_core.bases import Bases, input_bases
 from pti_core.config import RunConfig
 from pti_core.encoder.network import Encoder
 from pti_core.encoder.start import encoded_start
@@ -128,9 +128,9 @@ class Engine:
         return w_statistics(self.generator, self.config.pivot.w_samples)
 
     @cached_property
-    def bases(self) -> dict[str, Tensor]:
-        """The directions that tuning works along, by parameter; none for `tuning.basis` weights."""
-        return input_bases(self.generator, self.statistics.samples) if self.config.tuning.basis == "inputs" else {}
+    def bases(self) -> Bases | None:
+        """The directions that tuning works along; None for those of single weights."""
+        return input_bases(self.generator, self.statistics.samples) if self.config.tuning.basis == "inputs" else None
 
     def invert(
         self,

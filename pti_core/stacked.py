@@ -8,13 +8,13 @@ kernels of one image leave a GPU idle; a stack fills it. On a CPU an image a cor
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
-from pti_core.bases import turned, turned_back
+from pti_core.bases import Bases, turned, turned_back
 from pti_core.config import LocalityConfig, TuningConfig
 from pti_core.falling import FallingRate
 from pti_core.generators.base import Generator
@@ -22,7 +22,7 @@ from pti_core.locality import interpolate
 from pti_core.perceptual import LPIPS, area_downsample
 from pti_core.pivot import OnStep, Pivots
 from pti_core.sampling import ImageRandom, sample_w
-from pti_core.tuning import Tuned, locality_loss, tuned_names
+from pti_core.tuning import Tuned, locality_loss, moved_copy, tuned_names
 
 ADAM_EPS = 1e-8  # as torch's
 
@@ -41,9 +41,9 @@ class _Drawing(nn.Module):
 class Stack:
     """Stacked weights `[B, ...]` of one generator's tuned parameters, their Adam, and drawing with all of them."""
 
-    def __init__(
-        self, generator: Generator, count: int, config: TuningConfig, bases: Mapping[str, Tensor] | None = None
-    ) -> None:
+    def __init__(self, generator: Generator, count: int, config: TuningConfig, bases: Bases | None = None) -> None:
+        self.origin, self.bases = generator, bases
+        generator = bases.along_w(generator) if bases else generator
         # Drawing swaps weights into a module for a moment; a copy of its own keeps others from seeing them.
         self.base, self.drawing, self.config = generator, _Drawing(copy.deepcopy(generator)), config
         # Each a tensor of its own: Adam changes them in place.
@@ -53,7 +53,7 @@ class Stack:
         self.old = list(old.values())
         self.means = {name: torch.zeros_like(p) for name, p in self.theta.items()}
         self.squares = {name: torch.zeros_like(p) for name, p in self.theta.items()}
-        self.steps, self.bases = 0, bases or {}
+        self.steps, self.turns = 0, bases.of_layers if bases else {}
 
     def draw(self, ws: Tensor, noise: Sequence[Tensor] | None = None) -> Tensor:
         """Images `[B, C, H, W]` of ws `[B, num_ws, w_dim]`, each by its own weights.
@@ -83,7 +83,7 @@ class Stack:
         for (name, p), old in zip(self.theta.items(), self.old, strict=True):
             if p.grad is None:
                 continue
-            mean, square, basis = self.means[name], self.squares[name], self.bases.get(name)
+            mean, square, basis = self.means[name], self.squares[name], self.turns.get(name)
             gradient = p.grad if basis is None else vmap(turned, (0, None))(p.grad, basis)
             mean.lerp_(gradient, 1 - b1)
             square.mul_(b2).addcmul_(gradient, gradient, value=1 - b2)
@@ -103,13 +103,14 @@ class Stack:
 
     def generator(self, row: int) -> Generator:
         """A copy of the generator with the weights of one place."""
-        new = copy.deepcopy(self.base).requires_grad_(False)  # type: ignore[attr-defined]
+        theta = {name: stacked.detach()[row] for name, stacked in self.theta.items()}
+        if self.bases:
+            return moved_copy(self.origin, self.bases.delta(theta, self.base.tunable()))
+        new: Generator = copy.deepcopy(self.base).requires_grad_(False)  # type: ignore[attr-defined]
         with torch.no_grad():
-            parameters = new.tunable()
-            for name, stacked in self.theta.items():
-                parameters[name].copy_(stacked[row])
-        made: Generator = new
-        return made
+            for name, value in theta.items():
+                new.tunable()[name].copy_(value)
+        return new
 
 
 def tune_stack(
@@ -121,7 +122,7 @@ def tune_stack(
     locality: LocalityConfig,
     lpips: LPIPS,
     on_step: OnStep | None = None,
-    bases: Mapping[str, Tensor] | None = None,
+    bases: Bases | None = None,
 ) -> list[Tuned]:
     """Tune a generator of its own for each of targets `[B, C, H, W]` in [-1, 1]: what `tune` gives for each alone.
 
@@ -132,7 +133,7 @@ def tune_stack(
     small = area_downsample(targets, config.max_resolution)
     with torch.no_grad():
         features = lpips.features(small)
-    ws, noise, random = pivots.ws, pivots.noise, ImageRandom(seeds, targets.device)
+    ws, noise, random = pivots.ws @ bases.of_w if bases else pivots.ws, pivots.noise, ImageRandom(seeds, targets.device)
     stack = Stack(generator, len(targets), config, bases)
     at = list(range(len(targets)))  # which image is at which place of the stack
     rates, factors = [FallingRate(config) for _ in seeds], dict[int, float | None]()
@@ -163,8 +164,9 @@ def tune_stack(
         if locality.enabled and locality.weight > 0 and step % locality.interval == 0:
             weight = locality.weight * locality.interval / locality.samples
             for _ in range(locality.samples):
-                ws_r = interpolate(ws, sample_w(generator, random), locality.alpha).ws
-                loss_r = locality_loss(generator, stack.draw, ws_r, locality, config.max_resolution, lpips)
+                w_z = sample_w(generator, random)
+                ws_r = interpolate(ws, w_z @ bases.of_w if bases else w_z, locality.alpha).ws
+                loss_r = locality_loss(stack.base, stack.draw, ws_r, locality, config.max_resolution, lpips)
                 (weight * loss_r).sum().backward()
         stack.step([factors[image] or 0.0 for image in at])
         step += 1

@@ -10,7 +10,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from pti_core.bases import turned, turned_back
+from pti_core.bases import Bases, turned, turned_back
 from pti_core.config import LocalityConfig, TuningConfig
 from pti_core.falling import FallingRate
 from pti_core.generators.base import Generator
@@ -67,7 +67,7 @@ def tune(
     lpips: LPIPS,
     on_step: OnStep | None = None,
     at_once: int | None = None,
-    bases: Mapping[str, Tensor] | None = None,
+    bases: Bases | None = None,
 ) -> Tuned:
     """Tune one generator for targets `[K, C, H, W]` in [-1, 1] at their pivots: K = 1, or a group (multi-pivot).
 
@@ -79,10 +79,11 @@ def tune(
     """
     if not len(targets) == len(pivots.w) == len(seeds):
         raise ValueError(f"{len(targets)} images, {len(pivots.w)} pivots, {len(seeds)} seeds: one each expected")
-    new = tunable_copy(generator, config.from_resolution)  # type: ignore[type-var]
+    base = bases.along_w(generator) if bases else generator
+    new = tunable_copy(base, config.from_resolution)  # type: ignore[type-var]
     names = tuned_names(generator, config.from_resolution)
-    parameters, old = ([g.tunable()[name] for name in names] for g in (new, generator))
-    turns = [(bases or {}).get(name) for name in names]
+    parameters, old = ([g.tunable()[name] for name in names] for g in (new, base))
+    turns = [bases.of_layers.get(name) if bases else None for name in names]
     # Adam never looks at a value, only at gradients: where the basis is another, it fills a zero with its update.
     moved = [p if turn is None else torch.zeros_like(p) for p, turn in zip(parameters, turns, strict=True)]
     optimizer = adam(moved, config)
@@ -90,7 +91,7 @@ def tune(
     small = area_downsample(targets, config.max_resolution)
     with torch.no_grad():
         target_features = lpips.features(small)
-    ws, k = pivots.ws, len(targets)
+    ws, k = pivots.ws @ bases.of_w if bases else pivots.ws, len(targets)
     parts = [slice(i, i + (at_once or k)) for i in range(0, k, at_once or k)]
     distance, done, rate = torch.full((k,), torch.inf), 0, FallingRate(config)
 
@@ -113,9 +114,10 @@ def tune(
         if locality.enabled and locality.weight > 0 and step % locality.interval == 0:
             weight = locality.weight * locality.interval / locality.samples
             for _ in range(locality.samples):
-                ws_r = interpolate(ws, sample_w(generator, random), locality.alpha).ws
+                w_z = sample_w(generator, random)
+                ws_r = interpolate(ws, w_z @ bases.of_w if bases else w_z, locality.alpha).ws
                 for part in parts:
-                    loss_r = locality_loss(generator, new.synthesis, ws_r[part], locality, config.max_resolution, lpips)
+                    loss_r = locality_loss(base, new.synthesis, ws_r[part], locality, config.max_resolution, lpips)
                     (weight * loss_r).sum().backward()
         for p, update, turn in zip(parameters, moved, turns, strict=True):
             if turn is not None and p.grad is not None:
@@ -130,7 +132,20 @@ def tune(
         pull_back(parameters, old, config.pull * factor)
         done = step + 1
     new.requires_grad_(False)  # type: ignore[attr-defined]
+    if bases:
+        moved_by = bases.delta(dict(zip(names, parameters, strict=True)), base.tunable())
+        new = moved_copy(generator, moved_by)
     return Tuned(new, done, distance)
+
+
+@torch.no_grad()
+def moved_copy(generator: Generator, delta: Mapping[str, Tensor]) -> Generator:
+    """A copy with a delta added to its weights."""
+    new: Generator = copy.deepcopy(generator).requires_grad_(False)  # type: ignore[attr-defined]
+    parameters = new.tunable()
+    for name, value in delta.items():
+        parameters[name].add_(value)
+    return new
 
 
 def adam(parameters: Sequence[Tensor], config: TuningConfig) -> torch.optim.Adam:
