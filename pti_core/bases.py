@@ -20,15 +20,16 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from pti_core.generators.base import Generator
+from pti_core.parallel import in_parallel
 
-SAMPLES = 64
+SAMPLES = 32
 """Samples w_z at which a layer's inputs are looked at."""
 
 _CONVOLUTIONS = (F.conv2d, F.conv_transpose2d)
 
 
 class _Inputs(TorchFunctionMode):
-    """Adds up x x^T over the pixels of every convolution whose weight is a parameter of these, while in force."""
+    """The sum of x x^T over the pixels, for every convolution whose weight is a parameter of these, while in force."""
 
     def __init__(self, parameters: Mapping[str, Tensor]) -> None:
         super().__init__()
@@ -40,7 +41,7 @@ class _Inputs(TorchFunctionMode):
     ) -> Any:
         if func in _CONVOLUTIONS and (name := self.names.get(args[1].data_ptr())):
             x = args[0].transpose(0, 1).flatten(1)
-            self.moments[name] = self.moments.get(name, 0) + (x @ x.T).double()
+            self.moments[name] = (x @ x.T).double()
         return func(*args, **(kwargs or {}))
 
 
@@ -69,22 +70,33 @@ class Bases:
         return {name: d @ self.of_w.T if d.ndim == 2 else d for name, d in moved.items()}
 
 
-@torch.no_grad()
 def input_bases(generator: Generator, w: Tensor) -> Bases:
     """The eigenvectors of the second moment of every layer's input, over samples w `[N, w_dim]`.
 
-    The maps from w see all of them, the convolutions the first `SAMPLES`.
+    The maps from w see all of them, the convolutions the first `SAMPLES`. On a CPU each sample is a job of its own
+    (`parallel`), so that the number of cores changes no bit; not to be called from within such a job.
     """
     net = generator.with_precision("fp32")
-    with _Inputs({name: p for name, p in net.tunable().items() if p.ndim == 4 and p.shape[1] > 1}) as seen:
-        for one in w[:SAMPLES]:
+    mixing = {name: p for name, p in net.tunable().items() if p.ndim == 4 and p.shape[1] > 1}
+
+    @torch.no_grad()
+    def seen(one: Tensor, check: Callable[[], None]) -> dict[str, Tensor]:
+        check()
+        with _Inputs(mixing) as inputs:
             net.synthesis(one.view(1, 1, -1).expand(1, net.num_ws, -1))
-    layers = {name: _eigenvectors(moment) for name, moment in seen.moments.items()}
-    return Bases(_eigenvectors((w.T @ w).double()), layers)
+        return inputs.moments
 
+    @torch.no_grad()
+    def eigenvectors(moment: Tensor | None, check: Callable[[], None]) -> Tensor:
+        check()
+        return torch.linalg.eigh((w.T @ w).double() if moment is None else moment)[1].float()
 
-def _eigenvectors(moment: Tensor) -> Tensor:
-    return torch.linalg.eigh(moment)[1].float()
+    moments: dict[str, Tensor] = {}
+    for found in in_parallel(seen, w[:SAMPLES], w.device):
+        for name, moment in found.items():
+            moments[name] = moments[name] + moment if name in moments else moment
+    of_w, *of_layers = in_parallel(eigenvectors, [None, *moments.values()], w.device)
+    return Bases(of_w, dict(zip(moments, of_layers, strict=True)))
 
 
 def turned(values: Tensor, basis: Tensor | None) -> Tensor:

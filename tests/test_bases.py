@@ -90,3 +90,15 @@ def test_a_stack_works_along_them_as_single_images_do(problem):
         part = slice(i, i + 1)
         alone = tune(generator, targets[part], pivots[part], [i], CONFIG, LOCALITY, load_lpips(), bases=bases)
         torch.testing.assert_close(one.lpips, alone.lpips, atol=1e-3, rtol=1e-2)
+
+
+def test_the_number_of_threads_changes_no_bit(problem):
+    generator, _, _, bases, of_w = problem
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        alone = input_bases(generator, of_w.samples)
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(alone.of_w, bases.of_w)
+    assert all(torch.equal(alone.of_layers[name], basis) for name, basis in bases.of_layers.items())
