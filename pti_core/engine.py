@@ -90,6 +90,7 @@ class _Found:
     target: Target
     pivot: Pivots  # its noise maps as the tables hold them, so that tuning sees what a reader gets
     noise: bytes
+    lpips: float  # of the search's last step
     seconds: float
 
 
@@ -160,16 +161,18 @@ class Engine:
                     owners.setdefault(owner, []).append(one)
         found_owners, size = list(owners.items()), 1 if self.config.mode == "multi" else self.stack
         jobs = [found_owners[i : i + size] for i in range(0, len(found_owners), size)]
-        for results in in_parallel(partial(self._tune, counter), jobs, self.device):
+        for results in in_parallel(partial(self._tune, counter), jobs, self.device, expected_cost):
             yield from results
 
     def _pivots(
         self, counter: WorkCounter, batch: Sequence[Target], check: Callable[[], None]
     ) -> list[_Found | Failure]:
         """The pivots of a batch; halves it as long as it does not fit into memory."""
+        distance = torch.zeros(len(batch))
 
         def on_step(step: int, lpips: Tensor) -> None:
             check()
+            distance.copy_(lpips)
             counter.step("pivot", batch[0].image_id, step, lpips)
 
         start = time.perf_counter()
@@ -198,16 +201,16 @@ class Engine:
         for i, target in enumerate(batch):
             pivot = pivots[i : i + 1]
             if all(bool(torch.isfinite(x).all()) for x in (pivot.w, *pivot.noise)):
-                results.append(self._as_stored(target, pivot, seconds))
+                results.append(self._as_stored(target, pivot, float(distance[i]), seconds))
             else:
                 message = "the pivot diverged to NaN"
                 results.append(Failure(target.image_id, "pivot", "NotFinite", message, permanent=True))
         return results
 
-    def _as_stored(self, target: Target, pivot: Pivots, seconds: float) -> _Found:
+    def _as_stored(self, target: Target, pivot: Pivots, lpips: float, seconds: float) -> _Found:
         noise = deltas.encode_noise([n[0] for n in pivot.noise])
         maps = [n.to(self.device) for n in deltas.decode_noise(noise, self.generator.noise_shapes)]
-        return _Found(target, replace(pivot, noise=maps), noise, seconds)
+        return _Found(target, replace(pivot, noise=maps), noise, lpips, seconds)
 
     def _tune(
         self, counter: WorkCounter, job: Sequence[_Owner], check: Callable[[], None], at_once: int | None = None
@@ -328,6 +331,11 @@ class Engine:
     def _free_memory(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
+
+
+def expected_cost(job: Sequence[_Owner]) -> float:
+    """Grows with the steps that tuning will take: an image that its pivot draws well has its end early."""
+    return sum(member.lpips for _, members in job for member in members)
 
 
 def _failure(target: Target, stage: str, error: Exception, permanent: bool) -> Failure:

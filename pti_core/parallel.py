@@ -58,9 +58,15 @@ def one_at_a_time(device: torch.device) -> AbstractContextManager[object]:
 
 
 def in_parallel(
-    function: Callable[[Item, Callable[[], None]], Result], items: Iterable[Item], device: torch.device
+    function: Callable[[Item, Callable[[], None]], Result],
+    items: Iterable[Item],
+    device: torch.device,
+    cost: Callable[[Item], float] | None = None,
 ) -> Iterator[Result]:
     """Results of `function(item, check)` in order: on a CPU several at once, elsewhere one after the other.
+
+    With `cost`, those that are expected to take long begin first on a CPU, so that no long one is left for one core at
+    the end (Graham 1969, longest processing time first); results come in the items' order all the same.
 
     Jobs call `check()` now and then: it raises Stopped once the caller takes no more results (Ctrl-C, an error).
     """
@@ -74,11 +80,14 @@ def in_parallel(
         for item in items:
             yield function(item, check)
         return
-    jobs: list[Future[Result]] = [_pool().submit(function, item, check) for item in items]
+    waiting = list(enumerate(items))
+    if cost is not None:
+        waiting.sort(key=lambda numbered: -cost(numbered[1]))
+    jobs: dict[int, Future[Result]] = {i: _pool().submit(function, item, check) for i, item in waiting}
     try:
-        for job in jobs:
-            yield job.result()
+        for i in range(len(jobs)):
+            yield jobs[i].result()
     finally:
         stop.set()
-        for job in jobs:
+        for job in jobs.values():
             job.cancel()

@@ -13,7 +13,7 @@ import torch
 
 from pti_core.config import RunConfig
 from pti_core.datasets import read_bytes, scan
-from pti_core.engine import Delta, Engine, Failure, Inversion, Target
+from pti_core.engine import Delta, Engine, Failure, Inversion, Target, expected_cost
 from pti_core.engine import _Found as Found
 from pti_core.images import decode, fit, to_float
 from pti_core.measure import LocalityRow, measure_locality
@@ -52,13 +52,16 @@ def kept_pivots(
     """As `find_all_pivots`, kept in a file, which must be of these targets and settings: the caller names it so."""
     if not path.exists():
         found = find_all_pivots(engine, targets, on_progress)
-        content = [{"w": f.pivot.w.cpu(), "noise": [n.cpu() for n in f.pivot.noise], "s": f.seconds} for f in found]
+        content = [
+            {"w": f.pivot.w.cpu(), "noise": [n.cpu() for n in f.pivot.noise], "lpips": f.lpips, "s": f.seconds}
+            for f in found
+        ]
         half = path.with_suffix(".part")
         torch.save(content, half)
         half.replace(path)  # whole or not at all
     device, num_ws = engine.device, engine.generator.num_ws
     return [
-        engine._as_stored(target, Pivots(kept["w"].to(device), kept["noise"], num_ws), kept["s"])
+        engine._as_stored(target, Pivots(kept["w"].to(device), kept["noise"], num_ws), kept["lpips"], kept["s"])
         for target, kept in zip(targets, torch.load(path, weights_only=True), strict=True)
     ]
 
@@ -74,7 +77,8 @@ def tune_in_groups(
     _ = engine.lpips, engine.bases  # made before threads share them
     groups = [list(found[i : i + size]) for i in range(0, len(found), size)]
     done, images = [], 0
-    for results in in_parallel(work, [[(group[0].target.image_id, group)] for group in groups], engine.device):
+    jobs = [[(group[0].target.image_id, group)] for group in groups]
+    for results in in_parallel(work, jobs, engine.device, expected_cost):
         if failed := [one for one in results if isinstance(one, Failure)]:
             raise RuntimeError(f"{failed[0].image_id}: {failed[0].message}")
         (delta,) = [one for one in results if isinstance(one, Delta)]

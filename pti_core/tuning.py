@@ -84,8 +84,9 @@ def tune(
     names = tuned_names(generator, config.from_resolution)
     parameters, old = ([g.tunable()[name] for name in names] for g in (new, base))
     turns = [bases.of_layers.get(name) if bases else None for name in names]
-    # Adam never looks at a value, only at gradients: where the basis is another, it fills a zero with its update.
+    # Where the basis is another, Adam and the pull work on what has been added, in that basis' coordinates.
     moved = [p if turn is None else torch.zeros_like(p) for p, turn in zip(parameters, turns, strict=True)]
+    origins = [q if turn is None else torch.zeros(()) for q, turn in zip(old, turns, strict=True)]
     optimizer = adam(moved, config)
     random = ImageRandom(seeds, targets.device)
     small = area_downsample(targets, config.max_resolution)
@@ -119,17 +120,16 @@ def tune(
                 for part in parts:
                     loss_r = locality_loss(base, new.synthesis, ws_r[part], locality, config.max_resolution, lpips)
                     (weight * loss_r).sum().backward()
-        for p, update, turn in zip(parameters, moved, turns, strict=True):
+        for p, added, turn in zip(parameters, moved, turns, strict=True):
             if turn is not None and p.grad is not None:
-                update.grad, p.grad = turned(p.grad, turn), None
+                added.grad, p.grad = turned(p.grad, turn), None
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
+        pull_back(moved, origins, config.pull * factor)
         with torch.no_grad():
-            for p, update, turn in zip(parameters, moved, turns, strict=True):
+            for p, q, added, turn in zip(parameters, old, moved, turns, strict=True):
                 if turn is not None:
-                    p.add_(turned_back(update, turn))
-                    update.zero_()
-        pull_back(parameters, old, config.pull * factor)
+                    torch.add(q, turned_back(added, turn), out=p)
         done = step + 1
     new.requires_grad_(False)  # type: ignore[attr-defined]
     if bases:

@@ -27,6 +27,22 @@ def test_results_come_in_order_and_several_jobs_run_at_once():
     assert max(seen) == min(available_cores(), 9)
 
 
+def test_what_costs_most_begins_first_and_results_keep_their_order():
+    begun, lock, gate = [], threading.Lock(), threading.Event()
+
+    def job(item, check):
+        with lock:
+            begun.append(item)
+            if len(begun) == available_cores():
+                gate.set()
+        assert gate.wait(10)
+        return item
+
+    items = list(range(4 * available_cores()))
+    assert list(in_parallel(job, items, CPU, cost=float)) == items
+    assert set(begun[: available_cores()]) == set(items[-available_cores() :])
+
+
 def test_each_job_has_one_thread_of_arithmetic():
     threads = set(in_parallel(lambda item, check: torch.get_num_threads(), range(8), CPU))
     assert threads == {1}
