@@ -24,10 +24,11 @@ from benchmarks.reference import invert
 from pti_core.config import MeasureConfig, RunConfig
 from pti_core.encoder.files import encoder_for
 from pti_core.encoder.network import Encoder
-from pti_core.engine import Delta, Engine, Inversion, Target
+from pti_core.engine import Engine
 from pti_core.generators.base import Generator
 from pti_core.generators.checkpoints import load_generator
 from pti_core.generators.stylegan2 import StyleGAN2
+from pti_core.inversions import Delta, Inversion, Target
 from pti_core.measure import measure_locality
 from pti_core.metrics import measure
 from pti_core.perceptual import LPIPS, load_lpips, reference_lpips

@@ -10,9 +10,8 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property, partial
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -24,78 +23,19 @@ from pti_core.encoder.network import Encoder
 from pti_core.encoder.start import encoded_start
 from pti_core.generators.base import Generator
 from pti_core.images import shot, to_uint8
+from pti_core.inversions import Delta, Failure, Found, Inversion, Measures, Result, Stage, Target
 from pti_core.memory import is_out_of_memory, keep_freed_memory
 from pti_core.metrics import measure
 from pti_core.parallel import in_parallel
 from pti_core.perceptual import LPIPS, load_lpips
 from pti_core.pivot import Pivots, find_pivots
 from pti_core.progress import OnImageStep, OnProgress, WorkCounter
-from pti_core.progress import Progress as Progress
 from pti_core.sampling import WStatistics, seed_for, w_statistics
 from pti_core.stacked import tune_stack
 from pti_core.tuning import Tuned, tune, tuned_names
 from pti_core.widths import widths
 
-Measures = dict[str, float | None]
-Stage = Literal["pivot", "tuned", "stored"]
-
-
-@dataclass(frozen=True)
-class Target:
-    """An image to invert."""
-
-    image_id: str
-    group: str  # images of a group share a generator in mode "multi"
-    image: Tensor  # [C, H, W] in [-1, 1], the generator's resolution
-
-
-@dataclass(frozen=True)
-class Inversion:
-    """A finished image."""
-
-    image_id: str
-    owner: str  # of the delta: the image, or its group
-    w: Tensor  # [slots, w_dim]
-    noise: bytes | None  # encoded; None where there are none
-    measures: dict[Stage, Measures]
-    shot: bytes | None  # the tuned image to look at (`images.shot`); None where there is none
-    pivot_steps: int
-    tuning_steps: int
-    pivot_seconds: float  # the image's share of its batch
-    tuning_seconds: float
-    seed: int
-
-
-@dataclass(frozen=True)
-class Delta:
-    """The encoded weight delta of one image or group."""
-
-    owner: str
-    tensors: list[deltas.EncodedTensor]
-
-
-@dataclass(frozen=True)
-class Failure:
-    """An image that could not be inverted."""
-
-    image_id: str
-    stage: str
-    error: str
-    message: str
-    permanent: bool
-
-
-@dataclass(frozen=True)
-class _Found:
-    target: Target
-    pivot: Pivots  # its noise maps as the tables hold them, so that tuning sees what a reader gets
-    noise: bytes
-    lpips: float  # of the search's last step
-    seconds: float
-
-
-Result = Inversion | Delta | Failure
-_Owner = tuple[str, Sequence[_Found]]  # whose delta it is, and its images
+_Owner = tuple[str, Sequence[Found]]  # whose delta it is, and its images
 
 
 class Engine:
@@ -151,7 +91,7 @@ class Engine:
             )
             self._tried = True
         batches = [targets[i : i + self.at_once] for i in range(0, len(targets), self.at_once)]
-        owners: dict[str, list[_Found]] = {}
+        owners: dict[str, list[Found]] = {}
         for found in in_parallel(partial(self._pivots, counter), batches, self.device):
             for one in found:
                 if isinstance(one, Failure):
@@ -166,7 +106,7 @@ class Engine:
 
     def _pivots(
         self, counter: WorkCounter, batch: Sequence[Target], check: Callable[[], None]
-    ) -> list[_Found | Failure]:
+    ) -> list[Found | Failure]:
         """The pivots of a batch; halves it as long as it does not fit into memory."""
         distance = torch.zeros(len(batch))
 
@@ -193,11 +133,11 @@ class Engine:
                 raise
             self._free_memory()
             if len(batch) == 1:
-                return [_failure(batch[0], "pivot", error, permanent=False)]
+                return [Failure.out_of_memory(batch[0], "pivot", error)]
             half = len(batch) // 2
             return self._pivots(counter, batch[:half], check) + self._pivots(counter, batch[half:], check)
         seconds = (time.perf_counter() - start) / len(batch)
-        results: list[_Found | Failure] = []
+        results: list[Found | Failure] = []
         for i, target in enumerate(batch):
             pivot = pivots[i : i + 1]
             if all(bool(torch.isfinite(x).all()) for x in (pivot.w, *pivot.noise)):
@@ -207,10 +147,10 @@ class Engine:
                 results.append(Failure(target.image_id, "pivot", "NotFinite", message, permanent=True))
         return results
 
-    def _as_stored(self, target: Target, pivot: Pivots, lpips: float, seconds: float) -> _Found:
+    def _as_stored(self, target: Target, pivot: Pivots, lpips: float, seconds: float) -> Found:
         noise = deltas.encode_noise([n[0] for n in pivot.noise])
         maps = [n.to(self.device) for n in deltas.decode_noise(noise, self.generator.noise_shapes)]
-        return _Found(target, replace(pivot, noise=maps), noise, lpips, seconds)
+        return Found(target, replace(pivot, noise=maps), noise, lpips, seconds)
 
     def _tune(
         self, counter: WorkCounter, job: Sequence[_Owner], check: Callable[[], None], at_once: int | None = None
@@ -239,7 +179,7 @@ class Engine:
                 return self._tune(counter, job[:half], check) + self._tune(counter, job[half:], check)
             if min(at_once, count) > 1:
                 return self._tune(counter, job, check, min(at_once, count) // 2)
-            return [_failure(m.target, "tuning", error, permanent=False) for m in job[0][1]]
+            return [Failure.out_of_memory(m.target, "tuning", error) for m in job[0][1]]
         finally:
             for owner, members in job:
                 counter.finish(owner, len(members))
@@ -260,7 +200,7 @@ class Engine:
         return tune_stack(*common, self.bases) if len(job) > 1 else [tune(*common, at_once, self.bases)]
 
     def _results(
-        self, owner: str, members: Sequence[_Found], tuned: Tuned, seconds: float, at_once: int
+        self, owner: str, members: Sequence[Found], tuned: Tuned, seconds: float, at_once: int
     ) -> list[Result]:
         """The rows of an owner whose generator is tuned."""
         config, (images, pivots) = self.config, self._together(members)
@@ -302,7 +242,7 @@ class Engine:
         ]
         return [*inversions, Delta(owner, encoded)]
 
-    def _together(self, members: Sequence[_Found]) -> tuple[Tensor, Pivots]:
+    def _together(self, members: Sequence[Found]) -> tuple[Tensor, Pivots]:
         """Targets and pivots of several images as one batch."""
         images = torch.stack([m.target.image for m in members]).to(self.device)
         noise = [torch.cat(maps) for maps in zip(*(m.pivot.noise for m in members), strict=True)]
@@ -336,8 +276,3 @@ class Engine:
 def expected_cost(job: Sequence[_Owner]) -> float:
     """Grows with the steps that tuning will take: an image that its pivot draws well has its end early."""
     return sum(member.lpips for _, members in job for member in members)
-
-
-def _failure(target: Target, stage: str, error: Exception, permanent: bool) -> Failure:
-    message = f"image_id {target.image_id!r}: out of memory even alone; use a smaller generator or a larger device"
-    return Failure(target.image_id, stage, type(error).__name__, message, permanent)

@@ -10,7 +10,7 @@ import torch
 
 from pti_core import images
 from pti_core.datasets import read_bytes
-from pti_core.engine import Target
+from pti_core.inversions import Target
 from pti_core.runs import Run
 from pti_core.tables import Row
 

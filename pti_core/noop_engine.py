@@ -12,8 +12,8 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from pti_core.config import RunConfig
-from pti_core.engine import Delta, Inversion, Measures, Target
 from pti_core.generators.base import Generator
+from pti_core.inversions import Delta, Inversion, Measures, Target
 from pti_core.progress import OnProgress
 
 _NOT_TAKEN: Measures = {"lpips": math.nan, "mse": math.nan, "psnr": math.nan, "ssim": math.nan, "ms_ssim": None}

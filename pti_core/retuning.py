@@ -13,9 +13,9 @@ import torch
 
 from pti_core.config import RunConfig
 from pti_core.datasets import read_bytes, scan
-from pti_core.engine import Delta, Engine, Failure, Inversion, Target, expected_cost
-from pti_core.engine import _Found as Found
+from pti_core.engine import Engine, expected_cost
 from pti_core.images import decode, fit, to_float
+from pti_core.inversions import Delta, Failure, Found, Inversion, Target
 from pti_core.measure import LocalityRow, measure_locality
 from pti_core.parallel import in_parallel
 from pti_core.pivot import Pivots

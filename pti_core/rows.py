@@ -8,10 +8,11 @@ from typing import Any, Final
 
 import pyarrow as pa
 
-from pti_core.engine import Delta, Failure, Inversion, Progress, Stage
 from pti_core.inputs import Inputs, reject
+from pti_core.inversions import Delta, Failure, Inversion, Stage
 from pti_core.parallel import one_at_a_time
 from pti_core.parts import Part
+from pti_core.progress import Progress
 from pti_core.runs import Run, any_engine_for
 from pti_core.sampling import seed_for
 from pti_core.tables import Row

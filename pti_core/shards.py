@@ -12,13 +12,13 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from pti_core import tables
-from pti_core.engine import Progress
 from pti_core.inputs import Inputs, check_not_all_unreadable, read_inputs
 from pti_core.measure import measure_locality
 from pti_core.notes import NoteBook
 from pti_core.overlap import read_ahead, write_behind
 from pti_core.parallel import in_parallel, one_at_a_time
 from pti_core.parts import INVERTED, Part, part_table, whole_locality, whole_parts, write_locality, write_part
+from pti_core.progress import Progress
 from pti_core.rows import added, inverted_rows, rejected_ids
 from pti_core.runs import Run, any_engine_for, engine_for, stored_from_rows
 from pti_core.shots import write_shots

@@ -10,9 +10,10 @@ from PIL import Image
 from pti_core import deltas
 from pti_core.datasets import DEMO_FOLDER
 from pti_core.deltas import fitting
-from pti_core.engine import Delta, Engine, Inversion, Target
+from pti_core.engine import Engine
 from pti_core.generators.checkpoints import load_generator
 from pti_core.images import to_float
+from pti_core.inversions import Delta, Inversion, Target
 from pti_core.metrics import measure
 from pti_core.perceptual import load_lpips
 from pti_core.pivot import Pivots

@@ -5,7 +5,8 @@ import torch
 from nvidia_files import random_generator
 
 from pti_core import deltas
-from pti_core.engine import Delta, Engine, Failure, Inversion, Target
+from pti_core.engine import Engine
+from pti_core.inversions import Delta, Failure, Inversion, Target
 from pti_core.metrics import round_uint8
 from pti_core.presets import configure
 

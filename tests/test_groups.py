@@ -7,9 +7,10 @@ import torch
 from conftest import QUICK_SETTINGS
 from PIL import Image
 
-from pti_core.engine import Engine, Inversion, Target
+from pti_core.engine import Engine
 from pti_core.freezing import freeze
 from pti_core.images import to_float
+from pti_core.inversions import Inversion, Target
 from pti_core.presets import configure
 
 

@@ -12,9 +12,10 @@ from PIL import Image, ImageDraw
 
 from pti_core.datasets import DEMO_FOLDER
 from pti_core.directions import visible_directions
-from pti_core.engine import Delta, Engine, Inversion, Target
+from pti_core.engine import Engine
 from pti_core.generators.checkpoints import BUILT_IN, load_generator
 from pti_core.images import to_float
+from pti_core.inversions import Delta, Inversion, Target
 from pti_core.measure import measure_locality
 from pti_core.perceptual import ASSETS, load_lpips
 from pti_core.presets import configure
