@@ -18,9 +18,10 @@ def factors(lpips, **config):
     return found
 
 
-def test_falls_at_the_end_as_the_cosine_of_the_projector_does():
-    found = factors([1.0] * 40, steps=20, lr_rampdown=0.6, stop_lpips=0.1)
-    assert found == pytest.approx([learning_rate(step, 20, 0.0, 0.6) for step in range(20)])
+def test_falls_at_the_end_as_the_cosine_of_the_projector_does_but_for_its_last_tenth():
+    found = factors([1.0] * 40, steps=26, lr_rampdown=18 / 26, stop_lpips=0.1)
+    assert found == pytest.approx([learning_rate(step, 28, 0.0, 20 / 28) for step in range(26)])
+    assert 0 < found[-1] < 0.06
 
 
 def test_an_image_that_is_good_early_falls_early_in_the_same_proportion():
@@ -28,7 +29,7 @@ def test_an_image_that_is_good_early_falls_early_in_the_same_proportion():
     assert found[:11] == [1.0] * 11
     assert len(found) == 20
     assert sorted(found, reverse=True) == found
-    assert found[-1] < 0.03
+    assert found[-1] < 0.1
 
 
 def test_the_fall_goes_on_where_the_image_gets_worse_again():
@@ -44,7 +45,7 @@ def test_without_a_fall_it_ends_at_once_as_in_the_paper():
 def test_a_fall_over_all_steps_starts_with_the_first():
     found = factors([1.0] * 40, steps=10, lr_rampdown=1.0, stop_lpips=0.1)
     assert (len(found), found[0]) == (10, 1.0)
-    assert found[-1] < 0.03
+    assert found[-1] < 0.1
 
 
 def test_rises_linearly_and_then_goes_on_as_without_a_rise():
