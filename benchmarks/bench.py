@@ -24,6 +24,8 @@ import pandas as pd
 import torch
 from matplotlib.figure import Figure
 
+from flows.options import parse_setting
+
 PLAIN = "plain loop"
 PAPER = f"{PLAIN}, paper"
 COLOURS = ("#6b7280", "#2563eb", "#059669", "#f59e0b", "#dc2626")
@@ -162,7 +164,7 @@ def main() -> None:
         args.limit = args.limit or 2
         check_small(args)
         return
-    settings = {name: json.loads(value) for name, value in (text.split("=", 1) for text in args.set)}
+    settings = dict(parse_setting("--set", text) for text in args.set)
     last, kept = args.output / "bench.json", None
     if args.again and not last.exists():
         sys.exit(f"{last} does not exist, there is no plain loop to keep; leave out --again")

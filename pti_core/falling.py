@@ -6,7 +6,6 @@ import math
 
 from pti_core.config import TuningConfig
 
-
 _OF_COSINE = 0.9
 """How far along the cosine the fall goes. The rest would multiply the rate by less than 0.025: the LPIPS of the demo
 faces stays where it is, to 0.0001, so those steps are not made."""

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import pandas as pd
 
+from flows.options import parse_setting
 from pti_core.shards import OnShardProgress, ShardProgress
 
 
@@ -26,8 +26,8 @@ def parser(doc: str | None, images: str, output: str) -> argparse.ArgumentParser
 
 
 def settings_of(args: argparse.Namespace) -> dict[str, Any]:
-    """What `--set` was given: values are JSON."""
-    return {name: json.loads(value) for name, value in (text.split("=", 1) for text in args.set)}
+    """What `--set` was given: values are JSON, or a word."""
+    return dict(parse_setting("--set", text) for text in args.set)
 
 
 def progress() -> Callable[[str], OnShardProgress]:

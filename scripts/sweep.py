@@ -10,7 +10,6 @@ Images of different variations are not done at the same time, so that the second
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import time
 from collections.abc import Sequence
@@ -19,6 +18,7 @@ from typing import Any
 
 import torch
 
+from flows.options import parse_setting
 from pti_core.config import RunConfig
 from pti_core.encoder.files import encoder_for
 from pti_core.encoder.network import Encoder
@@ -83,7 +83,7 @@ def main() -> None:
     parser.add_argument("--pivots-only", action="store_true", help="no tuning: a table of pivots")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
-    fixed: dict[str, Any] = {k: json.loads(v) for k, v in (s.split("=", 1) for s in args.set)}
+    fixed: dict[str, Any] = dict(parse_setting("--set", text) for text in args.set)
     loaded = load_generator(args.generator)
     config = configure(args.preset, fixed)
     base = Engine(loaded.generator, config, encoder=encoder_of(loaded, config))
@@ -110,7 +110,7 @@ def main() -> None:
     for text in args.vary:
         name, values = text.split("=", 1)
         for value in values.split(","):
-            varied = engine({name: json.loads(value)})
+            varied = engine(dict([parse_setting("--vary", f"{name}={value}")]))
             found = find_all_pivots(varied, targets) if name.startswith("pivot.") else pivots
             add(line(f"{name} {value}", varied, found))
 
