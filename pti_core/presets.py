@@ -29,13 +29,13 @@ PRESETS: dict[Preset, dict[str, Any]] = {
     # tuning at 3e-4, locality at every step with lambda_R = 0.1 and alpha = 30. What is not named here is a default of
     # `config`, whose numbers are the paper's, and for the projector those of StyleGAN2.
     "paper": {"pivot.start": "w_avg", "pivot.noise_init": "random", "pivot.lr": 5e-3, "pivot.noise_lr": 5e-3},
-    # A seventh of the steps. Pivot: no exploration noise, which pays only over hundreds of steps; a little MSE, so that
-    # colours are right from the start. Tuning: a learning rate 25 times the paper's that rises, and then falls nearly to zero,
-    # with less momentum, and after each step a twentieth of the way back to the old weights (`TuningConfig.pull`),
-    # which keeps the drift at w_z as low as 350 small steps do; so locality needs every third step only. Adam works
-    # along the directions that a layer's inputs vary in (`bases`): a lower LPIPS and less drift. MSE counts four times:
-    # its gradient does not fade near the target as that of LPIPS does, which is worth two decibels. The 4x4 input,
-    # which all pictures share, stays. What each brings: docs/speed.md.
+    # A seventh of the steps. Pivot: no exploration noise, which pays only over hundreds of steps; a little MSE, so
+    # that colours are right from the start. Tuning: a learning rate 25 times the paper's that rises, and then falls
+    # nearly to zero, with less momentum, and after each step a twentieth of the way back to the old weights
+    # (`TuningConfig.pull`), which keeps the drift at w_z as low as 350 small steps do; so locality needs every third
+    # step only. Adam works along the directions that a layer's inputs vary in (`bases`): a lower LPIPS and less
+    # drift. MSE counts four times: its gradient does not fade near the target as that of LPIPS does, which is worth
+    # two decibels. The 4x4 input, which all pictures share, stays. What each brings: docs/speed.md.
     "fast": {**_QUICK, "pivot.steps": 32, "tuning.steps": 82, "tuning.stop_lpips": 0.009},
     # A dozen images in two minutes on two cores: `fast` with fewer steps.
     "demo": {
