@@ -86,7 +86,7 @@ def tune(
     turns = [bases.of_layers.get(name) if bases else None for name in names]
     # Where the basis is another, Adam and the pull work on what has been added, in that basis' coordinates.
     moved = [p if turn is None else torch.zeros_like(p) for p, turn in zip(parameters, turns, strict=True)]
-    origins = [q if turn is None else torch.zeros(()) for q, turn in zip(old, turns, strict=True)]
+    origins = [q if turn is None else q.new_zeros(()) for q, turn in zip(old, turns, strict=True)]
     optimizer = adam(moved, config)
     random = ImageRandom(seeds, targets.device)
     small = area_downsample(targets, config.max_resolution)
