@@ -10,6 +10,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from pti_core import deltas
 from pti_core.bases import Bases, turned, turned_back
 from pti_core.config import LocalityConfig, TuningConfig
 from pti_core.falling import FallingRate
@@ -138,13 +139,10 @@ def tune(
     return Tuned(new, done, distance)
 
 
-@torch.no_grad()
 def moved_copy(generator: Generator, delta: Mapping[str, Tensor]) -> Generator:
     """A copy with a delta added to its weights."""
     new: Generator = copy.deepcopy(generator).requires_grad_(False)  # type: ignore[attr-defined]
-    parameters = new.tunable()
-    for name, value in delta.items():
-        parameters[name].add_(value)
+    deltas.apply(new, delta)
     return new
 
 
