@@ -15,11 +15,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
 from benchmarks.side import generator_for
 from pti_core.config import TuningConfig
+from pti_core.matmul import pointwise
 from pti_core.memory import keep_freed_memory
 from pti_core.perceptual import load_lpips
 from pti_core.stacked import Stack
@@ -29,6 +33,15 @@ STACK = 4  # images that are tuned at once
 ONE = "tuning: one image"
 BATCH = 8  # images whose pivots are searched at once
 Work = Callable[[], object]
+
+
+class _TorchsOwn(TorchFunctionMode):
+    """While in force, 1x1 convolutions are torch's (see `pti_core.matmul`)."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        return (F.conv2d if func is pointwise else func)(*args, **(kwargs or {}))
 
 
 def works(name: str, device: str, compiled: bool) -> dict[str, tuple[Work, int]]:
@@ -48,6 +61,10 @@ def works(name: str, device: str, compiled: bool) -> dict[str, tuple[Work, int]]
                 p.grad = None
 
         return work
+
+    def by_torch() -> None:
+        with _TorchsOwn():
+            step_of(new.synthesis)()
 
     last = copy.deepcopy(new).to(memory_format=torch.channels_last)
     stack = Stack(generator, STACK, TuningConfig())
@@ -73,6 +90,7 @@ def works(name: str, device: str, compiled: bool) -> dict[str, tuple[Work, int]]
         "search: one image": (search_of(1), 1),
         f"search: {BATCH} images in one convolution": (search_of(BATCH), BATCH),
         ONE: (step_of(new.synthesis), 1),
+        f"{ONE}, 1x1 convolutions as torch does them": (by_torch, 1),
         f"{ONE}, weights in channels_last": (step_of(last.synthesis), 1),
         f"tuning: {STACK} images, stacked weights": (stacked, STACK),
     }

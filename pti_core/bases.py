@@ -20,12 +20,13 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from pti_core.generators.base import Generator
+from pti_core.matmul import matmul, pointwise
 from pti_core.parallel import in_parallel
 
 SAMPLES = 32
 """Samples w_z at which a layer's inputs are looked at."""
 
-_CONVOLUTIONS = (F.conv2d, F.conv_transpose2d)
+_CONVOLUTIONS = (F.conv2d, F.conv_transpose2d, pointwise)
 
 
 class _Inputs(TorchFunctionMode):
@@ -101,10 +102,15 @@ def input_bases(generator: Generator, w: Tensor) -> Bases:
 
 def turned(values: Tensor, basis: Tensor | None) -> Tensor:
     """`[out, in, ...]` along the basis' directions in place of the input channels; itself where there is none."""
-    # Contiguous, as the weights are: torch's fused Adam takes a gradient of another layout for one of the weights'.
-    return values if basis is None else torch.einsum("oi...,ij->oj...", values, basis).contiguous()
+    return values if basis is None else _along_inputs(values, basis)
 
 
 def turned_back(values: Tensor, basis: Tensor | None) -> Tensor:
     """The inverse of `turned`."""
-    return values if basis is None else torch.einsum("oj...,ij->oi...", values, basis)
+    return values if basis is None else _along_inputs(values, basis.T)
+
+
+def _along_inputs(values: Tensor, matrix: Tensor) -> Tensor:
+    last = values.movedim(1, -1)
+    # Contiguous, as the weights are: torch's fused Adam takes a gradient of another layout for one of the weights'.
+    return matmul(last.flatten(0, -2), matrix).view(last.shape).movedim(-1, 1).contiguous()

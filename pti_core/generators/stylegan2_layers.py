@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from pti_core.generators.half import HALF_CLAMP, HalfPass, balanced
 from pti_core.generators.mapping import FullyConnectedLayer
+from pti_core.matmul import pointwise
 
 TAPS = (1, 3, 3, 1)  # of the usual filter
 LRELU_SLOPE, LRELU_GAIN = 0.2, math.sqrt(2)
@@ -139,7 +140,8 @@ class ToRGBLayer(nn.Module):
         styles = self.affine(w) * self.weight_gain
         if half is not None:
             styles, weight, bias = map(half.enter, (styles, weight, bias))
-        x = F.conv2d(x * styles[:, :, None, None], weight, bias=bias, padding=self.padding)
+        x = x * styles[:, :, None, None]
+        x = F.conv2d(x, weight, bias=bias, padding=self.padding) if self.padding else pointwise(x, weight, bias)
         x = clamped(x, self.conv_clamp, half)
         return x if half is None else half.leave(x)
 
@@ -159,4 +161,4 @@ class SkipConv(nn.Module):
         """Map x `[N, in, H, W]` to `[N, out, 2H, 2W]`, in the dtype of `half` or float32."""
         weight = self.weight * (self.weight_gain * gain)
         # The 1x1 convolution first: it and the filter act on different axes, and at low resolution it is cheaper.
-        return upsample2d(F.conv2d(x, weight if half is None else half.enter(weight)), self.resample_filter)
+        return upsample2d(pointwise(x, weight if half is None else half.enter(weight)), self.resample_filter)
