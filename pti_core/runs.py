@@ -15,6 +15,7 @@ from torch import Tensor
 
 from pti_core import deltas, images
 from pti_core.config import RunConfig
+from pti_core.device import best_device
 from pti_core.encoder.files import EncoderError, load_encoder
 from pti_core.encoder.network import Encoder
 from pti_core.engine import Engine
@@ -172,8 +173,7 @@ def _encoder(generator: LoadedGenerator, sha256: str | None) -> Encoder | None:
 
 def any_engine_for(run: Run) -> Engine | NoopEngine:
     """The engine of a run, loaded once a process, on a GPU where there is one."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    return _engine(run.generator, run.generator_sha256, run.config, device, run.encoder_sha256)
+    return _engine(run.generator, run.generator_sha256, run.config, best_device(), run.encoder_sha256)
 
 
 def engine_for(run: Run) -> Engine:

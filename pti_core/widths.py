@@ -64,8 +64,8 @@ def widths(
     def fastest(work: Callable[[int], None]) -> int:
         def done(n: int) -> None:
             work(n)
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
+            if device.type != "cpu":
+                torch.accelerator.synchronize(device)
 
         def seconds(n: int) -> float:
             done(n)  # the first time also chooses kernels and gets memory

@@ -14,12 +14,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
-import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from studies import decimals, markdown, parser, settings_of
 
 from pti_core.datasets import inputs_digest, scan
+from pti_core.device import best_device
 from pti_core.encoder.files import encoder_for
 from pti_core.engine import Engine
 from pti_core.generators.checkpoints import load_generator
@@ -102,7 +102,7 @@ def main() -> None:
     loaded, listing = load_generator(args.generator), scan(args.images, args.limit)
     encoder = encoder_for(loaded, config.pivot.start)
     start = (encoder.encoder, encoder.sha256) if encoder is not None else (None, None)
-    engine = Engine(loaded.generator, config, "cuda" if torch.cuda.is_available() else "cpu", start[0])
+    engine = Engine(loaded.generator, config, best_device(), start[0])
     digest = config.digest(generator=loaded.sha256, inputs=inputs_digest(listing), encoder=start[1])
     folder = Path(args.output)
     kept = folder / digest[:12]

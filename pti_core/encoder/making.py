@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from pti_core.device import best_device
 from pti_core.encoder.files import find_encoder, read_encoder, save_encoder
 from pti_core.encoder.training import OnTraining, TrainingConfig, train_encoder
 from pti_core.generators.checkpoints import load_generator
@@ -31,7 +30,7 @@ def make(
     path, trained = None if overwrite or folder else find_encoder(loaded.sha256), False
     if path is None:
         config = TrainingConfig(samples=samples, drawing_steps=drawing_steps, seed=seed)
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+        device = best_device()
         result = train_encoder(loaded.generator, load_lpips("alex", device), config, device, on_training)
         path = save_encoder(
             result.encoder, loaded.sha256, result.notes(config), Path(folder).expanduser() if folder else None

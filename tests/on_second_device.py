@@ -1,0 +1,41 @@
+"""Run `pti` commands in a process whose torch has the device of second_device.cpp in place of a GPU.
+
+python on_second_device.py LIBRARY '[["run", "data", ...], ["edit", ...]]'
+"""
+
+import json
+import sys
+from types import ModuleType
+
+import torch
+
+NAME = "second"
+
+
+def add_device(library: str) -> None:
+    """Load the compiled device; from then on `torch.device("second")` is one, and torch's accelerator."""
+    torch.ops.load_library(library)
+    torch.utils.rename_privateuse1_backend(NAME)
+    module = ModuleType(f"torch.{NAME}")
+    module.is_available, module.device_count, module.current_device = lambda: True, lambda: 1, lambda: 0
+    module._is_in_bad_fork, module.manual_seed_all = lambda: False, lambda seed: None
+    module.get_rng_state, module.set_rng_state = lambda device: torch.get_rng_state(), lambda state, device: None
+    torch._register_device_module(NAME, module)
+
+
+def main() -> None:
+    library, commands = sys.argv[1:]
+    add_device(library)
+    from flows.cli import main as pti
+
+    for command in json.loads(commands):
+        sys.argv = ["pti", *command]
+        try:
+            pti()
+        except SystemExit as end:
+            if end.code:
+                raise
+
+
+if __name__ == "__main__":
+    main()

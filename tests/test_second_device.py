@@ -1,0 +1,133 @@
+"""Everything on a device that is not the CPU gives what the CPU gives: what can be tested of a GPU without one.
+
+A small C++ library makes torch believe in another accelerator (second_device.cpp). All that decides by the device is
+then as on a GPU: images that are searched together, stacked weights, widths found by trying, one shard after the
+other; and a tensor that was forgotten on the CPU is an error.
+"""
+
+import json
+import shutil
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+from torch.utils.cpp_extension import include_paths
+
+from pti_core.generators.checkpoints.own import save_generator
+from tests.test_stacked import generators
+
+TESTS = Path(__file__).parent
+COMPILER = shutil.which("c++")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(COMPILER is None, reason="no C++ compiler")]
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory) -> str:
+    path = tmp_path_factory.mktemp("device") / "second_device.so"
+    libraries = Path(torch.__file__).parent / "lib"
+    command = [COMPILER, "-shared", "-fPIC", "-std=c++20", "-O1", str(TESTS / "second_device.cpp"), "-o", str(path)]
+    command += [f"-I{folder}" for folder in include_paths()]
+    command += [f"-L{libraries}", "-lc10", "-ltorch_cpu", "-ltorch"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return str(path)
+
+
+def run_there(library, *commands):
+    """`pti` commands, one after the other, where torch has the other device."""
+    said = json.dumps([[*map(str, command)] for command in commands])
+    arguments = [sys.executable, str(TESTS / "on_second_device.py"), library, said]
+    done = subprocess.run(arguments, cwd=TESTS.parent, capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def run_here(*commands):
+    """The same on the CPU."""
+    for command in commands:
+        arguments = [sys.executable, "-m", "flows.cli", *map(str, command)]
+        done = subprocess.run(arguments, cwd=TESTS.parent, capture_output=True, text=True, timeout=500)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tiny_generator, tmp_path_factory):
+    """Untrained generators of both kinds, by kind."""
+    folder, paths = tmp_path_factory.mktemp("generators"), {}
+    for kind, generator in generators(tiny_generator).items():
+        paths[kind] = folder / f"{kind}.safetensors"
+        save_generator(generator, paths[kind])
+    return paths
+
+
+QUICK = {"pivot.steps": 4, "pivot.w_samples": 300, "tuning.steps": 6, "tuning.stop_lpips": 0, "batch": 4}
+JOBS = {  # generator, options, settings, and how near the tables are
+    "mobilestylegan, a generator for each": ("mobilestylegan", [], {}, 2e-3),
+    "mobilestylegan, one for all, w+": ("mobilestylegan", ["--mode", "multi"], {"pivot.space": "w+"}, 2e-3),
+    "stylegan2, a generator for each": ("stylegan2", [], {"tuning.basis": "weights"}, 2e-3),
+    # On a CPU half precision is bf16, elsewhere fp16, whose digits are more.
+    "stylegan2, half precision": ("stylegan2", [], {"precision": "half"}, 2e-2),
+}
+
+
+@pytest.fixture(scope="module", params=JOBS)
+def roots(request, checkpoints, library, pictures, tmp_path_factory):
+    """One job on both devices, with edits and a study of alpha: the roots there and here."""
+    kind, options, settings, near = JOBS[request.param]
+    folder = tmp_path_factory.mktemp("roots")
+    (folder / "data").mkdir()
+    for i, picture in enumerate(pictures[:5]):
+        Image.fromarray(picture).save(folder / "data" / f"{i}.png")
+    more = [f"--set={name}={value}" for name, value in (QUICK | settings).items()]
+    found = []
+    for name, run in (("there", partial(run_there, library)), ("here", run_here)):
+        root = folder / name
+        run(
+            ["run", folder / "data", "-o", root, "--generator", checkpoints[kind], "--preset", "fast", *options, *more],
+            ["edit", root, "-d", "pca:0", "-s", "2"],
+            ["alpha-study", root, "--images", "1", "--alpha", "30", "--alpha", "off", "--z-samples", "1"],
+        )
+        found.append(root)
+    return *found, near
+
+
+def test_all_tables_are_those_of_the_cpu(roots):
+    """Pivots of images that are searched together end elsewhere by the last bits: after so few steps, nearly there."""
+    *both, near = roots
+    names = ["pivots", "metrics", "locality", "edits", "alpha_nearness", "alpha_drift"]
+    for name in names if near < 0.01 else names[:2]:
+        there, here = (pd.read_parquet(root / name).reset_index(drop=True) for root in both)
+        assert len(there) == len(here) > 0
+        for column in sorted({"lpips", "mse", "psnr", "w"} & set(here)):
+            a, b = (np.stack(t[column]).astype(float) for t in (there, here))
+            np.testing.assert_allclose(a, b, rtol=10 * near, atol=near, err_msg=f"{name}.{column}")
+
+
+def test_an_encoder_is_trained_there(library, checkpoints, tmp_path):
+    sizes = ["--samples", "64", "--drawing-steps", "4"]
+    run_there(library, ["train-encoder", checkpoints["mobilestylegan"], *sizes, "--folder", tmp_path])
+    assert len(list(tmp_path.glob("*.safetensors"))) == 1
+
+
+@pytest.mark.parametrize(
+    ("work", "error"),
+    [
+        ("assert best_device() == 'second'; assert (x @ x.T).cpu().sum() == 12", None),
+        ("x + torch.ones(2, 3)", "same device"),
+        ("torch.nn.functional.conv2d(x[None, None], torch.ones(1, 1, 1, 1))", "convolution: second:0 and cpu"),
+        ("torch.cat([x, torch.ones(2, 3)])", "all tensors to be on second:0"),
+    ],
+)
+def test_the_device_is_taken_and_a_tensor_elsewhere_is_an_error(library, work, error):
+    lines = ["import sys, torch", f"sys.path[:0] = [{str(TESTS)!r}]", "from on_second_device import add_device"]
+    lines += [f"add_device({library!r})", "from pti_core.device import best_device"]
+    lines += ["x = torch.ones(2, 3, device=best_device())", work]
+    done = subprocess.run([sys.executable, "-c", "\n".join(lines)], cwd=TESTS.parent, capture_output=True, text=True)
+    assert (done.returncode == 0) == (error is None), done.stderr
+    assert error is None or error in done.stderr
