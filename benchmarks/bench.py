@@ -24,7 +24,7 @@ import pandas as pd
 import torch
 from matplotlib.figure import Figure
 
-from flows.options import parse_setting
+from flows.options import set_option
 
 PLAIN = "plain loop"
 PAPER = f"{PLAIN}, paper"
@@ -154,7 +154,9 @@ def main() -> None:
     parser.add_argument("--limit", type=int)
     parser.add_argument("--preset", action="append", help="of the engine; default: fast and demo")
     parser.add_argument("--precision", action="append", help="of the engine; default: fp32, on a GPU half too")
-    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="of the engine's sides")
+    parser.add_argument(
+        "--set", type=set_option, action="append", default=[], metavar="NAME=VALUE", help="of the engine"
+    )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--output", type=Path, default=Path("out/bench"))
     parser.add_argument("--again", action="store_true", help="keep the plain loop's rows of the last table there")
@@ -164,7 +166,7 @@ def main() -> None:
         args.limit = args.limit or 2
         check_small(args)
         return
-    settings = dict(parse_setting("--set", text) for text in args.set)
+    settings = dict(args.set)
     last, kept = args.output / "bench.json", None
     if args.again and not last.exists():
         sys.exit(f"{last} does not exist, there is no plain loop to keep; leave out --again")

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flows.options import set_option
 from pti_core.datasets import read_bytes, scan
 from pti_core.encoder.files import load_encoder
 from pti_core.encoder.samples import draw
@@ -125,7 +126,9 @@ def main() -> None:
     parser.add_argument("--starts", nargs="*", default=["w_avg", "encoder"])
     parser.add_argument("--sets", nargs="*", default=["faces", "samples"])
     parser.add_argument("--lr", type=float, action="append", help="sweep: the encoder's start with this peak rate")
-    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="for the encoder's start")
+    parser.add_argument(
+        "--set", type=set_option, action="append", default=[], metavar="NAME=VALUE", help="for the encoder's start"
+    )
     parser.add_argument("--out", type=Path, default=Path("out/encoder"))
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
@@ -139,7 +142,7 @@ def main() -> None:
         for name, images in targets_of(engine, args.images, args.samples, args.limit).items()
         if name in args.sets
     }
-    fixed: dict[str, Any] = {k: json.loads(v) for k, v in (s.split("=", 1) for s in args.set)}
+    fixed: dict[str, Any] = dict(args.set)
     starts: dict[str, dict[str, Any]] = {s: dict(fixed) if s == "encoder" else {} for s in args.starts}
     if args.lr:
         starts = {f"encoder lr {lr:g}": fixed | {"pivot.lr": lr} for lr in args.lr}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from enum import StrEnum
 from typing import Annotated, Any
@@ -29,15 +30,24 @@ Resource = Annotated[
 Credentials = Annotated[str | None, typer.Option(help="Name of a Prefect Secret block with storage options as JSON.")]
 
 
+class SettingError(ValueError, argparse.ArgumentTypeError):
+    """Not NAME=VALUE. argparse, which scripts and benchmarks use, shows the sentence of an `ArgumentTypeError`."""
+
+
 def parse_setting(option: str, text: str) -> tuple[str, Any]:
-    """`tuning.steps=100` as name and value; the value is JSON, or a word."""
+    """`tuning.steps=100` as name and value; the value is JSON, or a word. Raises SettingError."""
     name, equals, value = text.partition("=")
     if not equals or not name:
-        raise ValueError(f"{option} {text!r}: NAME=VALUE expected, e.g. tuning.steps=100 or GPU=1")
+        raise SettingError(f"{option} {text!r}: NAME=VALUE expected, e.g. tuning.steps=100 or GPU=1")
     try:
         return name, json.loads(value)
     except json.JSONDecodeError:
         return name, value
+
+
+def set_option(text: str) -> tuple[str, Any]:
+    """`parse_setting` of `--set`, as the type of an argparse argument."""
+    return parse_setting("--set", text)
 
 
 def resources_of(given: list[str] | None) -> dict[str, float] | None:

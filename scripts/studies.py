@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from flows.options import parse_setting
+from flows.options import set_option
 from pti_core.shards import OnShardProgress, ShardProgress
 
 
@@ -21,13 +21,15 @@ def parser(doc: str | None, images: str, output: str) -> argparse.ArgumentParser
     found.add_argument("--generator", default="pocket-ffhq-128")
     found.add_argument("--preset", default="demo")
     found.add_argument("--limit", type=int, help="only the first images")
-    found.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of all runs")
+    found.add_argument(
+        "--set", type=set_option, action="append", default=[], metavar="NAME=VALUE", help="a setting of all runs"
+    )
     return found
 
 
 def settings_of(args: argparse.Namespace) -> dict[str, Any]:
     """What `--set` was given: values are JSON, or a word."""
-    return dict(parse_setting("--set", text) for text in args.set)
+    return dict(args.set)
 
 
 def progress() -> Callable[[str], OnShardProgress]:

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from flows.options import parse_setting
+from flows.options import parse_setting, set_option
 from pti_core.config import RunConfig
 from pti_core.encoder.files import encoder_for
 from pti_core.encoder.network import Encoder
@@ -71,6 +71,12 @@ def encoder_of(generator: LoadedGenerator, config: RunConfig) -> Encoder | None:
     return found.encoder if found is not None else None
 
 
+def variation(text: str) -> tuple[str, list[str]]:
+    """`--vary`: a setting's name and its values."""
+    name, _ = parse_setting("--vary", text)
+    return name, text.partition("=")[2].split(",")
+
+
 def main() -> None:
     """Parse the arguments and go through the variations."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -78,12 +84,12 @@ def main() -> None:
     parser.add_argument("--generator", default="pocket")
     parser.add_argument("--preset", default="demo")
     parser.add_argument("--limit", type=int, help="only the first images")
-    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="for all variations")
-    parser.add_argument("--vary", action="append", default=[], metavar="NAME=VALUE,VALUE", help="one at a time")
+    parser.add_argument("--set", type=set_option, action="append", default=[], metavar="NAME=VALUE", help="of all")
+    parser.add_argument("--vary", type=variation, action="append", default=[], metavar="NAME=VALUE,…", help="in turn")
     parser.add_argument("--pivots-only", action="store_true", help="no tuning: a table of pivots")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
-    fixed: dict[str, Any] = dict(parse_setting("--set", text) for text in args.set)
+    fixed: dict[str, Any] = dict(args.set)
     loaded = load_generator(args.generator)
     config = configure(args.preset, fixed)
     base = Engine(loaded.generator, config, encoder=encoder_of(loaded, config))
@@ -107,9 +113,8 @@ def main() -> None:
     line = pivot_row if args.pivots_only else row
     pivots = find_all_pivots(base, targets)
     add(line(args.preset, base, pivots))
-    for text in args.vary:
-        name, values = text.split("=", 1)
-        for value in values.split(","):
+    for name, values in args.vary:
+        for value in values:
             varied = engine(dict([parse_setting("--vary", f"{name}={value}")]))
             found = find_all_pivots(varied, targets) if name.startswith("pivot.") else pivots
             add(line(f"{name} {value}", varied, found))

@@ -61,3 +61,11 @@ def test_sweep(script):
     assert first_cells(table)[2:] == ["demo", "tuning.lr 0.001", "tuning.lr 0.01", "pivot.steps 2"]
     alone = script("sweep.py", "--pivots-only", "--vary", "pivot.lr=0.05")
     assert first_cells(alone)[2:] == ["demo", "pivot.lr 0.05"]
+
+
+@pytest.mark.parametrize("command", [["scripts/sweep.py", "demo"], ["scripts/quality.py"], ["-m", "benchmarks.bench"]])
+def test_a_setting_that_is_none_ends_in_one_sentence(command):
+    done = subprocess.run([sys.executable, *command, "--set", "tuning.steps"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "argument --set: --set 'tuning.steps': NAME=VALUE expected" in done.stderr
+    assert "Traceback" not in done.stderr
