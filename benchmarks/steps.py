@@ -23,7 +23,7 @@ from torch.overrides import TorchFunctionMode
 
 from benchmarks.side import generator_for
 from pti_core.config import TuningConfig
-from pti_core.matmul import pointwise
+from pti_core.matmul import convolution
 from pti_core.memory import keep_freed_memory
 from pti_core.perceptual import load_lpips
 from pti_core.stacked import Stack
@@ -36,12 +36,15 @@ Work = Callable[[], object]
 
 
 class _TorchsOwn(TorchFunctionMode):
-    """While in force, 1x1 convolutions are torch's (see `pti_core.matmul`)."""
+    """While in force, all convolutions are torch's (see `pti_core.matmul`)."""
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        return (F.conv2d if func is pointwise else func)(*args, **(kwargs or {}))
+        if func is convolution:
+            x, weight, bias, padding = args
+            return F.conv2d(x, weight, bias, padding=padding)
+        return func(*args, **(kwargs or {}))
 
 
 def works(name: str, device: str, compiled: bool) -> dict[str, tuple[Work, int]]:
@@ -90,7 +93,7 @@ def works(name: str, device: str, compiled: bool) -> dict[str, tuple[Work, int]]
         "search: one image": (search_of(1), 1),
         f"search: {BATCH} images in one convolution": (search_of(BATCH), BATCH),
         ONE: (step_of(new.synthesis), 1),
-        f"{ONE}, 1x1 convolutions as torch does them": (by_torch, 1),
+        f"{ONE}, small convolutions as torch does them": (by_torch, 1),
         f"{ONE}, weights in channels_last": (step_of(last.synthesis), 1),
         f"tuning: {STACK} images, stacked weights": (stacked, STACK),
     }

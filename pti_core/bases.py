@@ -20,13 +20,13 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from pti_core.generators.base import Generator
-from pti_core.matmul import matmul, pointwise
+from pti_core.matmul import convolution, matmul
 from pti_core.parallel import in_parallel
 
 SAMPLES = 32
 """Samples w_z at which a layer's inputs are looked at."""
 
-_CONVOLUTIONS = (F.conv2d, F.conv_transpose2d, pointwise)
+_CONVOLUTIONS = (F.conv2d, F.conv_transpose2d, convolution)
 
 
 class _Inputs(TorchFunctionMode):

@@ -17,6 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pti_core.matmul import convolution
+
 ASSETS = Path(__file__).parent / "assets"
 MIN_RESOLUTION = 32  # AlexNet's last feature map is still 1 x 1 here
 Features = list[Tensor]
@@ -64,6 +66,21 @@ def reference_lpips(net: str = "alex") -> Any:
     return module.eval().requires_grad_(False)
 
 
+class _Conv2d(nn.Conv2d):
+    """At stride 1 and with the same padding on all sides, by `matmul.convolution`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return convolution(x, self.weight, self.bias, int(self.padding[0]))
+
+
+def _layer(layer: nn.Module) -> nn.Module:
+    if not isinstance(layer, nn.Conv2d) or layer.stride != (1, 1):
+        return layer
+    new = _Conv2d(layer.in_channels, layer.out_channels, layer.kernel_size, padding=layer.padding)  # type: ignore[arg-type]
+    new.load_state_dict(layer.state_dict())
+    return new
+
+
 class LPIPS(nn.Module):
     """LPIPS v0.1 as features and a distance between them.
 
@@ -77,7 +94,7 @@ class LPIPS(nn.Module):
         super().__init__()
         reference = reference_lpips(net)
         self.name = net
-        self.slices = nn.ModuleList(reference.net.children())
+        self.slices = nn.ModuleList(nn.Sequential(*map(_layer, part)) for part in reference.net.children())
         self.register_buffer("shift", reference.scaling_layer.shift)
         self.register_buffer("scale", reference.scaling_layer.scale)
         for i, lin in enumerate(reference.lins):

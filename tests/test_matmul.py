@@ -1,58 +1,90 @@
-"""Products and 1x1 convolutions on one thread: torch's own, by another library."""
+"""Products and small convolutions on one thread: torch's own, by another library."""
 
 import threading
 
 import pytest
 import torch
+from torch.autograd import forward_ad
 from torch.func import functional_call, vmap
 from torch.nn import functional as F
 
 from pti_core import matmul as module
-from pti_core.matmul import matmul, pointwise
+from pti_core.matmul import convolution, matmul
+from pti_core.parallel import in_parallel
+
+pytestmark = pytest.mark.skipif(not module._HAS_ONEDNN, reason="this torch has no oneDNN")
+PRODUCT = "mkldnn::_linear_pointwise"
 
 
 @pytest.fixture(autouse=True)
 def one_thread():
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
+    torch.manual_seed(0)
     yield
     torch.set_num_threads(threads)
 
 
-def by_onednn(run):
-    """What `run` gives, and whether oneDNN's product was called in it."""
+def products(run):
+    """What `run` gives, and how many of oneDNN's products it takes."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
         result = run()
-    return result, any("linear_pointwise" in event.key for event in profile.key_averages())
+    return result, sum(event.count for event in profile.key_averages() if event.key == PRODUCT)
 
 
-@pytest.mark.parametrize("shape", [(64, 32, 16, 16), (3, 20, 8, 8), (12, 512, 32, 32), (5, 7, 3, 1)])
+def close(found, expected):
+    for a, b in zip(found, expected, strict=True):
+        assert a.shape == b.shape
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4 * float(b.abs().max().clamp_min(1)))
+
+
+SHAPES = [  # out, in, kernel, padding, height, width
+    (64, 32, 1, 0, 16, 16),
+    (3, 20, 1, 0, 8, 5),
+    (12, 512, 1, 0, 32, 32),
+    (5, 7, 1, 0, 3, 1),
+    (24, 16, 3, 1, 7, 7),
+    (24, 16, 3, 0, 7, 4),
+    (8, 4, 2, 1, 5, 6),
+]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("bias", [True, False])
 def test_a_convolution_and_its_gradients_are_torchs(shape, bias):
-    out, channels, h, w = shape
-    given = [torch.randn(1, channels, h, w), torch.randn(out, channels, 1, 1), *([torch.randn(out)] if bias else [])]
-    of_y = torch.randn(1, out, h, w)
+    out, channels, k, padding, h, w = shape
+    given = [torch.randn(1, channels, h, w), torch.randn(out, channels, k, k), *([torch.randn(out)] if bias else [])]
 
-    def run(convolution):
+    def run(convolve):
         inputs = [x.clone().requires_grad_(True) for x in given]
-        y = convolution(*inputs)
+        y = convolve(*inputs, padding=padding)
         shown = y.detach().clone()
-        F.leaky_relu_(y.add_(1), 0.2).backward(of_y)  # changed in place, as the generators do
+        y.mul_(2).square().sum().backward()  # changed in place, as the generators do
         return [shown, *(x.grad for x in inputs)]
 
-    found, used = by_onednn(lambda: run(pointwise))
-    assert used
-    for a, b in zip(found, run(F.conv2d), strict=True):
-        assert a.shape == b.shape
-        assert a.is_contiguous()
-        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-3)
+    found, used = products(lambda: run(convolution))
+    assert used == 3
+    close(found, run(F.conv2d))
+    assert all(x.is_contiguous() for x in found)
 
 
 def test_only_the_gradients_that_are_wanted_are_computed():
     x, weight = torch.randn(1, 8, 4, 4, requires_grad=True), torch.randn(6, 8, 1, 1)
-    pointwise(x, weight).sum().backward()
-    torch.testing.assert_close(x.grad, weight.sum(dim=0).view(1, -1, 1, 1).expand_as(x))
-    assert weight.grad is None
+    _, used = products(lambda: convolution(x, weight).sum().backward())
+    assert used == 2
+    close([x.grad], [weight.sum(dim=0).view(1, -1, 1, 1).expand_as(x)])
+
+
+@pytest.mark.parametrize(("kernel", "padding"), [(1, 0), (3, 1)])
+def test_second_gradients_are_torchs(kernel, padding):
+    given = [torch.randn(1, 4, 5, 5), torch.randn(6, 4, kernel, kernel), torch.randn(6)]
+
+    def run(convolve):
+        inputs = [x.clone().requires_grad_(True) for x in given]
+        first = torch.autograd.grad(convolve(*inputs, padding=padding).pow(3).sum(), inputs, create_graph=True)
+        return torch.autograd.grad(sum(g.square().sum() for g in first), inputs)
+
+    close(run(convolution), run(F.conv2d))
 
 
 @pytest.mark.parametrize(
@@ -62,22 +94,54 @@ def test_only_the_gradients_that_are_wanted_are_computed():
         (torch.randn(1, 8, 4, 4).to(memory_format=torch.channels_last), torch.randn(6, 8, 1, 1)),
         (torch.randn(1, 8, 4, 4, dtype=torch.float64), torch.randn(6, 8, 1, 1, dtype=torch.float64)),
         (torch.randn(1, 8, 4, 4).bfloat16(), torch.randn(6, 8, 1, 1).bfloat16()),
+        (torch.randn(1, 8, 60, 60), torch.randn(6, 8, 3, 3)),  # large: torch takes oneDNN itself
     ],
 )
 def test_everything_else_is_left_to_torch(x, weight):
-    found, used = by_onednn(lambda: pointwise(x, weight))
+    found, used = products(lambda: convolution(x, weight))
     assert not used
     assert torch.equal(found, F.conv2d(x, weight))
+
+
+def test_autocast_forward_gradients_traces_and_compiling_are_left_to_torch():
+    x, weight = torch.randn(1, 8, 4, 4), torch.randn(6, 8, 1, 1)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert convolution(x, weight).dtype == torch.bfloat16
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(x, torch.ones_like(x))
+        tangent = forward_ad.unpack_dual(convolution(dual, weight)).tangent
+    close([tangent], [F.conv2d(torch.ones_like(x), weight)])
+    traced = torch.jit.trace(lambda x: convolution(x, weight), x)
+    close([traced(x)], [F.conv2d(x, weight)])
+    compiled = torch.compile(lambda x: convolution(x, weight), backend="eager", fullgraph=True)
+    assert torch.equal(compiled(x), F.conv2d(x, weight))
+
+
+@pytest.mark.parametrize(
+    ("weight", "bias"),
+    [
+        (torch.randn(6, 7, 1, 1), None),
+        (torch.randn(6, 8, 1, 1), torch.randn(1)),
+        (torch.randn(6, 8, 1, 1), torch.randn(6, dtype=torch.float64)),
+        (torch.randn(6, 8, 9, 9), None),
+    ],
+)
+def test_what_does_not_fit_is_an_error_as_torchs(weight, bias):
+    with pytest.raises(RuntimeError) as expected:
+        F.conv2d(torch.randn(1, 8, 4, 4), weight, bias)
+    with pytest.raises(RuntimeError) as found:
+        convolution(torch.randn(1, 8, 4, 4), weight, bias)
+    assert str(found.value) == str(expected.value)
 
 
 def test_with_more_threads_and_without_onednn_it_is_torchs():
     x, weight = torch.randn(1, 8, 4, 4), torch.randn(6, 8, 1, 1)
     torch.set_num_threads(2)
-    assert not by_onednn(lambda: pointwise(x, weight))[1]
+    assert not products(lambda: convolution(x, weight))[1]
     torch.set_num_threads(1)
-    assert by_onednn(lambda: pointwise(x, weight))[1]
+    assert products(lambda: convolution(x, weight))[1]
     with torch.backends.mkldnn.flags(enabled=False):
-        assert not by_onednn(lambda: (pointwise(x, weight), matmul(x[0, 0], x[0, 1])))[1]
+        assert not products(lambda: (convolution(x, weight), matmul(x[0, 0], x[0, 1])))[1]
 
 
 def test_within_vmap_it_is_torchs():
@@ -87,7 +151,7 @@ def test_within_vmap_it_is_torchs():
             self.weight = torch.nn.Parameter(torch.randn(6, 8, 1, 1))
 
         def forward(self, x):
-            return pointwise(x, self.weight)
+            return convolution(x, self.weight)
 
     layer, x, weights = Layer(), torch.randn(3, 1, 8, 4, 4), torch.randn(3, 6, 8, 1, 1, requires_grad=True)
     y = vmap(lambda weight, x: functional_call(layer, {"weight": weight}, (x,)))(weights, x)
@@ -99,25 +163,25 @@ def test_within_vmap_it_is_torchs():
 
 
 @pytest.mark.parametrize("transposed", [False, True])
-def test_a_product_is_torchs(transposed):
+def test_a_product_is_torchs_and_so_are_its_gradients(transposed):
     a, b = torch.randn(30, 20), torch.randn(40, 20).T if transposed else torch.randn(20, 40)
-    found, used = by_onednn(lambda: matmul(a, b))
-    assert used
-    torch.testing.assert_close(found, a @ b, rtol=1e-4, atol=1e-4)
-    traced = matmul(a.requires_grad_(True), b)  # torch's own has a gradient
-    assert traced.grad_fn is not None
+    found, used = products(lambda: matmul(a, b))
+    assert used == 1
+    close([found], [a @ b])
+    a.requires_grad_(True)
+    found, used = products(lambda: torch.autograd.grad(matmul(a, b).square().sum(), a))
+    assert not used
+    close(found, torch.autograd.grad((a @ b).square().sum(), a))
 
 
 def test_the_engines_threads_use_it():
-    """The pool of `parallel` gives each job one thread, whatever the process has."""
-    from pti_core.parallel import in_parallel
-
-    torch.set_num_threads(2)
+    """Each thread of `parallel` has one thread of arithmetic, whatever number the process is set to later."""
     x, weight = torch.randn(1, 8, 4, 4), torch.randn(6, 8, 1, 1)
-    seen = []
 
     def job(_, check):
-        seen.append((threading.current_thread().name, module._by_onednn(x, weight)))
+        return threading.current_thread().name, module._by_onednn(x, weight)
 
-    list(in_parallel(job, range(4), torch.device("cpu")))
+    list(in_parallel(lambda item, check: None, range(8), torch.device("cpu")))  # threads that begin without torch
+    torch.set_num_threads(2)
+    seen = list(in_parallel(job, range(8), torch.device("cpu")))
     assert all(name.startswith("pti-cpu") and used for name, used in seen)

@@ -22,7 +22,7 @@ from pti_core.generators.base import NoiseMode, Style
 from pti_core.generators.mapping import FullyConnectedLayer, MappingNetwork
 from pti_core.generators.network import GeneratorNetwork
 from pti_core.generators.noise import noise_maps
-from pti_core.matmul import pointwise
+from pti_core.matmul import convolution
 
 LRELU_SLOPE = 0.2  # of every leaky ReLU; the published network has no sqrt(2) gain after it
 
@@ -72,9 +72,9 @@ class StyledConv(nn.Module):
         x = x * (self.affine(w) * self.gain)[:, :, None, None]
         if self.separable:
             x = F.conv2d(x, self.depthwise, padding=1, groups=x.shape[1])
-            x = pointwise(x, self.pointwise, self.bias)
+            x = convolution(x, self.pointwise, self.bias)
         else:
-            x = F.conv2d(x, self.weight, bias=self.bias, padding=1)
+            x = convolution(x, self.weight, self.bias, padding=1)
         if noise is not None:
             x = x.add_(noise * self.noise_strength)
         return F.leaky_relu_(x, LRELU_SLOPE)  # in place: nothing before it keeps this tensor for its gradient
@@ -109,7 +109,7 @@ class Head(nn.Module):
     def forward(self, x: Tensor, w: Tensor) -> Tensor:
         """Map x `[N, in, H, W]` to images `[N, img_channels, 2H, 2W]`."""
         x = x * (self.affine(w) * self.gain)[:, :, None, None]
-        return inverse_haar(pointwise(x, self.weight, self.bias))
+        return inverse_haar(convolution(x, self.weight, self.bias))
 
 
 class MobileSynthesis(nn.Module):

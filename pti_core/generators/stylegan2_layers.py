@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from pti_core.generators.half import HALF_CLAMP, HalfPass, balanced
 from pti_core.generators.mapping import FullyConnectedLayer
-from pti_core.matmul import pointwise
+from pti_core.matmul import convolution
 
 TAPS = (1, 3, 3, 1)  # of the usual filter
 LRELU_SLOPE, LRELU_GAIN = 0.2, math.sqrt(2)
@@ -108,7 +108,7 @@ class SynthesisLayer(nn.Module):
             before = self.resample_filter.shape[0] - 1 - total // 2
             x = fir(x, self.resample_filter, (before, self.resample_filter.shape[0] - 1 - (total - total // 2)), gain=4)
         else:
-            x = F.conv2d(x, weight, padding=self.padding)
+            x = convolution(x, weight, padding=self.padding)
         x = x * demodulation[:, :, None, None]
         if noise is not None:
             x = x + noise
@@ -141,7 +141,7 @@ class ToRGBLayer(nn.Module):
         if half is not None:
             styles, weight, bias = map(half.enter, (styles, weight, bias))
         x = x * styles[:, :, None, None]
-        x = F.conv2d(x, weight, bias=bias, padding=self.padding) if self.padding else pointwise(x, weight, bias)
+        x = convolution(x, weight, bias, self.padding)
         x = clamped(x, self.conv_clamp, half)
         return x if half is None else half.leave(x)
 
@@ -161,4 +161,4 @@ class SkipConv(nn.Module):
         """Map x `[N, in, H, W]` to `[N, out, 2H, 2W]`, in the dtype of `half` or float32."""
         weight = self.weight * (self.weight_gain * gain)
         # The 1x1 convolution first: it and the filter act on different axes, and at low resolution it is cheaper.
-        return upsample2d(pointwise(x, weight if half is None else half.enter(weight)), self.resample_filter)
+        return upsample2d(convolution(x, weight if half is None else half.enter(weight)), self.resample_filter)
