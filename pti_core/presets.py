@@ -39,7 +39,7 @@ PRESETS: dict[Preset, dict[str, Any]] = {
     "fast": {
         **_QUICK,
         "pivot.steps": 32,
-        "tuning.steps": 75,
+        "tuning.steps": 70,
         "tuning.stop_lpips": 0.0075,
         "locality.interval": 2,
     },

@@ -25,8 +25,11 @@ namespace {
 const c10::Device kHere(c10::DeviceType::PrivateUse1, 0);
 const c10::DispatchKeySet kKeys(c10::DispatchKey::PrivateUse1);
 
+int64_t allocations = 0;
+
 struct Memory final : c10::Allocator {
   c10::DataPtr allocate(size_t bytes) override {
+    ++allocations;
     void* data = bytes ? c10::alloc_cpu(bytes) : nullptr;
     return {data, data, &c10::free_cpu, kHere};
   }
@@ -138,6 +141,10 @@ void fallback(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
 }
 
 }  // namespace
+
+TORCH_LIBRARY(second_device, m) {
+  m.def("allocations() -> int", [] { return allocations; });
+}
 
 TORCH_LIBRARY_IMPL(_, PrivateUse1, m) { m.fallback(torch::CppFunction::makeFromBoxedFunction<&fallback>()); }
 

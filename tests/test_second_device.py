@@ -6,6 +6,7 @@ other; and a tensor that was forgotten on the CPU is an error.
 """
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from pti_core.generators.checkpoints.own import save_generator
 from tests.test_stacked import generators
 
 TESTS = Path(__file__).parent
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(TESTS.parent), "CUDA_VISIBLE_DEVICES": ""}
 COMPILER = shutil.which("c++")
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(COMPILER is None, reason="no C++ compiler")]
 
@@ -33,6 +35,7 @@ def library(tmp_path_factory) -> str:
     libraries = Path(torch.__file__).parent / "lib"
     command = [COMPILER, "-shared", "-fPIC", "-std=c++20", "-O1", str(TESTS / "second_device.cpp"), "-o", str(path)]
     command += [f"-I{folder}" for folder in include_paths()]
+    command += [f"-D_GLIBCXX_USE_CXX11_ABI={int(torch._C._GLIBCXX_USE_CXX11_ABI)}"]
     command += [f"-L{libraries}", "-lc10", "-ltorch_cpu", "-ltorch"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -43,7 +46,7 @@ def run_there(library, *commands):
     """`pti` commands, one after the other, where torch has the other device."""
     said = json.dumps([[*map(str, command)] for command in commands])
     arguments = [sys.executable, str(TESTS / "on_second_device.py"), library, said]
-    done = subprocess.run(arguments, cwd=TESTS.parent, capture_output=True, text=True, timeout=500)
+    done = subprocess.run(arguments, env=ENVIRONMENT, capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -52,7 +55,7 @@ def run_here(*commands):
     """The same on the CPU."""
     for command in commands:
         arguments = [sys.executable, "-m", "flows.cli", *map(str, command)]
-        done = subprocess.run(arguments, cwd=TESTS.parent, capture_output=True, text=True, timeout=500)
+        done = subprocess.run(arguments, env=ENVIRONMENT, capture_output=True, text=True, timeout=500)
         assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -128,6 +131,6 @@ def test_the_device_is_taken_and_a_tensor_elsewhere_is_an_error(library, work, e
     lines = ["import sys, torch", f"sys.path[:0] = [{str(TESTS)!r}]", "from on_second_device import add_device"]
     lines += [f"add_device({library!r})", "from pti_core.device import best_device"]
     lines += ["x = torch.ones(2, 3, device=best_device())", work]
-    done = subprocess.run([sys.executable, "-c", "\n".join(lines)], cwd=TESTS.parent, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", "\n".join(lines)], env=ENVIRONMENT, capture_output=True, text=True)
     assert (done.returncode == 0) == (error is None), done.stderr
     assert error is None or error in done.stderr
