@@ -29,7 +29,7 @@ PRESETS: dict[Preset, dict[str, Any]] = {
     # tuning at 3e-4, locality at every step with lambda_R = 0.1 and alpha = 30. What is not named here is a default of
     # `config`, whose numbers are the paper's, and for the projector those of StyleGAN2.
     "paper": {"pivot.start": "w_avg", "pivot.noise_init": "random", "pivot.lr": 5e-3, "pivot.noise_lr": 5e-3},
-    # A seventh of the steps. Pivot: no exploration noise, which pays only over hundreds of steps; a little MSE, so
+    # An eighth of the steps. Pivot: no exploration noise, which pays only over hundreds of steps; a little MSE, so
     # that colours are right from the start. Tuning: a learning rate 25 times the paper's that rises, and then falls
     # nearly to zero, with less momentum, and after each step a twentieth of the way back to the old weights
     # (`TuningConfig.pull`), which keeps the drift at w_z as low as 350 small steps do; so locality needs every other
