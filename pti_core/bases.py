@@ -5,6 +5,9 @@ inputs are strongly correlated: along the axes of single channels, every weight 
 share. Along the eigenvectors of E[x x^T], x being the input over samples w_z, what an image needs is in few
 coordinates, and the rest stays. (One side of SOAP, Vyas et al. 2024, arXiv 2409.11321; the eigenbasis of K-FAC's
 input factor, George et al. 2018, arXiv 1806.03884. There the moments are of the data in training.)
+
+The eigenvalues say how much the rest of W sees of a change: E||dW x||^2 is the sum over the directions of eigenvalue
+times squared length of dW along it. So the pull back to the old weights is strongest where inputs vary most.
 """
 
 from __future__ import annotations
@@ -47,32 +50,66 @@ class _Inputs(TorchFunctionMode):
 
 
 @dataclass(frozen=True)
-class Bases:
-    """Orthonormal bases, a column a direction."""
+class Basis:
+    """The directions that a layer's inputs vary along, and how much they do."""
 
-    of_w: Tensor  # [w_dim, w_dim], of what the maps from w to styles see
-    of_layers: dict[str, Tensor]  # [in, in], of what each convolution sees that mixes channels, by its weight's name
+    directions: Tensor  # [in, in], orthonormal, a column a direction
+    moments: Tensor  # [in], mean square of the inputs along each, by the mean over all: 1 where all are alike
+
+    @classmethod
+    def of(cls, moment: Tensor) -> Basis:
+        """The eigenvectors and eigenvalues of E[x x^T] `[in, in]`, up to a factor."""
+        values, vectors = torch.linalg.eigh(moment)
+        values = values.clamp_min(0)
+        return cls(vectors.float(), (values / values.mean().clamp_min(torch.finfo(values.dtype).tiny)).float())
+
+
+    def shares(self, pull: float | Tensor, parameter: Tensor) -> Tensor:
+        """How much of the way back each direction of a parameter `[..., out, in, ...]` goes: `pull` where moments are 1.
+
+        pull m / (1 - pull + pull m): the proximal step of mu/2 m d^2 with mu = pull / (1 - pull), for a move d along
+        a direction with moment m, so that it is below 1 however large m is.
+        """
+        m = self.moments.view(-1, *[1] * (parameter.ndim - 2))
+        return pull * m / (1 - pull + pull * m)
+
+
+@dataclass(frozen=True)
+class Bases:
+    """The bases that a generator's weights are tuned in."""
+
+    of_w: Basis  # of what the maps from w to styles see
+    of_layers: dict[str, Basis]  # of what each convolution sees that mixes channels, by its weight's name
+
+    def of(self, name: str, parameter: Tensor) -> Basis | None:
+        """The basis of a parameter's inputs; None where they have no axes to turn (biases, one channel at a time)."""
+        return self.of_w if parameter.ndim == 2 else self.of_layers.get(name)
+
+    def w_along(self, w: Tensor) -> Tensor:
+        """w or ws `[..., w_dim]` in the coordinates that an `along_w` copy takes."""
+        return w @ self.of_w.directions
 
     @torch.no_grad()
     def along_w(self, generator: Generator) -> Generator:
-        """A copy that draws for `ws @ of_w` what the generator draws for ws: its coordinates of W are these directions.
+        """A copy that draws for `w_along(ws)` what the generator draws for ws: its coordinates of W are `of_w`'s.
 
         So the gradients of its maps are along them too, for nothing.
         """
         new: Generator = copy.deepcopy(generator)
         for p in new.tunable().values():
             if p.ndim == 2:
-                p.copy_(p @ self.of_w)
+                p.copy_(self.w_along(p))
         return new
 
     def delta(self, turned: Mapping[str, Tensor], old: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """What the weights of an `along_w` copy have moved by, in the generator's own coordinates."""
         moved = {name: (p - old[name]).detach() for name, p in turned.items()}
-        return {name: d @ self.of_w.T if d.ndim == 2 else d for name, d in moved.items()}
+        back = self.of_w.directions.T
+        return {name: d @ back if d.ndim == 2 else d for name, d in moved.items()}
 
 
 def input_bases(generator: Generator, w: Tensor) -> Bases:
-    """The eigenvectors of the second moment of every layer's input, over samples w `[N, w_dim]`.
+    """The basis of every layer's input, over samples w `[N, w_dim]`.
 
     The maps from w see all of them, the convolutions the first `SAMPLES`. On a CPU each sample is a job of its own
     (`parallel`), so that the number of cores changes no bit; not to be called from within such a job.
@@ -88,26 +125,26 @@ def input_bases(generator: Generator, w: Tensor) -> Bases:
         return inputs.moments
 
     @torch.no_grad()
-    def eigenvectors(moment: Tensor | None, check: Callable[[], None]) -> Tensor:
+    def basis(moment: Tensor | None, check: Callable[[], None]) -> Basis:
         check()
-        return torch.linalg.eigh((w.T @ w).double() if moment is None else moment)[1].float()
+        return Basis.of((w.T @ w).double() if moment is None else moment)
 
     moments: dict[str, Tensor] = {}
     for found in in_parallel(seen, w[:SAMPLES], w.device):
         for name, moment in found.items():
             moments[name] = moments[name] + moment if name in moments else moment
-    of_w, *of_layers = in_parallel(eigenvectors, [None, *moments.values()], w.device)
+    of_w, *of_layers = in_parallel(basis, [None, *moments.values()], w.device)
     return Bases(of_w, dict(zip(moments, of_layers, strict=True)))
 
 
-def turned(values: Tensor, basis: Tensor | None) -> Tensor:
+def turned(values: Tensor, basis: Basis | None) -> Tensor:
     """`[out, in, ...]` along the basis' directions in place of the input channels; itself where there is none."""
-    return values if basis is None else _along_inputs(values, basis)
+    return values if basis is None else _along_inputs(values, basis.directions)
 
 
-def turned_back(values: Tensor, basis: Tensor | None) -> Tensor:
+def turned_back(values: Tensor, basis: Basis | None) -> Tensor:
     """The inverse of `turned`."""
-    return values if basis is None else _along_inputs(values, basis.T)
+    return values if basis is None else _along_inputs(values, basis.directions.T)
 
 
 def _along_inputs(values: Tensor, matrix: Tensor) -> Tensor:

@@ -53,7 +53,10 @@ class Stack:
         self.old = list(old.values())
         self.means = {name: torch.zeros_like(p) for name, p in self.theta.items()}
         self.squares = {name: torch.zeros_like(p) for name, p in self.theta.items()}
-        self.steps, self.turns = 0, bases.of_layers if bases else {}
+        self.steps, self.ways = 0, {name: bases.of(name, parameters[name]) if bases else None for name in old}
+        # What has been added to each, in its basis' coordinates; maps from w are themselves in them (`along_w`).
+        turned_ones = [name for name, way in self.ways.items() if way is not None and parameters[name].ndim > 2]
+        self.moved = {name: torch.zeros_like(self.theta[name], requires_grad=False) for name in turned_ones}
 
     def draw(self, ws: Tensor, noise: Sequence[Tensor] | None = None) -> Tensor:
         """Images `[B, C, H, W]` of ws `[B, num_ws, w_dim]`, each by its own weights.
@@ -83,21 +86,26 @@ class Stack:
         for (name, p), old in zip(self.theta.items(), self.old, strict=True):
             if p.grad is None:
                 continue
-            mean, square, basis = self.means[name], self.squares[name], self.turns.get(name)
-            gradient = p.grad if basis is None else vmap(turned, (0, None))(p.grad, basis)
+            mean, square, way = self.means[name], self.squares[name], self.ways[name]
+            turn = way if name in self.moved else None
+            gradient = p.grad if turn is None else vmap(turned, (0, None))(p.grad, turn)
             mean.lerp_(gradient, 1 - b1)
             square.mul_(b2).addcmul_(gradient, gradient, value=1 - b2)
             rate = (places * (lr / (1 - b1**self.steps))).view(-1, *[1] * (p.ndim - 1))
             update = rate * mean / ((square / (1 - b2**self.steps)).sqrt_().add_(ADAM_EPS))
-            p.sub_(update if basis is None else vmap(turned_back, (0, None))(update, basis))
+            moved, origin = (p, old) if turn is None else (self.moved[name], old.new_zeros(()))
+            moved.sub_(update)
             if self.config.pull > 0:
-                p.lerp_(old.expand_as(p), (places * self.config.pull).view_as(rate).expand_as(p))
+                share = (places * self.config.pull).view_as(rate)
+                moved.lerp_(origin.expand_as(p), share.expand_as(p) if way is None else way.shares(share, p[0]))
+            if turn is not None:
+                torch.add(old, vmap(turned_back, (0, None))(moved, turn), out=p)
             p.grad = None
 
     def keep(self, rows: Sequence[int]) -> None:
         """Go on with these places of the stack only."""
         index = torch.tensor(rows, dtype=torch.long, device=next(iter(self.theta.values())).device)
-        for values in (self.means, self.squares):
+        for values in (self.means, self.squares, self.moved):
             values.update({name: value[index] for name, value in values.items()})
         self.theta = {name: p.detach()[index].requires_grad_(True) for name, p in self.theta.items()}
 
@@ -133,7 +141,8 @@ def tune_stack(
     small = area_downsample(targets, config.max_resolution)
     with torch.no_grad():
         features = lpips.features(small)
-    ws, noise, random = pivots.ws @ bases.of_w if bases else pivots.ws, pivots.noise, ImageRandom(seeds, targets.device)
+    ws = bases.w_along(pivots.ws) if bases else pivots.ws
+    noise, random = pivots.noise, ImageRandom(seeds, targets.device)
     stack = Stack(generator, len(targets), config, bases)
     at = list(range(len(targets)))  # which image is at which place of the stack
     rates, factors = [FallingRate(config) for _ in seeds], dict[int, float | None]()
@@ -165,7 +174,7 @@ def tune_stack(
             weight = locality.weight * locality.interval / locality.samples
             for _ in range(locality.samples):
                 w_z = sample_w(generator, random)
-                ws_r = interpolate(ws, w_z @ bases.of_w if bases else w_z, locality.alpha).ws
+                ws_r = interpolate(ws, bases.w_along(w_z) if bases else w_z, locality.alpha).ws
                 loss_r = locality_loss(stack.base, stack.draw, ws_r, locality, config.max_resolution, lpips)
                 (weight * loss_r).sum().backward()
         stack.step([factors[image] or 0.0 for image in at])

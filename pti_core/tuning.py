@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pti_core import deltas
-from pti_core.bases import Bases, turned, turned_back
+from pti_core.bases import Bases, Basis, turned, turned_back
 from pti_core.config import LocalityConfig, TuningConfig
 from pti_core.falling import FallingRate
 from pti_core.generators.base import Generator
@@ -84,7 +84,8 @@ def tune(
     new = tunable_copy(base, config.from_resolution)  # type: ignore[type-var]
     names = tuned_names(generator, config.from_resolution)
     parameters, old = ([g.tunable()[name] for name in names] for g in (new, base))
-    turns = [bases.of_layers.get(name) if bases else None for name in names]
+    ways = [bases.of(name, p) if bases else None for name, p in zip(names, parameters, strict=True)]
+    turns = [None if p.ndim == 2 else way for p, way in zip(parameters, ways, strict=True)]  # maps from w are turned
     # Where the basis is another, Adam and the pull work on what has been added, in that basis' coordinates.
     moved = [p if turn is None else torch.zeros_like(p) for p, turn in zip(parameters, turns, strict=True)]
     origins = [q if turn is None else q.new_zeros(()) for q, turn in zip(old, turns, strict=True)]
@@ -93,7 +94,7 @@ def tune(
     small = area_downsample(targets, config.max_resolution)
     with torch.no_grad():
         target_features = lpips.features(small)
-    ws, k = pivots.ws @ bases.of_w if bases else pivots.ws, len(targets)
+    ws, k = bases.w_along(pivots.ws) if bases else pivots.ws, len(targets)
     parts = [slice(i, i + (at_once or k)) for i in range(0, k, at_once or k)]
     distance, done, rate = torch.full((k,), torch.inf), 0, FallingRate(config)
 
@@ -117,7 +118,7 @@ def tune(
             weight = locality.weight * locality.interval / locality.samples
             for _ in range(locality.samples):
                 w_z = sample_w(generator, random)
-                ws_r = interpolate(ws, w_z @ bases.of_w if bases else w_z, locality.alpha).ws
+                ws_r = interpolate(ws, bases.w_along(w_z) if bases else w_z, locality.alpha).ws
                 for part in parts:
                     loss_r = locality_loss(base, new.synthesis, ws_r[part], locality, config.max_resolution, lpips)
                     (weight * loss_r).sum().backward()
@@ -126,7 +127,7 @@ def tune(
                 added.grad, p.grad = turned(p.grad, turn), None
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        pull_back(moved, origins, config.pull * factor)
+        pull_back(moved, origins, ways, config.pull * factor)
         with torch.no_grad():
             for p, q, added, turn in zip(parameters, old, moved, turns, strict=True):
                 if turn is not None:
@@ -152,15 +153,18 @@ def adam(parameters: Sequence[Tensor], config: TuningConfig) -> torch.optim.Adam
 
 
 @torch.no_grad()
-def pull_back(parameters: Sequence[Tensor], old: Sequence[Tensor], share: float) -> None:
+def pull_back(
+    parameters: Sequence[Tensor], old: Sequence[Tensor], ways: Sequence[Basis | None], share: float
+) -> None:
     """Move parameters, in place, a share of the way back to the old ones: decoupled weight decay towards theta.
 
     Adam moves every weight by about its learning rate, whether it matters for the image or not. What does not matter
     goes back, and with it the drift of the rest of W, at no cost of drawing; what matters is renewed at every step.
+    Along the directions of a basis the share is larger the more the rest of W sees of them (`Basis.shares`).
     """
     if share > 0:
-        for p, q in zip(parameters, old, strict=True):
-            p.lerp_(q.expand_as(p), share)
+        for p, q, way in zip(parameters, old, ways, strict=True):
+            p.lerp_(q.expand_as(p), share if way is None else way.shares(share, p))  # type: ignore[arg-type]
 
 
 def locality_loss(

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from pti_core.bases import SAMPLES, Bases, input_bases, turned, turned_back
+from pti_core.bases import SAMPLES, Bases, Basis, input_bases, turned, turned_back
 from pti_core.config import LocalityConfig, TuningConfig
 from pti_core.perceptual import load_lpips
 from pti_core.pivot import PivotConfig, find_pivots
@@ -32,16 +32,20 @@ def test_bases_are_orthonormal_and_of_every_convolution_that_mixes_channels(prob
     parameters = generator.tunable()
     assert set(bases.of_layers) == {n for n, p in parameters.items() if p.ndim == 4 and p.shape[1] > 1}
     for name, basis in bases.of_layers.items():
-        torch.testing.assert_close(basis.T @ basis, torch.eye(parameters[name].shape[1]), atol=1e-4, rtol=0)
+        own = torch.eye(parameters[name].shape[1])
+        torch.testing.assert_close(basis.directions.T @ basis.directions, own, atol=1e-4, rtol=0)
         values = torch.randn(parameters[name].shape)
         torch.testing.assert_close(turned_back(turned(values, basis), basis), values, atol=1e-4, rtol=1e-4)
 
 
 def test_samples_of_w_are_uncorrelated_along_their_basis(problem):
     _, _, _, bases, of_w = problem
-    w = of_w.samples @ bases.of_w
+    w = bases.w_along(of_w.samples)
     moment = w.T @ w
     off = moment - torch.diag(moment.diagonal())
+    torch.testing.assert_close(
+        moment.diagonal() / moment.diagonal().mean(), bases.of_w.moments, atol=1e-3, rtol=1e-3
+    )
     assert off.abs().max() < 1e-3 * moment.diagonal().max()
     assert len(w) > SAMPLES
 
@@ -50,14 +54,18 @@ def test_along_w_it_draws_the_same(problem):
     generator, _, pivots, bases, _ = problem
     along = bases.along_w(generator)
     with torch.no_grad():
-        a, b = generator.synthesis(pivots.ws), along.synthesis(pivots.ws @ bases.of_w)
+        a, b = generator.synthesis(pivots.ws), along.synthesis(bases.w_along(pivots.ws))
     torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
+
+
+def alike(basis):
+    """The layer's own axes, all of them as much seen as the others."""
+    return Basis(torch.eye(len(basis.moments)), torch.ones_like(basis.moments))
 
 
 def test_axes_of_their_own_change_nothing_and_other_axes_do(problem):
     generator, targets, pivots, bases, _ = problem
-    layers = {name: torch.eye(len(basis)) for name, basis in bases.of_layers.items()}
-    own = Bases(torch.eye(generator.w_dim), layers)
+    own = Bases(alike(bases.of_w), {name: alike(basis) for name, basis in bases.of_layers.items()})
     plain, same, other = (
         tune(generator, targets[:1], pivots[:1], [0], CONFIG, LOCALITY, load_lpips(), bases=b)
         for b in (None, own, bases)
@@ -100,5 +108,45 @@ def test_the_number_of_threads_changes_no_bit(problem):
         alone = input_bases(generator, of_w.samples)
     finally:
         torch.set_num_threads(threads)
-    assert torch.equal(alone.of_w, bases.of_w)
-    assert all(torch.equal(alone.of_layers[name], basis) for name, basis in bases.of_layers.items())
+    for one, other in [(alone.of_w, bases.of_w), *((alone.of_layers[n], b) for n, b in bases.of_layers.items())]:
+        assert torch.equal(one.directions, other.directions) and torch.equal(one.moments, other.moments)
+
+
+def test_a_move_changes_a_layers_outputs_by_the_moments_of_its_directions():
+    torch.manual_seed(0)
+    x = torch.randn(5000, 6, dtype=torch.double) * torch.tensor([4.0, 1, 0.5, 0.1, 0.1, 0.0])
+    x[:, 1] += x[:, 0]
+    basis, move = Basis.of(x.T @ x), torch.randn(3, 6)
+    changed = (x.float() @ move.T).square().mean()
+    expected = (turned(move, basis).square() * basis.moments).sum() / 3 * x.square().mean()
+    torch.testing.assert_close(changed, expected.float(), rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize("shape", [(4, 3), (4, 3, 2, 2)])
+def test_the_pull_takes_more_back_of_what_the_rest_of_w_sees_more(shape):
+    basis = Basis(torch.eye(3), torch.tensor([0.0, 1.0, 1e6]))
+    shares = basis.shares(0.1, torch.zeros(shape)).expand(shape)
+    for i, share in enumerate([0.0, 0.1, 1.0]):
+        torch.testing.assert_close(shares[:, i], torch.full_like(shares[:, i], share), atol=1e-4, rtol=0)
+
+
+def test_the_pull_goes_along_the_directions(problem):
+    generator, targets, pivots, bases, _ = problem
+    config = TuningConfig(steps=1, lr=1e-2, stop_lpips=0.0)
+    free, held = (
+        tune(
+            generator,
+            targets[:1],
+            pivots[:1],
+            [0],
+            config.model_copy(update={"pull": pull}),
+            LOCALITY,
+            load_lpips(),
+            bases=bases,
+        ).delta(generator)
+        for pull in (0.0, 0.25)
+    )
+    for name, delta in free.items():
+        basis = bases.of(name, delta)
+        left = 0.75 if basis is None else 1 - basis.shares(0.25, delta)
+        torch.testing.assert_close(turned(held[name], basis), left * turned(delta, basis), atol=1e-5, rtol=1e-3)
