@@ -63,12 +63,11 @@ class Basis:
         values = values.clamp_min(0)
         return cls(vectors.float(), (values / values.mean().clamp_min(torch.finfo(values.dtype).tiny)).float())
 
-
     def shares(self, pull: float | Tensor, parameter: Tensor) -> Tensor:
-        """How much of the way back each direction of a parameter `[..., out, in, ...]` goes: `pull` where moments are 1.
+        """Share of the way back for each direction of a parameter `[out, in, ...]`: `pull` where its moment is 1.
 
-        pull m / (1 - pull + pull m): the proximal step of mu/2 m d^2 with mu = pull / (1 - pull), for a move d along
-        a direction with moment m, so that it is below 1 however large m is.
+        pull m / (1 - pull + pull m): the proximal step of mu/2 m d^2 with mu = pull / (1 - pull), where d is a move
+        along a direction of moment m. So it is below 1 however large m is.
         """
         m = self.moments.view(-1, *[1] * (parameter.ndim - 2))
         return pull * m / (1 - pull + pull * m)

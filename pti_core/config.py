@@ -82,7 +82,11 @@ class TuningConfig(Frozen):
     beta1: float = Field(0.9, ge=0, lt=1, description="Adam's, of the mean of gradients.")
     beta2: float = Field(0.999, ge=0, lt=1, description="Adam's, of the mean of their squares.")
     pull: float = Field(
-        0.0, ge=0, lt=1, description="Share of the way back to the old weights after each step, less as the rate falls."
+        0.0,
+        ge=0,
+        lt=1,
+        description="Share of the way back to the old weights after each step, less as the rate falls; with basis "
+        "`inputs` larger along the directions that the inputs vary more along.",
     )
     basis: Literal["weights", "inputs"] = Field(
         "weights",

@@ -11,12 +11,12 @@ _QUICK: dict[str, Any] = {
     "pivot.w_noise": 0.0,
     "pivot.mse_weight": 0.1,
     "pivot.noise_weight": 1e4,
-    "tuning.lr": 7.5e-3,
+    "tuning.lr": 1.5e-2,
     "tuning.lr_rampup": 0.1,
     "tuning.lr_rampdown": 0.6,
     "tuning.beta1": 0.8,
     "tuning.beta2": 0.95,
-    "tuning.pull": 0.05,
+    "tuning.pull": 0.2,
     "tuning.basis": "inputs",
     "tuning.from_resolution": 8,
     "tuning.mse_weight": 4.0,
@@ -29,17 +29,17 @@ PRESETS: dict[Preset, dict[str, Any]] = {
     # tuning at 3e-4, locality at every step with lambda_R = 0.1 and alpha = 30. What is not named here is a default of
     # `config`, whose numbers are the paper's, and for the projector those of StyleGAN2.
     "paper": {"pivot.start": "w_avg", "pivot.noise_init": "random", "pivot.lr": 5e-3, "pivot.noise_lr": 5e-3},
-    # An eighth of the steps. Pivot: no exploration noise, which pays only over hundreds of steps; a little MSE, so
-    # that colours are right from the start. Tuning: a learning rate 25 times the paper's that rises, and then falls
-    # nearly to zero, with less momentum, and after each step a twentieth of the way back to the old weights
-    # (`TuningConfig.pull`), which keeps the drift at w_z as low as 350 small steps do; so locality needs every other
-    # step only. Adam works along the directions that a layer's inputs vary in (`bases`): a lower LPIPS and less
-    # drift. MSE counts four times: its gradient does not fade near the target as that of LPIPS does, which is worth
-    # two decibels. The 4x4 input, which all pictures share, stays. What each brings: docs/speed.md.
+    # A ninth of the steps. Pivot: no exploration noise, which pays only over hundreds of steps; a little MSE, so that
+    # colours are right from the start. Tuning: a learning rate 50 times the paper's that rises, and then falls nearly
+    # to zero, with less momentum. Adam works along the directions that a layer's inputs vary in (`bases`), and after
+    # each step these go back to the old weights by a fifth of the way in the mean, the more the rest of W sees of them
+    # (`TuningConfig.pull`): the drift at w_z is half of what 350 small steps leave, and locality needs every other
+    # step only. MSE counts four times: its gradient does not fade near the target as that of LPIPS does, which is
+    # worth two decibels. The 4x4 input, which all pictures share, stays. What each brings: docs/speed.md.
     "fast": {
         **_QUICK,
         "pivot.steps": 32,
-        "tuning.steps": 70,
+        "tuning.steps": 60,
         "tuning.stop_lpips": 0.0075,
         "locality.interval": 2,
     },

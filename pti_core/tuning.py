@@ -153,9 +153,7 @@ def adam(parameters: Sequence[Tensor], config: TuningConfig) -> torch.optim.Adam
 
 
 @torch.no_grad()
-def pull_back(
-    parameters: Sequence[Tensor], old: Sequence[Tensor], ways: Sequence[Basis | None], share: float
-) -> None:
+def pull_back(parameters: Sequence[Tensor], old: Sequence[Tensor], ways: Sequence[Basis | None], share: float) -> None:
     """Move parameters, in place, a share of the way back to the old ones: decoupled weight decay towards theta.
 
     Adam moves every weight by about its learning rate, whether it matters for the image or not. What does not matter

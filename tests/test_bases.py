@@ -43,9 +43,7 @@ def test_samples_of_w_are_uncorrelated_along_their_basis(problem):
     w = bases.w_along(of_w.samples)
     moment = w.T @ w
     off = moment - torch.diag(moment.diagonal())
-    torch.testing.assert_close(
-        moment.diagonal() / moment.diagonal().mean(), bases.of_w.moments, atol=1e-3, rtol=1e-3
-    )
+    torch.testing.assert_close(moment.diagonal() / moment.diagonal().mean(), bases.of_w.moments, atol=1e-3, rtol=1e-3)
     assert off.abs().max() < 1e-3 * moment.diagonal().max()
     assert len(w) > SAMPLES
 
