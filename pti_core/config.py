@@ -118,8 +118,11 @@ class RunConfig(Frozen):
     mode: Literal["single", "multi"] = Field("single", description="A generator for each image, or one a group.")
     seed: int = 0
     net: Literal["alex"] = Field("alex", description="Net of LPIPS, in losses and in tables.")
-    precision: Literal["fp32", "half"] = Field(
-        "fp32", description="Of a StyleGAN2's top layers in pivot and tuning: `half` is fp16 on a GPU, bf16 on a CPU."
+    precision: Literal["auto", "fp32", "half"] = Field(
+        "fp32",
+        description="Of drawing in pivot and tuning; weights, measures and tables are float32. `half`: a StyleGAN2's "
+        "top layers in fp16 on a GPU, in bf16 on a CPU; a MobileStyleGAN in bf16. `auto`: `half` where a CPU has "
+        "instructions for it, else `fp32`.",
     )
     codec: Literal["adaptive", "sparse", "svd", "int4", "int8", "fp16"] = Field(
         "adaptive",

@@ -22,6 +22,7 @@ from pti_core.config import RunConfig
 from pti_core.encoder.network import Encoder
 from pti_core.encoder.start import encoded_start
 from pti_core.generators.base import Generator
+from pti_core.generators.half import precision_for
 from pti_core.images import shot, to_uint8
 from pti_core.inversions import Delta, Failure, Found, Inversion, Measures, Result, Stage, Target
 from pti_core.memory import is_out_of_memory, keep_freed_memory
@@ -50,6 +51,7 @@ class Engine:
         keep_freed_memory()
         self.device = torch.device(device)
         self.generator: Generator = generator.to(self.device).eval().requires_grad_(False)  # type: ignore[attr-defined]
+        config = config.model_copy(update={"precision": precision_for(self.device, config.precision)})
         self.drawing = self.generator.with_precision(config.precision)  # the same weights; what is optimised through
         self.config = config
         tuned_names(self.generator, config.tuning.from_resolution)  # or a ValueError, before any work

@@ -150,10 +150,6 @@ def _check_generator(loaded: LoadedGenerator, config: RunConfig) -> None:
     if generator.img_resolution < 32:
         raise RunError(f"generator {loaded.source}: {generator.img_resolution} pixels; LPIPS needs at least 32")
     try:
-        generator.with_precision(config.precision)
-    except ValueError as error:
-        raise RunError(f"precision {config.precision!r}, generator {loaded.source}: {error}") from error
-    try:
         tuned_names(generator, config.tuning.from_resolution)
     except ValueError as error:
         raise RunError(f"generator {loaded.source}: {error}") from error

@@ -8,6 +8,7 @@ from typing import Any
 from pti_core.config import Preset, RunConfig
 
 _QUICK: dict[str, Any] = {
+    "precision": "auto",
     "pivot.w_noise": 0.0,
     "pivot.mse_weight": 0.1,
     "pivot.noise_weight": 1e4,

@@ -30,7 +30,7 @@ def pocket():
 
 def inverted(generator, *names):
     """Real faces, tuned briefly: inversions and deltas by name."""
-    engine = Engine(generator, configure("demo", {"pivot.steps": 8, "tuning.steps": 6, "pivot.w_samples": 500}))
+    engine = Engine(generator, configure("demo", {"pivot.steps": 8, "tuning.steps": 10, "pivot.w_samples": 500}))
     faces = [torch.from_numpy(to_float(np.asarray(Image.open(DEMO_FOLDER / name)))) for name in names]
     results = list(engine.invert([Target(name, name, face) for name, face in zip(names, faces, strict=True)]))
     inversions = {r.image_id: r for r in results if isinstance(r, Inversion)}

@@ -144,8 +144,6 @@ def test_the_engine_that_does_nothing_writes_all_tables(dataset, begin, tmp_path
 
 def test_what_a_generator_cannot_do_is_told_before_any_work(dataset, begin):
     images = dataset(1)
-    with pytest.raises(RunError, match="precision 'half'"):
-        begin(images, settings={"precision": "half"})
     with pytest.raises(RunError, match=r"tuning\.from_resolution 4096: at most \d+"):
         begin(images, settings={"tuning.from_resolution": 4096})
 

@@ -1,5 +1,6 @@
-"""The top of StyleGAN2 in half precision: close to float32, finite where fp16 alone is not, true gradients."""
+"""Half precision (StyleGAN2's top, MobileStyleGAN's synthesis): close to float32, finite, true gradients."""
 
+import copy
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ from nvidia_files import labels, random_generator
 
 from pti_core.generators.base import Generator
 from pti_core.generators.checkpoints import load_generator
-from pti_core.generators.half import half_dtype
+from pti_core.generators.half import half_dtype, precision_for
 from pti_core.tuning import tunable_copy
 
 FIXTURES = Path(__file__).parents[2] / "shared" / "fixtures"
@@ -42,12 +43,14 @@ def relative(found, expected):
     return ((found - expected).norm() / expected.norm()).item()
 
 
-@pytest.mark.parametrize("precision", ["fp16", "bf16"])
-@pytest.mark.parametrize("name", GENERATORS)
-def test_images_and_gradients_are_near_those_of_float32(name, precision):
-    generator = GENERATORS[name]()
+@pytest.mark.parametrize(
+    ("generator", "precision", "images"),
+    [*((name, precision, 2) for name in GENERATORS for precision in IMAGE), *(("pocket", "bf16", n) for n in (1, 2))],
+)
+def test_images_and_gradients_are_near_those_of_float32(generator, precision, images):
+    generator = load_generator("pocket").generator if generator == "pocket" else GENERATORS[generator]()
     torch.manual_seed(0)
-    ws = generator.mapping(torch.randn(2, generator.z_dim), labels(2, generator.c_dim))
+    ws = generator.mapping(torch.randn(images, generator.z_dim), labels(images, generator.c_dim))
     images, w_grad, grads = drawn(generator, "fp32", ws)
     half, half_w_grad, half_grads = drawn(generator, precision, ws)
     assert half.dtype == half_w_grad.dtype == torch.float32
@@ -130,11 +133,12 @@ def test_only_the_top_resolutions_run_in_half_precision(stored, half):
     assert {image for _, image in seen.values()} == {torch.float32}
 
 
-def test_float32_masters_are_tuned_and_copies_keep_the_precision():
-    generator = random_generator(32)
+@pytest.mark.parametrize("family", ["stylegan2", "mobilestylegan"])
+def test_float32_masters_are_tuned_and_copies_keep_the_precision(family, tiny_generator):
+    generator = random_generator(32) if family == "stylegan2" else tiny_generator
     half = generator.with_precision("half")
-    ws = torch.randn(1, generator.num_ws, 20)
-    target = generator.synthesis(torch.randn(1, generator.num_ws, 20)).detach()
+    ws = torch.randn(1, generator.num_ws, generator.w_dim)
+    target = generator.synthesis(torch.randn(1, generator.num_ws, generator.w_dim)).detach()
     new = tunable_copy(half)
     optimizer = torch.optim.Adam(list(new.tunable().values()), lr=3e-3)
     losses = []
@@ -152,18 +156,21 @@ def test_float32_masters_are_tuned_and_copies_keep_the_precision():
     assert relative(*images) < IMAGE["bf16"]
 
 
-def test_both_precisions_are_one_generator():
-    generator = random_generator(16)
+@pytest.mark.parametrize("family", ["stylegan2", "mobilestylegan"])
+def test_both_precisions_are_one_generator(family, tiny_generator):
+    generator = random_generator(16) if family == "stylegan2" else copy.deepcopy(tiny_generator)
     half = generator.with_precision("half")
     assert isinstance(half, Generator)
     assert half.config == generator.config  # how it runs is no part of what it is
     assert [p.data_ptr() for p in half.parameters()] == [p.data_ptr() for p in generator.parameters()]
-    ws = torch.randn(1, generator.num_ws, 20)
+    ws = torch.randn(1, generator.num_ws, generator.w_dim)
     before = [g.synthesis(ws) for g in (generator, half)]
     assert not torch.equal(*before)
-    generator.synthesis.b16.torgb.bias.add_(1)
+    bias = generator.synthesis.b16.torgb.bias if family == "stylegan2" else generator.synthesis.head.bias[:3]
+    bias.add_(1)  # the head's first three are the low band, twice as large as pixels
+    change = 1 if family == "stylegan2" else 0.5
     for g, image in zip((generator, half), before, strict=True):
-        torch.testing.assert_close(g.synthesis(ws), image + 1, atol=0.05, rtol=0)
+        torch.testing.assert_close(g.synthesis(ws), image + change, atol=0.05, rtol=0)
     assert torch.equal(half.with_precision("fp32").synthesis(ws), generator.synthesis(ws))
 
 
@@ -173,6 +180,15 @@ def test_the_choice_by_device_and_words_that_are_none(tiny_generator):
     assert half_dtype("fp32", torch.device("cuda")) is None
     with pytest.raises(ValueError, match=r"precision 'fp8': one of fp32, half"):
         random_generator(8).with_precision("fp8")
-    assert tiny_generator.with_precision("fp32") is tiny_generator
-    with pytest.raises(ValueError, match="mobilestylegan draws in 'fp32' only"):
-        tiny_generator.with_precision("half")
+    with pytest.raises(ValueError, match="a mobilestylegan draws in half precision as 'bf16' only"):
+        tiny_generator.with_precision("fp16")
+
+
+def test_auto_is_half_where_the_processor_multiplies_bf16_and_nowhere_else(monkeypatch):
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    for has, expected in ((True, "half"), (False, "fp32")):
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda has=has: has)
+        assert precision_for(cpu, "auto") == expected
+        assert precision_for(gpu, "auto") == "fp32"
+    for wanted in ("fp32", "half"):
+        assert precision_for(cpu, wanted) == precision_for(gpu, wanted) == wanted

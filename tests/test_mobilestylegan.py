@@ -73,10 +73,22 @@ def test_inverse_haar_against_transposed_convolutions():
     torch.testing.assert_close(inverse_haar(x), slow_inverse_haar(x))
 
 
-def test_synthesis_against_the_slow_restatement(mobile):
+def test_inverse_haar_keeps_channels_last_and_so_does_its_gradient():
+    x = torch.randn(2, 12, 3, 5, dtype=torch.float64).to(memory_format=torch.channels_last).requires_grad_(True)
+    y = inverse_haar(x)
+    torch.testing.assert_close(y, slow_inverse_haar(x))
+    seen = torch.randn_like(y)  # in y's memory format
+    (gradient,) = torch.autograd.grad(y, x, seen)
+    torch.testing.assert_close(gradient, *torch.autograd.grad(slow_inverse_haar(x), x, seen))
+    for t in (y, gradient):
+        assert t.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("count", [1, 3])  # one image has its kernels for itself
+def test_synthesis_against_the_slow_restatement(mobile, count):
     torch.manual_seed(1)
-    ws = torch.randn(3, mobile.num_ws, mobile.w_dim)
-    noise = [torch.randn(3, 1, *shape) for shape in mobile.noise_shapes]
+    ws = torch.randn(count, mobile.num_ws, mobile.w_dim)
+    noise = [torch.randn(count, 1, *shape) for shape in mobile.noise_shapes]
     fast = mobile.synthesis(ws, noise=noise)
     torch.testing.assert_close(fast.double(), slow_synthesis(mobile, ws, noise), atol=1e-4, rtol=1e-4)
 

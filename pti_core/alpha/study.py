@@ -116,8 +116,8 @@ def tuned_with(
     locality = config.locality.model_copy(
         update={"enabled": False} if alpha == OFF else {"enabled": True, "alpha": float(alpha)}
     )
-    return tune(
-        engine.generator,
+    tuned = tune(
+        engine.drawing,
         target[None].to(engine.device),
         pivots,
         [seed_for(image_id, "tuning", config.seed)],
@@ -127,7 +127,8 @@ def tuned_with(
         lambda step, lpips: on_step(step),
         engine.at_once,
         engine.bases,
-    ).generator
+    )
+    return tuned.generator.with_precision("fp32")
 
 
 @torch.no_grad()

@@ -28,6 +28,18 @@ def check_precision(precision: str) -> None:
         raise ValueError(f"precision {precision!r}: one of {', '.join(get_args(Precision))} expected")
 
 
+def precision_for(device: torch.device, wanted: Literal["auto", "fp32", "half"]) -> Precision:
+    """`auto`: half precision on a CPU with instructions for products of bf16 (AVX-512 BF16, AMX), else float32.
+
+    Without them bf16 is slower than float32; on a GPU float32 until it has been measured there.
+    """
+    if wanted != "auto":
+        return wanted
+    known = getattr(torch.cpu, "_is_avx512_bf16_supported", None)  # which AMX comes with
+    fast = device.type == "cpu" and torch.backends.mkldnn.is_available() and known is not None and known()
+    return "half" if fast else "fp32"
+
+
 def half_dtype(precision: Precision, device: torch.device) -> torch.dtype | None:
     """What the top runs in; None for float32. `half` is fp16, but on a CPU bf16: fp16 convolutions crawl there."""
     if precision == "fp32":

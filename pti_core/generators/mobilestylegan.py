@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pti_core.generators.base import NoiseMode, Style
+from pti_core.generators.half import Precision
 from pti_core.generators.mapping import FullyConnectedLayer, MappingNetwork
 from pti_core.generators.network import GeneratorNetwork
 from pti_core.generators.noise import noise_maps
@@ -30,20 +31,22 @@ LRELU_SLOPE = 0.2  # of every leaky ReLU; the published network has no sqrt(2) g
 def inverse_haar(x: Tensor) -> Tensor:
     """Inverse 2-D Haar transform: `[N, 4C, H, W]` to `[N, C, 2H, 2W]`.
 
-    The first C channels are the low band, the rest C groups of (vertical, horizontal, diagonal) detail.
+    The first C channels are the low band, the rest C groups of (vertical, horizontal, diagonal) detail. The result
+    is in the input's memory format.
     """
     n, channels, h, w = x.shape
-    c = channels // 4
-    low = x[:, :c]
-    vertical, horizontal, diagonal = x[:, c:].view(n, c, 3, h, w).unbind(2)
+    c, last = channels // 4, not x.is_contiguous()
+    at = -1 if last else 1  # of the channels: last where they are so in memory, for gradients keep to that layout then
+    low, details = x.movedim(1, at).split([c, 3 * c], at)
+    vertical, horizontal, diagonal = details.unflatten(at, (c, 3)).unbind(-1 if last else 2)
     # Rows first (even: sum, odd: difference), then columns; each of the two steps divides by sqrt(2).
     even, odd = low + vertical, low - vertical
     even_detail, odd_detail = horizontal + diagonal, horizontal - diagonal
-    rows = [
-        torch.stack([even + even_detail, even - even_detail], dim=-1),
-        torch.stack([odd + odd_detail, odd - odd_detail], dim=-1),
-    ]
-    return torch.stack(rows, dim=3).reshape(n, c, 2 * h, 2 * w) * 0.5
+    rows = [(even + even_detail, even - even_detail), (odd + odd_detail, odd - odd_detail)]
+    column = 3 if last else 4
+    whole = torch.stack([torch.stack(row, dim=column) for row in rows], dim=column - 1)
+    shape = (n, 2 * h, 2 * w, c) if last else (n, c, 2 * h, 2 * w)
+    return whole.reshape(shape).movedim(at, 1) * 0.5
 
 
 class StyledConv(nn.Module):
@@ -67,16 +70,25 @@ class StyledConv(nn.Module):
         self.register_buffer("noise_const", torch.randn(resolution, resolution))
 
     def forward(self, x: Tensor, w: Tensor, noise: Tensor | None) -> Tensor:
-        """Map x `[N, in, H, W]` under w `[N, w_dim]`, noise `[N or 1, 1, H, W]`, to `[N, out, H, W]`."""
-        # Every gain is linear, so all of them are applied where the tensor is smallest: on the style.
-        x = x * (self.affine(w) * self.gain)[:, :, None, None]
-        if self.separable:
-            x = F.conv2d(x, self.depthwise, padding=1, groups=x.shape[1])
-            x = convolution(x, self.pointwise, self.bias)
+        """Map x `[N, in, H, W]` under w `[N, w_dim]`, noise `[N or 1, 1, H, W]`, to `[N, out, H, W]`.
+
+        In the dtype of x; w, noise and weights are float32.
+        """
+        # Every gain is linear, so all of them are applied where the tensor is smallest: on the style, and with it on
+        # the depthwise kernels, where one image has them for itself.
+        style, bias = (self.affine(w) * self.gain)[:, :, None, None], self.bias.to(x.dtype)
+        kernels = self.depthwise if self.separable else None
+        if kernels is not None and len(w) == 1:
+            kernels = kernels * style[0, :, None]
         else:
-            x = convolution(x, self.weight, self.bias, padding=1)
+            x = x * style.to(x.dtype)
+        if kernels is not None:
+            x = F.conv2d(x, kernels.to(x.dtype), padding=1, groups=x.shape[1])
+            x = convolution(x, self.pointwise.to(x.dtype), bias)
+        else:
+            x = convolution(x, self.weight.to(x.dtype), bias, padding=1)
         if noise is not None:
-            x = x.add_(noise * self.noise_strength)
+            x = x.add_((noise * self.noise_strength).to(x.dtype))
         return F.leaky_relu_(x, LRELU_SLOPE)  # in place: nothing before it keeps this tensor for its gradient
 
 
@@ -91,7 +103,7 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, ws: Sequence[Tensor], noise: Sequence[Tensor | None]) -> Tensor:
         """Map x `[N, in, H, W]` under three w `[N, w_dim]` and two noise maps to `[N, out, 2H, 2W]`."""
-        x = inverse_haar(x * self.up(ws[0])[:, :, None, None])
+        x = inverse_haar(x * self.up(ws[0])[:, :, None, None].to(x.dtype))
         x = self.conv0(x, ws[1], noise[0])
         return self.conv1(x, ws[2], noise[1])
 
@@ -107,9 +119,9 @@ class Head(nn.Module):
         self.gain = 1 / math.sqrt(in_channels)
 
     def forward(self, x: Tensor, w: Tensor) -> Tensor:
-        """Map x `[N, in, H, W]` to images `[N, img_channels, 2H, 2W]`."""
-        x = x * (self.affine(w) * self.gain)[:, :, None, None]
-        return inverse_haar(convolution(x, self.weight, self.bias))
+        """Map x `[N, in, H, W]` to images `[N, img_channels, 2H, 2W]`, float32."""
+        x = x * (self.affine(w) * self.gain)[:, :, None, None].to(x.dtype)
+        return inverse_haar(convolution(x, self.weight.to(x.dtype), self.bias.to(x.dtype)).float())
 
 
 class MobileSynthesis(nn.Module):
@@ -118,6 +130,7 @@ class MobileSynthesis(nn.Module):
     def __init__(self, w_dim: int, channels: Sequence[int], img_channels: int) -> None:
         super().__init__()
         self.w_dim = w_dim
+        self.precision: Precision = "fp32"
         self.resolutions = [4 * 2**i for i in range(len(channels))]
         self.const = nn.Parameter(torch.randn(channels[0], 4, 4))
         self.conv = StyledConv(channels[0], channels[0], w_dim, 4, separable=False)
@@ -137,8 +150,10 @@ class MobileSynthesis(nn.Module):
         return [self.conv, *(conv for block in self.blocks for conv in (block.conv0, block.conv1))]
 
     def features(self, ws: Tensor, noise: Sequence[Tensor | None]) -> Tensor:
-        """What the head sees: `[N, channels[-1], H/2, W/2]`."""
+        """What the head sees: `[N, channels[-1], H/2, W/2]`, in half precision bf16 with channels last in memory."""
         x = self.const[None].expand(len(ws), -1, -1, -1)
+        if self.precision != "fp32":
+            x = x.to(torch.bfloat16, memory_format=torch.channels_last)
         x = self.conv(x, ws[:, 0], noise[0])
         for i, block in enumerate(self.blocks):
             x = block(x, ws[:, 1 + 3 * i : 4 + 3 * i].unbind(1), noise[1 + 2 * i : 3 + 2 * i])
@@ -177,6 +192,16 @@ class MobileStyleGAN(GeneratorNetwork):
         self.synthesis = MobileSynthesis(w_dim, self.channels, img_channels)
         self.num_ws = self.synthesis.num_ws
         self.mapping = MappingNetwork(z_dim, 0, w_dim, self.num_ws, num_layers)
+
+    def with_precision(self, precision: Precision) -> Self:
+        """The same generator, its weights shared, in float32, or all of its synthesis in bf16, which is `half` here.
+
+        Weights, images, gradients and files stay float32. Raises ValueError for fp16, whose range is too small for a
+        network that was not trained in it, and for another word.
+        """
+        if precision == "fp16":
+            raise ValueError(f"precision 'fp16': a {self.kind} draws in half precision as 'bf16' only")
+        return super().with_precision(precision)
 
     @property
     def config(self) -> Mapping[str, Any]:

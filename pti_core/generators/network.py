@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from typing import Any, Self
 
@@ -45,8 +46,12 @@ class GeneratorNetwork(nn.Module):
         raise NotImplementedError(f"{type(self).__name__}: {name} is in no block")
 
     def with_precision(self, precision: Precision) -> Self:
-        """Itself: float32 is all there is, unless a family overrides this. Raises ValueError for anything else."""
+        """The same generator in another precision. Both share all weights; a copy of the result keeps its precision.
+
+        Raises ValueError for another word.
+        """
         check_precision(precision)
-        if precision != "fp32":
-            raise ValueError(f"precision {precision!r}: a {self.kind} draws in 'fp32' only")
-        return self
+        shared, synthesis = copy.copy(self), copy.copy(self.synthesis)
+        synthesis.precision = precision
+        shared.__dict__["_modules"] = {**self._modules, "synthesis": synthesis}  # not the table that both share
+        return shared

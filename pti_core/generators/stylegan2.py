@@ -6,7 +6,6 @@ or not. All of it runs in float32; `with_precision("half")` runs its top resolut
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Self
@@ -15,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from pti_core.generators.base import NoiseMode, Style
-from pti_core.generators.half import HALF_RESOLUTIONS, HalfPass, Precision, check_precision, half_dtype
+from pti_core.generators.half import HALF_RESOLUTIONS, HalfPass, Precision, half_dtype
 from pti_core.generators.mapping import MappingNetwork
 from pti_core.generators.network import GeneratorNetwork
 from pti_core.generators.noise import noise_maps
@@ -219,8 +218,4 @@ class StyleGAN2(GeneratorNetwork):
 
         Raises ValueError for another word.
         """
-        check_precision(precision)
-        shared, synthesis = copy.copy(self), copy.copy(self.synthesis)
-        synthesis.precision = precision
-        shared.__dict__["_modules"] = {**self._modules, "synthesis": synthesis}  # not the table that both share
-        return shared
+        return super().with_precision(precision)
