@@ -25,6 +25,7 @@ import torch
 from matplotlib.figure import Figure
 
 from flows.options import set_option
+from pti_core.generators.half import precision_for
 
 PLAIN = "plain loop"
 PAPER = f"{PLAIN}, paper"
@@ -153,7 +154,7 @@ def main() -> None:
     parser.add_argument("--generator", default="pocket")
     parser.add_argument("--limit", type=int)
     parser.add_argument("--preset", action="append", help="of the engine; default: fast and demo")
-    parser.add_argument("--precision", action="append", help="of the engine; default: fp32, on a GPU half too")
+    parser.add_argument("--precision", action="append", help="of the engine; default: fp32, and half where it pays")
     parser.add_argument(
         "--set", type=set_option, action="append", default=[], metavar="NAME=VALUE", help="of the engine"
     )
@@ -173,9 +174,10 @@ def main() -> None:
     if args.again:
         kept = json.loads(last.read_text())[PAPER]
     sides = {}
+    pays = args.device == "cuda" or precision_for(torch.device(args.device), "auto") == "half"
     for preset in args.preset or ["fast", "demo"]:
-        for precision in args.precision or (["fp32", "half"] if args.device == "cuda" else ["fp32"]):
-            name = f"engine, {preset}" + (f", {precision}" if precision != "fp32" else "")
+        for precision in args.precision or (["half", "fp32"] if pays else ["fp32"]):
+            name = f"engine, {preset}, {precision}"
             sides[name] = run_side("engine", preset, args, settings | {"precision": precision})
             print(f"{name} is done", file=sys.stderr, flush=True)
     names = [row["image_id"] for row in next(iter(sides.values()))["rows"]]

@@ -23,6 +23,7 @@ from torch.overrides import TorchFunctionMode
 
 from benchmarks.side import generator_for
 from pti_core.config import TuningConfig
+from pti_core.generators.base import Generator
 from pti_core.matmul import convolution
 from pti_core.memory import keep_freed_memory
 from pti_core.perceptual import load_lpips
@@ -57,17 +58,19 @@ def works(name: str, device: str, compiled: bool) -> dict[str, tuple[Work, int]]
     noise = [n[None, None] for n in generator.noise_const()]
     new = tunable_copy(generator)
 
-    def step_of(draw: Callable[..., torch.Tensor]) -> Work:
+    def step_of(tuned: Any = new, draw: Callable[..., torch.Tensor] | None = None) -> Work:
+        draw = draw or tuned.synthesis
+
         def work() -> None:
             lpips.distance(lpips.features(draw(ws, noise=noise)), features).sum().backward()
-            for p in new.tunable().values():
+            for p in tuned.tunable().values():
                 p.grad = None
 
         return work
 
     def by_torch() -> None:
         with _TorchsOwn():
-            step_of(new.synthesis)()
+            step_of()()
 
     last = copy.deepcopy(new).to(memory_format=torch.channels_last)
     stack = Stack(generator, STACK, TuningConfig())
@@ -78,7 +81,7 @@ def works(name: str, device: str, compiled: bool) -> dict[str, tuple[Work, int]]
         for p in stack.theta.values():
             p.grad = None
 
-    def search_of(images: int) -> Work:
+    def search_of(images: int, generator: Generator = generator) -> Work:
         w = ws[:, :1].repeat(images, 1, 1).requires_grad_(True)
         maps = [n.repeat(images, 1, 1, 1).requires_grad_(True) for n in noise]
 
@@ -89,16 +92,19 @@ def works(name: str, device: str, compiled: bool) -> dict[str, tuple[Work, int]]
 
         return work
 
+    half = generator.with_precision("half")
     found: dict[str, tuple[Work, int]] = {
         "search: one image": (search_of(1), 1),
+        "search: one image, half precision": (search_of(1, half), 1),
         f"search: {BATCH} images in one convolution": (search_of(BATCH), BATCH),
-        ONE: (step_of(new.synthesis), 1),
+        ONE: (step_of(), 1),
+        f"{ONE}, half precision": (step_of(tunable_copy(half)), 1),
         f"{ONE}, small convolutions as torch does them": (by_torch, 1),
-        f"{ONE}, weights in channels_last": (step_of(last.synthesis), 1),
+        f"{ONE}, weights in channels_last": (step_of(last), 1),
         f"tuning: {STACK} images, stacked weights": (stacked, STACK),
     }
     if compiled:
-        found[f"{ONE}, torch.compile"] = (step_of(torch.compile(new.synthesis)), 1)
+        found[f"{ONE}, torch.compile"] = (step_of(draw=torch.compile(new.synthesis)), 1)
     for label, fused in (("Adam as it is", False), ("Adam, fused", True)):
         parameters = [torch.randn_like(p).requires_grad_(True) for p in new.tunable().values()]
         for p in parameters:
