@@ -33,10 +33,11 @@ PRESETS: dict[Preset, dict[str, Any]] = {
     # A ninth of the steps. Pivot: no exploration noise, which pays only over hundreds of steps; a little MSE, so that
     # colours are right from the start. Tuning: a learning rate 50 times the paper's that rises, and then falls nearly
     # to zero, with less momentum. Adam works along the directions that a layer's inputs vary in (`bases`), and after
-    # each step these go back to the old weights by a fifth of the way in the mean, the more the rest of W sees of them
-    # (`TuningConfig.pull`): the drift at w_z is half of what 350 small steps leave, and locality needs every other
-    # step only. MSE counts four times: its gradient does not fade near the target as that of LPIPS does, which is
-    # worth two decibels. The 4x4 input, which all pictures share, stays. What each brings: docs/speed.md.
+    # each step these go back towards the old weights, the more the rest of W sees of them: a fifth of the way where it
+    # sees the mean (`TuningConfig.pull`). The drift at w_z is well below what 350 small steps leave, and locality needs
+    # every other step only. MSE counts four times: its gradient does not fade near the target as that of LPIPS does,
+    # which is worth two decibels. The 4x4 input, which all pictures share, stays. Drawing is in half precision where a
+    # CPU has instructions for it. What each brings: docs/speed.md.
     "fast": {
         **_QUICK,
         "pivot.steps": 32,
