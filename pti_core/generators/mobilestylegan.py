@@ -119,9 +119,10 @@ class Head(nn.Module):
         self.gain = 1 / math.sqrt(in_channels)
 
     def forward(self, x: Tensor, w: Tensor) -> Tensor:
-        """Map x `[N, in, H, W]` to images `[N, img_channels, 2H, 2W]`, float32."""
+        """Map x `[N, in, H, W]` to images `[N, img_channels, 2H, 2W]`, in the weights' dtype."""
         x = x * (self.affine(w) * self.gain)[:, :, None, None].to(x.dtype)
-        return inverse_haar(convolution(x, self.weight.to(x.dtype), self.bias.to(x.dtype)).float())
+        bands = convolution(x, self.weight.to(x.dtype), self.bias.to(x.dtype))
+        return inverse_haar(bands.to(self.weight.dtype))
 
 
 class MobileSynthesis(nn.Module):
