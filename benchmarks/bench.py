@@ -25,7 +25,7 @@ import torch
 from matplotlib.figure import Figure
 
 from flows.options import set_option
-from pti_core.generators.half import precision_for
+from pti_core.generators.half import multiplies_bf16
 
 PLAIN = "plain loop"
 PAPER = f"{PLAIN}, paper"
@@ -174,7 +174,7 @@ def main() -> None:
     if args.again:
         kept = json.loads(last.read_text())[PAPER]
     sides = {}
-    pays = args.device == "cuda" or precision_for(torch.device(args.device), "auto") == "half"
+    pays = args.device == "cuda" or multiplies_bf16(torch.device(args.device))
     for preset in args.preset or ["fast", "demo"]:
         for precision in args.precision or (["half", "fp32"] if pays else ["fp32"]):
             name = f"engine, {preset}, {precision}"

@@ -121,8 +121,8 @@ class RunConfig(Frozen):
     precision: Literal["auto", "fp32", "half"] = Field(
         "fp32",
         description="Of drawing in pivot and tuning; weights, measures and tables are float32. `half`: a StyleGAN2's "
-        "top layers in fp16 on a GPU, in bf16 on a CPU; a MobileStyleGAN in bf16. `auto`: `half` where a CPU has "
-        "instructions for it, else `fp32`.",
+        "top layers in fp16 on a GPU, in bf16 on a CPU; a MobileStyleGAN in bf16. `auto`: `half` for a MobileStyleGAN "
+        "on a CPU with instructions for it, else `fp32`.",
     )
     codec: Literal["adaptive", "sparse", "svd", "int4", "int8", "fp16"] = Field(
         "adaptive",

@@ -51,8 +51,9 @@ class Engine:
         keep_freed_memory()
         self.device = torch.device(device)
         self.generator: Generator = generator.to(self.device).eval().requires_grad_(False)  # type: ignore[attr-defined]
-        config = config.model_copy(update={"precision": precision_for(self.device, config.precision)})
-        self.drawing = self.generator.with_precision(config.precision)  # the same weights; what is optimised through
+        precision = precision_for(config.precision, generator.kind, self.device)
+        config = config.model_copy(update={"precision": precision})
+        self.drawing = self.generator.with_precision(precision)  # the same weights; what is optimised through
         self.config = config
         tuned_names(self.generator, config.tuning.from_resolution)  # or a ValueError, before any work
         self.encoder = encoder.to(self.device) if encoder is not None else None

@@ -7,9 +7,11 @@ import pytest
 import torch
 from nvidia_files import labels, random_generator
 
+from pti_core.engine import Engine
 from pti_core.generators.base import Generator
 from pti_core.generators.checkpoints import load_generator
 from pti_core.generators.half import half_dtype, precision_for
+from pti_core.presets import configure
 from pti_core.tuning import tunable_copy
 
 FIXTURES = Path(__file__).parents[2] / "shared" / "fixtures"
@@ -44,13 +46,13 @@ def relative(found, expected):
 
 
 @pytest.mark.parametrize(
-    ("generator", "precision", "images"),
+    ("name", "precision", "count"),
     [*((name, precision, 2) for name in GENERATORS for precision in IMAGE), *(("pocket", "bf16", n) for n in (1, 2))],
 )
-def test_images_and_gradients_are_near_those_of_float32(generator, precision, images):
-    generator = load_generator("pocket").generator if generator == "pocket" else GENERATORS[generator]()
+def test_images_and_gradients_are_near_those_of_float32(name, precision, count):
+    generator = load_generator("pocket").generator if name == "pocket" else GENERATORS[name]()
     torch.manual_seed(0)
-    ws = generator.mapping(torch.randn(images, generator.z_dim), labels(images, generator.c_dim))
+    ws = generator.mapping(torch.randn(count, generator.z_dim), labels(count, generator.c_dim))
     images, w_grad, grads = drawn(generator, "fp32", ws)
     half, half_w_grad, half_grads = drawn(generator, precision, ws)
     assert half.dtype == half_w_grad.dtype == torch.float32
@@ -184,11 +186,21 @@ def test_the_choice_by_device_and_words_that_are_none(tiny_generator):
         tiny_generator.with_precision("fp16")
 
 
-def test_auto_is_half_where_the_processor_multiplies_bf16_and_nowhere_else(monkeypatch):
-    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+def test_auto_is_half_for_a_mobilestylegan_where_the_processor_multiplies_bf16(monkeypatch):
+    cpu, gpu, mobile = torch.device("cpu"), torch.device("cuda"), "mobilestylegan"
     for has, expected in ((True, "half"), (False, "fp32")):
         monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda has=has: has)
-        assert precision_for(cpu, "auto") == expected
-        assert precision_for(gpu, "auto") == "fp32"
+        assert precision_for("auto", mobile, cpu) == expected
+        assert precision_for("auto", mobile, gpu) == precision_for("auto", "stylegan2", cpu) == "fp32"
     for wanted in ("fp32", "half"):
-        assert precision_for(cpu, wanted) == precision_for(gpu, wanted) == wanted
+        assert precision_for(wanted, mobile, cpu) == precision_for(wanted, "stylegan2", gpu) == wanted
+
+
+@pytest.mark.parametrize("has", [True, False])
+def test_the_quick_presets_draw_in_what_auto_chooses_and_measure_in_float32(has, tiny_generator, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: has)
+    expected = {"fast": "half" if has else "fp32", "demo": "half" if has else "fp32", "paper": "fp32"}
+    for preset, precision in expected.items():
+        engine = Engine(tiny_generator, configure(preset))
+        assert engine.drawing.synthesis.precision == precision
+        assert engine.generator.synthesis.precision == "fp32"

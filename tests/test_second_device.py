@@ -69,8 +69,14 @@ def checkpoints(tiny_generator, tmp_path_factory):
     return paths
 
 
-QUICK = {"pivot.steps": 4, "pivot.w_samples": 300, "tuning.steps": 6, "tuning.stop_lpips": 0, "batch": 4}
-QUICK["precision"] = "fp32"  # `auto` is another one here than there
+QUICK = {
+    "pivot.steps": 4,
+    "pivot.w_samples": 300,
+    "tuning.steps": 6,
+    "tuning.stop_lpips": 0,
+    "batch": 4,
+    "precision": "fp32",  # `auto` may be another one on each device
+}
 JOBS = {  # generator, options, settings, and how near the tables are
     "mobilestylegan, a generator for each": ("mobilestylegan", [], {}, 2e-3),
     "mobilestylegan, one for all, w+": ("mobilestylegan", ["--mode", "multi"], {"pivot.space": "w+"}, 2e-3),

@@ -16,6 +16,7 @@ from torch.autograd import Function
 
 Precision = Literal["fp32", "half", "fp16", "bf16"]
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
+AS_GOOD_IN_HALF = ("mobilestylegan",)  # families whose inversions have been compared in both precisions (docs/speed.md)
 HALF_RESOLUTIONS = 4  # of a generator whose file names none: what NVIDIA's training uses
 HALF_CLAMP = 512.0  # of a layer without `conv_clamp`; times sqrt(512 * 9), the worst sum of a layer, fp16 holds it
 FINITE = {dtype: (torch.finfo(dtype).min, torch.finfo(dtype).max) for dtype in DTYPES.values()}
@@ -28,16 +29,20 @@ def check_precision(precision: str) -> None:
         raise ValueError(f"precision {precision!r}: one of {', '.join(get_args(Precision))} expected")
 
 
-def precision_for(device: torch.device, wanted: Literal["auto", "fp32", "half"]) -> Precision:
-    """`auto`: half precision on a CPU with instructions for products of bf16 (AVX-512 BF16, AMX), else float32.
+def multiplies_bf16(device: torch.device) -> bool:
+    """Whether it is a CPU with instructions for products of bf16 (AVX-512 BF16, which AMX comes with).
 
-    Without them bf16 is slower than float32; on a GPU float32 until it has been measured there.
+    Without them bf16 is slower than float32 there.
     """
+    known = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
+    return device.type == "cpu" and torch.backends.mkldnn.is_available() and known is not None and known()
+
+
+def precision_for(wanted: Literal["auto", "fp32", "half"], kind: str, device: torch.device) -> Precision:
+    """What a generator of a family draws in: `auto` is half precision where it is faster and as good, else float32."""
     if wanted != "auto":
         return wanted
-    known = getattr(torch.cpu, "_is_avx512_bf16_supported", None)  # which AMX comes with
-    fast = device.type == "cpu" and torch.backends.mkldnn.is_available() and known is not None and known()
-    return "half" if fast else "fp32"
+    return "half" if kind in AS_GOOD_IN_HALF and multiplies_bf16(device) else "fp32"
 
 
 def half_dtype(precision: Precision, device: torch.device) -> torch.dtype | None:
