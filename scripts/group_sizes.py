@@ -47,9 +47,6 @@ def band(axes: Axes, rows: pd.DataFrame, column: str, label: str, colour: str) -
     middle = by.median()
     axes.fill_between(middle.index, by.quantile(0.25), by.quantile(0.75), color=colour, alpha=0.15, linewidth=0)
     axes.plot(middle.index, middle, color=colour, marker="o", markersize=5, label=label)
-    axes.annotate(
-        label, (middle.index[-1], middle.iloc[-1]), (6, 0), "data", "offset points", color=colour, va="center"
-    )
 
 
 def plot(rows: pd.DataFrame) -> Figure:
@@ -60,6 +57,7 @@ def plot(rows: pd.DataFrame) -> Figure:
     target.set_title("distance to the target (LPIPS)", fontsize=10)
     band(drift, rows, "drift_w_r", "w_r", INK)
     band(drift, rows, "drift_w_z", "w_z", SECOND)
+    drift.legend(frameon=False)
     drift.set_title("drift: old against new generator (LPIPS)", fontsize=10)
     size = rows.groupby("group_size")["delta_bytes"].mean() / 2**20
     bars = stored.bar([str(n) for n in size.index], size, color=INK, width=0.6)
