@@ -1,6 +1,7 @@
 """The files of one part of a shard, and which parts are there and whole.
 
-The metrics of a part are written last and are its seal: their metadata hold the checksums of the part's other tables.
+The metrics of a part are written last and are its seal: their metadata hold the checksums of the part's other tables,
+and on which device and in which precision it was made.
 A part counts only if every table is there and as sealed, and as an older marker of the shard says; anything else (a
 worker was killed, a file was lost or damaged) is done again. The locality table is sealed to the deltas and pivots
 that it was measured from.
@@ -16,7 +17,7 @@ from typing import Any, Final
 import pyarrow as pa
 
 from pti_core import tables
-from pti_core.runs import Run
+from pti_core.runs import Run, any_engine_for
 from pti_core.store import DamagedPart, FileInfo
 from pti_core.tables import Row
 
@@ -57,7 +58,9 @@ def write_part(
     for table in INVERTED[:-1]:
         if table in contents:
             files[table] = run.store.write_part(table, run.name, shard, number, contents[table])
-    sealed = _sealed(contents["metrics"], seconds, {table: files[table] for table in INVERTED[:-1]})
+    engine = any_engine_for(run)
+    made = {"device": engine.device.type, "precision": engine.config.precision}
+    sealed = _sealed(contents["metrics"], seconds, {table: files[table] for table in INVERTED[:-1]}, made)
     files["metrics"] = run.store.write_part("metrics", run.name, shard, number, sealed)
     rows = {} if before is None else before.rows
     rows = rows | {table: len(contents[table]) for table in _COUNTED if table in contents}
@@ -139,8 +142,10 @@ def _marked(run: Run, shard: int) -> dict[str, str]:
     return {file["path"]: file["sha256"] for file in marker["files"]} if marker else {}
 
 
-def _sealed(content: pa.Table, seconds: float, of: Mapping[str, FileInfo]) -> pa.Table:
-    seal = {"seconds": seconds, "sha256": {table: file.sha256 for table, file in of.items()}}
+def _sealed(
+    content: pa.Table, seconds: float, of: Mapping[str, FileInfo], made: Mapping[str, str] | None = None
+) -> pa.Table:
+    seal = {"seconds": seconds, "sha256": {table: file.sha256 for table, file in of.items()}, **(made or {})}
     return content.replace_schema_metadata({**(content.schema.metadata or {}), _SEAL: json.dumps(seal).encode()})
 
 

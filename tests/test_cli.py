@@ -1,5 +1,6 @@
 """The `pti` command as a person runs it: its own process, the real flow, no server."""
 
+import io
 import subprocess
 import sys
 import time
@@ -142,5 +143,9 @@ def test_damage_that_keeps_the_size_is_found_by_check_and_done_again(finished, t
     assert "unfinished" in pti("status", folder / "out").stdout
     again = run(folder / "data", folder / "out", tiny_checkpoint, "--shard-size", 3)
     assert again.returncode == 0, again.stderr
+    # By tensor, so that a difference is told from another by its place.
+    columns = ["owner", "tensor", "scale", "payload"]
+    before, after = (pd.read_parquet(data, columns=columns) for data in (io.BytesIO(good), part))
+    pd.testing.assert_frame_equal(after, before)
     assert part.read_bytes() == good
     assert pti("check", folder / "out").returncode == 0
