@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
+from threading import Lock
 
 import torch
 from torch import Tensor
@@ -27,7 +28,7 @@ from pti_core.images import shot, to_uint8
 from pti_core.inversions import Delta, Failure, Found, Inversion, Measures, Result, Stage, Target
 from pti_core.memory import is_out_of_memory, keep_freed_memory
 from pti_core.metrics import measure
-from pti_core.parallel import in_parallel
+from pti_core.parallel import in_parallel, one_thread
 from pti_core.perceptual import LPIPS, load_lpips
 from pti_core.pivot import Pivots, find_pivots
 from pti_core.progress import OnImageStep, OnProgress, WorkCounter
@@ -59,6 +60,7 @@ class Engine:
         self.encoder = encoder.to(self.device) if encoder is not None else None
         self.at_once = 1 if self.device.type == "cpu" else config.batch  # images that are drawn together
         self.stack = 1  # images that are tuned together, each with weights of its own
+        self._making = Lock()
         self._tried = self.device.type == "cpu"  # an image a core is best there; elsewhere widths are tried once
 
     @cached_property
@@ -69,7 +71,8 @@ class Engine:
     @cached_property
     def statistics(self) -> WStatistics:
         """Of the generator's W; the same for every batch, since the seed is fixed."""
-        return w_statistics(self.generator, self.config.pivot.w_samples)
+        with one_thread(self.device):  # as in jobs, or the number of cores could change a bit
+            return w_statistics(self.generator, self.config.pivot.w_samples)
 
     @cached_property
     def bases(self) -> Bases | None:
@@ -87,7 +90,8 @@ class Engine:
         In mode "multi" all targets of a group have to be in one call.
         """
         counter = WorkCounter(self.config, len(targets), on_progress, on_step)
-        _ = self.statistics, self.lpips, self.bases  # made before threads share them
+        with self._making:  # before jobs share them, and once where several shards begin together
+            _ = self.statistics, self.lpips, self.bases
         if not self._tried:
             self.at_once, self.stack = widths(
                 self.drawing, self.config, self.statistics, self.lpips, self.config.batch, self.device

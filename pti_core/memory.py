@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import ctypes
 import sys
-from functools import lru_cache
 
 import torch
+
+from pti_core.once import once
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX, M_ARENA_MAX = -1, -2, -4, -8  # malloc.h
 TOP_PAD = 256 * 2**20
 
 
-@lru_cache(maxsize=1)
+@once()
 def keep_freed_memory() -> bool:
     """Tell glibc's malloc not to return large blocks to the kernel; True where that was possible.
 

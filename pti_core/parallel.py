@@ -10,12 +10,13 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
-from functools import lru_cache
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from threading import Event, Lock
 from typing import TypeVar
 
 import torch
+
+from pti_core.once import once
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -48,7 +49,20 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
-@lru_cache(maxsize=1)
+@contextmanager
+def one_thread(device: torch.device) -> Iterator[None]:
+    """One thread of arithmetic for the caller's own work on a CPU too; not for GPUs, where it changes nothing."""
+    threads = torch.get_num_threads()
+    if device.type == "cpu":
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        if device.type == "cpu":
+            torch.set_num_threads(threads)
+
+
+@once()
 def _pool() -> ThreadPoolExecutor:
     # One pool for the process, so that shards that are done at the same time share the cores.
     return ThreadPoolExecutor(available_cores(), "pti-cpu", initializer=_one_thread)

@@ -8,7 +8,6 @@ sum of squared differences and a target costs nothing after its first time.
 from __future__ import annotations
 
 import warnings
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pti_core.matmul import convolution
+from pti_core.once import once
 
 ASSETS = Path(__file__).parent / "assets"
 MIN_RESOLUTION = 32  # AlexNet's last feature map is still 1 x 1 here
@@ -129,7 +129,7 @@ class LPIPS(nn.Module):
         return self.distance(self.features(a), self.features(b))
 
 
-@lru_cache(maxsize=4)
+@once(keep=4)
 def load_lpips(net: str = "alex", device: str = "cpu") -> LPIPS:
     """The net, loaded once for a process and device."""
     return LPIPS(net).eval().to(device)

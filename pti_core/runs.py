@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,7 @@ from pti_core.generators.checkpoints import LoadedGenerator, load_generator
 from pti_core.manifests import Manifest
 from pti_core.markers import temporary_rejects
 from pti_core.noop_engine import NoopEngine
+from pti_core.once import once
 from pti_core.reading import read_bytes
 from pti_core.store import Store
 from pti_core.tables import records
@@ -90,7 +91,7 @@ class Run:
         return Input(pixels, hashlib.sha256(data).hexdigest())
 
 
-@lru_cache(maxsize=1)
+@once()
 def loaded(generator: str) -> LoadedGenerator:
     """A generator by its name or address; the last one stays in memory."""
     return load_generator(generator)
@@ -108,7 +109,7 @@ def load_run(output: str, name: str, version: str | None = None) -> Run:
     return _kept(output, name, version, repr(sorted(options.items(), key=lambda item: item[0])))
 
 
-@lru_cache(maxsize=2)
+@once(keep=2)
 def _kept(output: str, name: str, version: str, options: str) -> Run:
     return _opened(Store(output), name)
 
@@ -143,7 +144,7 @@ def find_run(output: str, name: str | None = None) -> Run:
     return load_run(output, max(names, key=lambda run: (store.read_config(run).get("created", ""), run)))
 
 
-@lru_cache(maxsize=1)
+@once()
 def _engine(
     generator: str, sha256: str, config: RunConfig, device: str, encoder_sha256: str | None
 ) -> Engine | NoopEngine:

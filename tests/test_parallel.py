@@ -6,7 +6,7 @@ import time
 import pytest
 import torch
 
-from pti_core.parallel import Stopped, available_cores, in_parallel
+from pti_core.parallel import Stopped, available_cores, in_parallel, one_thread
 
 CPU = torch.device("cpu")
 
@@ -46,6 +46,17 @@ def test_what_costs_most_begins_first_and_results_keep_their_order():
 def test_each_job_has_one_thread_of_arithmetic():
     threads = set(in_parallel(lambda item, check: torch.get_num_threads(), range(8), CPU))
     assert threads == {1}
+
+
+def test_the_caller_has_one_thread_of_arithmetic_for_as_long_as_it_asks():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    with one_thread(CPU):
+        assert torch.get_num_threads() == 1
+    assert torch.get_num_threads() == 2
+    with one_thread(torch.device("meta")):
+        assert torch.get_num_threads() == 2
+    torch.set_num_threads(threads)
 
 
 def test_an_error_reaches_the_caller_and_stops_the_others():

@@ -2,6 +2,7 @@
 
 import io
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pandas as pd
@@ -12,7 +13,7 @@ from PIL import Image
 from rich.console import Console
 
 from flows.console import show_summary
-from pti_core import report
+from pti_core import report, runs
 from pti_core.datasets import DatasetError
 from pti_core.files import StoreError
 from pti_core.freezing import freeze
@@ -67,6 +68,15 @@ def test_all_tables_have_their_columns_and_add_up(dataset, tmp_path, tiny_checkp
     stored = frames["metrics"]["stage"] == "stored"
     assert frames["metrics"][["steps", "seconds"]].isna().all(axis=1).equals(stored)
     assert frames["metrics"].loc[~stored, ["steps", "seconds"]].notna().all(axis=None)
+
+
+def test_shards_that_begin_together_share_one_engine(dataset, tmp_path, tiny_checkpoint):
+    run = begin(dataset(2), tmp_path / "out", tiny_checkpoint, shard_size=1)
+    for made in (runs.loaded, runs._engine):  # as in a new process
+        made.cache_clear()
+    with ThreadPoolExecutor(4) as pool:
+        engines = set(pool.map(lambda _: engine_for(load_run(str(tmp_path / "out"), run.name, run.version)), range(4)))
+    assert len(engines) == 1
 
 
 def test_tables_are_enough_to_draw_the_image_again(dataset, tmp_path, tiny_checkpoint):
@@ -287,7 +297,6 @@ def test_a_generator_that_changed_after_the_run_was_frozen_is_refused(
 ):
     import shutil
 
-    from pti_core import runs
     from pti_core.generators.checkpoints import save_generator
 
     path = tmp_path / "generator.safetensors"

@@ -10,12 +10,13 @@ point of the group `pti.face_embedding`, a function without arguments that gives
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import Final
 
 from torch import Tensor
 from torch.nn import functional as F
+
+from pti_core.once import once
 
 GROUP: Final = "pti.face_embedding"
 
@@ -33,7 +34,7 @@ def face_embedding_name() -> str | None:
     return f"{found.name} ({found.value})" if found else None
 
 
-@lru_cache(maxsize=1)
+@once()
 def face_embedding() -> Embedding | None:
     """The installed embedding, loaded once a process; None where there is none. IdentityError for more than one."""
     found = _installed()
