@@ -154,13 +154,16 @@ def _one_sentence() -> Iterator[None]:
         raise typer.Exit(1) from None
 
 
+_WANTED = {"tuple_type": "a list expected, such as [15,30]"}  # pydantic's words are about Python
+
+
 def _sentence(error: Exception) -> str:
     """The message of an error; of a value out of its range, which setting and why."""
     details = getattr(error, "errors", None)
     if callable(details):  # pydantic's ValidationError
         # Without a place it is about several settings, and its message names them; the input is all of them.
         return "; ".join(
-            f"{'.'.join(map(str, d['loc']))} {d.get('input')!r}: {d['msg']}"
+            f"{'.'.join(map(str, d['loc']))} {d.get('input')!r}: {_WANTED.get(d['type'], d['msg'])}"
             if d["loc"]
             else d["msg"].removeprefix("Value error, ")
             for d in details()

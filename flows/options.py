@@ -38,7 +38,8 @@ def parse_setting(option: str, text: str) -> tuple[str, Any]:
     """`tuning.steps=100` as name and value; the value is JSON, or a word. Raises SettingError."""
     name, equals, value = text.partition("=")
     if not equals or not name:
-        raise SettingError(f"{option} {text!r}: NAME=VALUE expected, e.g. tuning.steps=100 or GPU=1")
+        example = "GPU=1" if option == "--resource" else "tuning.steps=100"
+        raise SettingError(f"{option} {text!r}: NAME=VALUE expected, e.g. {example}")
     try:
         return name, json.loads(value)
     except json.JSONDecodeError:
@@ -51,5 +52,12 @@ def set_option(text: str) -> tuple[str, Any]:
 
 
 def resources_of(given: list[str] | None) -> dict[str, float] | None:
-    """`--resource GPU=1` as what a task takes of a worker; None where nothing was given."""
-    return {name: float(amount) for name, amount in (parse_setting("--resource", text) for text in given or [])} or None
+    """`--resource GPU=1` as what a task takes of a worker; None where nothing was given. Raises SettingError."""
+    resources = {}
+    for text in given or []:
+        name, amount = parse_setting("--resource", text)
+        try:
+            resources[name] = float(amount)
+        except (TypeError, ValueError):
+            raise SettingError(f"--resource {text!r}: a number expected, e.g. {name}=1") from None
+    return resources or None

@@ -126,7 +126,7 @@ def _dask(address: str | None, resources: dict[str, float], workers: int | None)
         from dask.base import annotate
         from prefect_dask.task_runners import DaskTaskRunner
     except ImportError as error:
-        raise RunnerError("runner 'dask': install it with `pip install 'pti-at-scale[dask]'`") from error
+        raise RunnerError("runner 'dask': install it with `pip install '.[dask]'` in the project's folder") from error
 
     def room() -> int:
         found = tasks.client.scheduler_info(n_workers=-1)
@@ -156,7 +156,7 @@ def _ray(address: str | None, resources: dict[str, float], workers: int | None) 
         from prefect_ray import RayTaskRunner
         from prefect_ray.context import remote_options
     except ImportError as error:
-        raise RunnerError("runner 'ray': install it with `pip install 'pti-at-scale[ray]'`") from error
+        raise RunnerError("runner 'ray': install it with `pip install '.[ray]'` in the project's folder") from error
     wanted = {"CPU": 0.0 if resources else 1.0, **resources}
     # A process stays for the next task and keeps its generator (`max_calls=0`; with GPUs Ray would start a new one).
     options: dict[str, Any] = {"max_calls": 0, "num_cpus": wanted["CPU"]}

@@ -57,7 +57,8 @@ def freeze(
     store = Store(output)
     dataset, generator = _address("dataset", dataset), _address("generator", generator)
     if group_by is not None and config.mode != "multi":
-        raise RunError(f"group_by {group_by!r}: groups share a generator in mode 'multi' alone; add mode=multi")
+        way = "add --mode multi (mode=multi)"
+        raise RunError(f"group_by {group_by!r}: only in mode 'multi' do groups share a generator; {way}")
     if config.mode == "multi":
         group_by = group_by or "folder"
     store.check_writable()

@@ -99,7 +99,7 @@ COLUMNS: Final[dict[str, dict[str, Column]]] = {
         "stage": Column(_S, "what it failed in, such as `read`, `decode`, `pivot`, `tuning`"),
         "error": Column(_S, "class of the error"),
         "message": Column(_S, "what was found and the way out"),
-        "permanent": Column(pa.bool_(), "true where trying again cannot help; the next run tries the others again"),
+        "permanent": Column(pa.bool_(), "true where trying again cannot help; `--retry-rejects` tries the others"),
         "attempts": Column(_I, "runs that tried it, >= 1"),
     },
     "edits": {

@@ -51,7 +51,7 @@ def test_a_cluster_needs_a_server_and_resources_need_a_cluster(name, server):
 @pytest.mark.parametrize(("name", "package"), [("dask", "prefect_dask.task_runners"), ("ray", "prefect_ray")])
 def test_an_extra_that_is_not_installed_is_named(name, package, server, monkeypatch):
     monkeypatch.setitem(sys.modules, package, None)  # importing it fails, as if it were not there
-    assert refused(name) == f"runner '{name}': install it with `pip install 'pti-at-scale[{name}]'`"
+    assert refused(name) == f"runner '{name}': install it with `pip install '.[{name}]'` in the project's folder"
 
 
 @pytest.mark.parametrize(
