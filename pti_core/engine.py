@@ -22,6 +22,7 @@ from pti_core.bases import Bases, input_bases
 from pti_core.config import RunConfig
 from pti_core.encoder.network import Encoder
 from pti_core.encoder.start import encoded_start
+from pti_core.first_pass import first_pass
 from pti_core.generators.base import Generator
 from pti_core.generators.half import precision_for
 from pti_core.images import shot, to_uint8
@@ -61,6 +62,7 @@ class Engine:
         self.at_once = 1 if self.device.type == "cpu" else config.batch  # images that are drawn together
         self.stack = 1  # images that are tuned together, each with weights of its own
         self._making = Lock()
+        self._passed = self.device.type != "cpu" or precision == "fp32"  # where nothing has been seen to go wrong
         self._tried = self.device.type == "cpu"  # an image a core is best there; elsewhere widths are tried once
 
     @cached_property
@@ -79,6 +81,15 @@ class Engine:
         """The directions that tuning works along; None for those of single weights."""
         return input_bases(self.generator, self.statistics.samples) if self.config.tuning.basis == "inputs" else None
 
+    def prepare(self) -> None:
+        """Make what jobs share, once where several shards begin together; see `first_pass`."""
+        with self._making:
+            _ = self.statistics, self.lpips, self.bases
+            if not self._passed:
+                shared = (self.drawing, self.config, self.statistics, self.lpips, self.bases)
+                list(in_parallel(lambda _, check: first_pass(*shared), [None], self.device))
+                self._passed = True
+
     def invert(
         self,
         targets: Sequence[Target],
@@ -90,8 +101,7 @@ class Engine:
         In mode "multi" all targets of a group have to be in one call.
         """
         counter = WorkCounter(self.config, len(targets), on_progress, on_step)
-        with self._making:  # before jobs share them, and once where several shards begin together
-            _ = self.statistics, self.lpips, self.bases
+        self.prepare()
         if not self._tried:
             self.at_once, self.stack = widths(
                 self.drawing, self.config, self.statistics, self.lpips, self.config.batch, self.device

@@ -110,7 +110,8 @@ class LPIPS(nn.Module):
             images = images.expand(-1, 3, -1, -1)
         if images.ndim != 4 or images.shape[1] != 3 or min(images.shape[2:]) < MIN_RESOLUTION:
             raise ValueError(f"LPIPS: images of shape {list(images.shape)}; [N, 3, >= 32, >= 32] expected")
-        x = (images - self.shift) / self.scale
+        # With channels last in memory, float32 convolutions of oneDNN 3.12 can go wrong (see `first_pass`).
+        x = (images.contiguous() - self.shift) / self.scale
         features = []
         for i, part in enumerate(self.slices):
             x = part(x)

@@ -53,7 +53,7 @@ def study_shard(
     there = places(run, {shard: ids})
     done = studied(run, there.values(), request)
     todo = [place for i, place in there.items() if i not in done]
-    _ = engine.lpips, engine.statistics, engine.bases  # made before threads share them
+    engine.prepare()
     tell = _Teller(shard, ids, on_progress, before, len(ids) if total is None else total)
     for image_id in done:
         tell(image_id, 1.0, "reading")
