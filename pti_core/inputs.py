@@ -41,6 +41,9 @@ def read_inputs(run: Run, rows: Sequence[Row], resolution: int, tries: Mapping[s
             found.rejects.append(reject(row, "decode", type(error).__name__, str(error), True, before))
         except OSError as error:
             found.rejects.append(reject(row, "read", type(error).__name__, str(error), False, before))
+        except MemoryError:
+            message = "not enough memory to decode it; `--retry-rejects` tries it again"
+            found.rejects.append(reject(row, "decode", "MemoryError", message, False, before))
         else:
             found.sha256[row["image_id"]] = one.sha256
             image = torch.from_numpy(images.to_float(one.pixels[None]))[0]

@@ -31,6 +31,12 @@ def parse_marker(data: bytes | None) -> dict[str, Any] | None:
     return dict(marker) if whole else None
 
 
+def part_number(path: str) -> int | None:
+    """Which part of its shard a file belongs to."""
+    match = _PART.fullmatch(path)
+    return int(match["part"]) if match else None
+
+
 def temporary_rejects(marker: Mapping[str, Any]) -> int:
     """Images of a shard that failed for a passing reason."""
     return int(marker["counts"].get("temporary", 0))

@@ -10,6 +10,7 @@ import torch
 from pti_core.once import once
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX, M_ARENA_MAX = -1, -2, -4, -8  # malloc.h
+_SHORT = ("allocate memory", "not enough memory", "bad_alloc")  # in the messages of torch and of its libraries
 TOP_PAD = 256 * 2**20
 
 
@@ -36,4 +37,4 @@ def is_out_of_memory(error: BaseException) -> bool:
     """True for an allocation that failed, on a GPU or (where torch raises a plain RuntimeError) on a CPU."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    return isinstance(error, RuntimeError) and ("allocate memory" in str(error) or "not enough memory" in str(error))
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _SHORT)

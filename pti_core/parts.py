@@ -128,8 +128,10 @@ def whole_locality(run: Run, shard: int, of: Mapping[int, Mapping[str, FileInfo]
             info, content = run.store.read_table(path)
         except DamagedPart:
             continue
+        if number not in of or marked.get(path, info.sha256) != info.sha256:
+            continue
         seal = _seal(content)
-        if seal is None or number not in of or marked.get(path, info.sha256) != info.sha256:
+        if seal is None:
             continue
         if seal["sha256"] == {table: of[number][table].sha256 for table in _MEASURED}:
             found[number] = (info, seal["seconds"])
@@ -150,5 +152,9 @@ def _sealed(
 
 
 def _seal(content: pa.Table) -> dict[str, Any] | None:
-    metadata = content.schema.metadata or {}
-    return dict(json.loads(metadata[_SEAL])) if _SEAL in metadata else None
+    """What a seal says; None where there is none that can be read."""
+    try:
+        seal = json.loads((content.schema.metadata or {})[_SEAL])
+        return {**seal, "seconds": float(seal["seconds"]), "sha256": dict(seal["sha256"])}
+    except (KeyError, TypeError, ValueError):
+        return None

@@ -90,7 +90,7 @@ def invert_shard(
         if number not in whole or (retry_rejects and whole[number].temporary)
     ]
     if jobs:
-        run.store.unmark(run.name, shard)
+        run.store.unmark(run.name, shard, {job.number for job in jobs})
     note, waiting = NoteBook(run.store.files, run.name, shard), sum(len(job.rows) for job in jobs)
 
     def say(done: float, now: Progress | None = None) -> None:

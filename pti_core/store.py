@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any, Final
@@ -30,7 +30,7 @@ from pti_core.completeness import check_complete
 from pti_core.files import FileInfo, Files, MissingFile, StoreError
 from pti_core.layout import checked, marker_path, run_id, shard_folder
 from pti_core.manifests import Manifest
-from pti_core.markers import check_marker, make_marker, parse_marker
+from pti_core.markers import check_marker, make_marker, parse_marker, part_number
 
 __all__ = ["DamagedPart", "FileInfo", "Store", "StoreError", "make_marker", "run_id"]
 
@@ -175,11 +175,16 @@ class Store:
             return parse_marker(self.files.get(marker_path(run, shard), "no marker"))
         return None
 
-    def unmark(self, run: str, shard: int) -> None:
-        """Before a shard's files change: it counts as not done. Nothing is deleted, since not every user may."""
+    def unmark(self, run: str, shard: int, parts: Collection[int] = ()) -> None:
+        """Before these parts of a shard change: it counts as not done; its marker still tells how the others are.
+
+        Nothing is deleted, since not every user may.
+        """
         with suppress(MissingFile):
-            self.files.get(marker_path(run, shard), "no marker")
-            self.files.put(marker_path(run, shard), b"{}\n")
+            marker = parse_marker(self.files.get(marker_path(run, shard), "no marker"))
+            kept = [file for file in (marker or {}).get("files", []) if part_number(file["path"]) not in parts]
+            content = {**marker, "files": kept, "damaged": True} if marker else {}
+            self.files.put(marker_path(run, shard), _json(content))
 
     def mark_damaged(self, run: str, shard: int, marker: Mapping[str, Any]) -> None:
         """A shard whose files are not as its marker says counts as not done; the marker still tells which they are."""

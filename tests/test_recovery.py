@@ -13,6 +13,8 @@ from typing import Any, ClassVar
 import fsspec
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from conftest import QUICK_SETTINGS
 from fsspec.implementations.memory import MemoryFileSystem
@@ -126,6 +128,35 @@ def test_damage_that_keeps_the_size_is_found_where_the_shard_is_done_again(datas
     finish(run)
     check_whole(run, 4)
     pd.testing.assert_frame_equal(frame(run), undisturbed, atol=1e-3)
+
+
+def test_damage_beside_a_part_that_was_lost_too_is_not_taken_for_whole(dataset, begin):
+    run = finish(begin(dataset(4)))
+    undisturbed = frame(run, "locality", ["image_id", "where", "t", "lpips"])
+    path = part(run, "locality", 1)
+    table = pq.read_table(path, partitioning=None)  # its seal stays: only the marker knows its bytes
+    wrong = table.set_column(
+        table.schema.get_field_index("lpips"), table.schema.field("lpips"), pa.array([9.0] * len(table))
+    )
+    pq.write_table(wrong, path)
+    part(run, "pivots", 0).unlink()
+    finish(run)
+    check_whole(run, 4)
+    pd.testing.assert_frame_equal(frame(run, "locality", ["image_id", "where", "t", "lpips"]), undisturbed, atol=1e-3)
+
+
+@pytest.mark.parametrize("seal", [b"{", b"\xff", b"[]", b'{"seconds": 1}', b'{"seconds": 1, "sha256": 2}'])
+@pytest.mark.parametrize("table", ["metrics", "locality"])
+def test_a_seal_that_cannot_be_read_is_none(dataset, begin, table, seal):
+    run = begin(dataset(2), **{"engine": "noop"})
+    finish(run)
+    path = part(run, table, 0)
+    content = pq.read_table(path, partitioning=None)
+    pq.write_table(content.replace_schema_metadata({**content.schema.metadata, b"pti_part": seal}), path)
+    (Path(run.store.root) / f"runs/{run.name}/done/00000.json").unlink()
+    finish(run)
+    assert run.pending() == []
+    assert pq.read_schema(path).metadata[b"pti_part"] != seal
 
 
 def test_tables_of_different_tries_are_not_taken_together(dataset, begin):

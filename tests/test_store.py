@@ -230,8 +230,13 @@ def test_unmark(store: Store) -> None:
     assert store.marker(RUN, 0) is None
     do_shard(store, RUN, 0)
     assert store.marker(RUN, 0) == store.done(RUN)[0]
+    before = store.marker(RUN, 0)
     store.unmark(RUN, 0)
-    assert (store.done(RUN), store.marker(RUN, 0)) == ({}, None)
+    left = store.marker(RUN, 0)
+    assert store.done(RUN) == {}
+    assert (left["files"], left["counts"]) == (before["files"], before["counts"])
+    store.unmark(RUN, 0, {0})
+    assert store.marker(RUN, 0)["files"] == []
 
 
 def test_verify(store: Store, tmp_path: Path) -> None:

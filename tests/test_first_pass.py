@@ -1,0 +1,25 @@
+"""The pass that is made alone before jobs begin together: it draws, and leaves everything as it was."""
+
+import pytest
+import torch
+from nvidia_files import random_generator
+
+from pti_core.engine import Engine
+from pti_core.first_pass import first_pass
+from pti_core.presets import configure
+
+QUICK = {"pivot.w_samples": 100, "pivot.steps": 4, "tuning.steps": 4}
+
+
+@pytest.mark.parametrize("family", ["mobilestylegan", "stylegan2"])
+@pytest.mark.parametrize("preset", ["demo", "paper"])
+def test_it_changes_no_weight_and_asks_for_no_gradient(tiny_generator, family, preset):
+    generator = tiny_generator if family == "mobilestylegan" else random_generator(resolution=32)
+    engine = Engine(generator, configure(preset, QUICK | {"precision": "half"}))
+    before = {name: p.clone() for name, p in generator.state_dict().items()}
+    engine.prepare()
+    random = torch.get_rng_state()
+    first_pass(engine.drawing, engine.config, engine.statistics, engine.lpips, engine.bases)
+    assert all(torch.equal(p, before[name]) for name, p in generator.state_dict().items())
+    assert not any(p.requires_grad or p.grad is not None for p in generator.parameters())
+    assert torch.equal(torch.get_rng_state(), random)
