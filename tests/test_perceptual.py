@@ -62,3 +62,16 @@ def test_area_downsample_is_the_mean_of_blocks():
     x = torch.arange(16.0).view(1, 1, 4, 4)
     torch.testing.assert_close(area_downsample(x, 2).flatten(), torch.tensor([2.5, 4.5, 10.5, 12.5]))
     assert area_downsample(x, 4) is x
+
+
+def test_images_with_channels_last_in_memory_give_the_same_bits():
+    """As a generator in half precision draws them; kernels for that layout can go wrong (see `first_pass`)."""
+    lpips = load_lpips()
+    image, target = torch.rand(2, 1, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    found = []
+    for layout in (torch.contiguous_format, torch.channels_last):
+        x = image.clone(memory_format=layout).requires_grad_(True)
+        distance = lpips(x, target)
+        distance.sum().backward()
+        found.append((distance.detach(), x.grad))
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
