@@ -1,7 +1,7 @@
 """One step of all that jobs will do, done alone, before they begin together.
 
-oneDNN makes a kernel when it is first asked for one of its shape, and chooses its blocking by variables that all
-threads share (3.12, as in torch 2.13). Two threads that ask at the same moment can each get half of the other's
+oneDNN makes a kernel when it is first asked for one of its shape, and seems to choose its blocking by variables that
+all threads share (3.12, as in torch 2.13). Two threads that ask at the same moment can each get half of the other's
 choice: one gradient of garbage, and sums in another order for as long as the process lives (seen once in about 300
 processes, in the gradient of a float32 convolution with channels last in memory). After this pass every kernel is
 there.
