@@ -44,7 +44,7 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _one_thread() -> None:
+def _begin_worker() -> None:
     torch.get_num_threads()  # or the first use of the thread would set the process' number again
     torch.set_num_threads(1)
 
@@ -65,7 +65,7 @@ def one_thread(device: torch.device) -> Iterator[None]:
 @once()
 def _pool() -> ThreadPoolExecutor:
     # One pool for the process, so that shards that are done at the same time share the cores.
-    return ThreadPoolExecutor(available_cores(), "pti-cpu", initializer=_one_thread)
+    return ThreadPoolExecutor(available_cores(), "pti-cpu", initializer=_begin_worker)
 
 
 _turn = Lock()

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import QUICK_SETTINGS
 from fsspec.implementations.memory import MemoryFileSystem
-from PIL import Image
+from PIL import Image, ImageFile
 
 from pti_core import report, tables
 from pti_core.datasets import DatasetError, read_bytes, scan
@@ -218,6 +218,26 @@ def test_time_left_is_that_of_inverting_too(dataset, begin):
 
 
 # --- inputs that cannot be read ------------------------------------------------------------------------------------
+
+
+def test_memory_that_is_short_for_one_image_rejects_that_one_until_another_try(dataset, begin, monkeypatch):
+    folder, load = dataset(3), ImageFile.ImageFile.load
+    Image.new("RGB", (44, 44)).save(folder / "large.png")
+
+    def short(image):
+        if image.size == (44, 44):
+            raise MemoryError
+        return load(image)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ImageFile.ImageFile, "load", short)
+        run = finish(begin(folder, engine="noop"))
+    assert run.store.check_complete(run.name) == {"manifest": 4, "pivots": 3, "rejects": 1}
+    assert frame(run, "rejects", ["image_id", "error", "permanent"]).to_numpy().tolist() == [
+        ["large.png", "MemoryError", False]
+    ]
+    finish(run, retry=True)
+    assert run.store.check_complete(run.name) == {"manifest": 4, "pivots": 4, "rejects": 0}
 
 
 class Flaky(MemoryFileSystem):
