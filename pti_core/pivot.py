@@ -55,16 +55,21 @@ def learning_rate(step: int, steps: int, rampup: float, rampdown: float) -> floa
 def noise_autocorrelation(noise: Sequence[Tensor]) -> Tensor:
     """L_n `[N]` of maps `[N, 1, H, W]`: squared autocorrelation at a shift of one pixel, over a pyramid of 2x2 means.
 
-    (StyleGAN2, appendix D; the pyramid ends at 8 x 8.)
+    (StyleGAN2, appendix D; the pyramid ends at 8 x 8.) Maps of one size, and what larger ones are reduced to, go on as
+    channels of one tensor: a few steps in place of one for every level of every map.
     """
+    levels: dict[torch.Size, list[Tensor]] = {}
+    for n in noise:
+        levels.setdefault(n.shape[2:], []).append(n)
     total = torch.zeros(len(noise[0]), device=noise[0].device)
-    for level in noise:
-        while True:
-            for dim in (2, 3):
-                total = total + (level * level.roll(1, dims=dim)).mean(dim=(1, 2, 3)).square()
-            if min(level.shape[2:]) <= SMALLEST_NOISE:
-                break
+    while levels:
+        shape = max(levels)
+        level = torch.cat(levels.pop(shape), dim=1)
+        for dim in (2, 3):
+            total = total + (level * level.roll(1, dims=dim)).mean(dim=(2, 3)).square().sum(dim=1)
+        if min(shape) > SMALLEST_NOISE:
             level = F.avg_pool2d(level, 2)
+            levels.setdefault(level.shape[2:], []).append(level)
     return total
 
 
@@ -129,7 +134,7 @@ def find_pivots(
         for n in noise:
             n.requires_grad_(True)
         groups.append({"params": noise, "peak": config.noise_lr})
-    optimizer = torch.optim.Adam(groups, lr=config.lr, betas=(0.9, 0.999))
+    optimizer = torch.optim.Adam(groups, lr=config.lr, betas=(0.9, 0.999), fused=True)
 
     small = area_downsample(targets, config.max_resolution)
     with torch.no_grad():
