@@ -13,15 +13,19 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from typing import Any, Final, Literal
+from threading import Thread
+from typing import Any, Final, Literal, Self
 
-from pti_core.files import Files, StoreError
+from pti_core.files import Files
 
 EVERY: Final = 15.0
 """Seconds between notes of one shard; a shard that takes less leaves none."""
 
 FRESH: Final = 180.0
 """Seconds after which a shard without a new note no longer counts as in work: its worker has ended, or hangs."""
+
+PATIENCE: Final = 5.0
+"""Seconds that a shard's end waits for a note on its way to an output that is slow."""
 
 
 @dataclass(frozen=True)
@@ -42,26 +46,42 @@ class Note:
 
 
 class NoteBook:
-    """The notes that one task writes of its shard. What goes wrong with them does not matter."""
+    """The notes that one task writes of its shard. What goes wrong with them does not matter.
+
+    As a context: at its end no note of it is on its way any more, but to an output that does not answer.
+    """
 
     def __init__(self, files: Files, run: str, shard: int) -> None:
         self._files, self._path, self._shard = files, _path(run, shard), shard
         self._last = time.monotonic()
+        self._writing: Thread | None = None
 
     def running(self, images: float) -> None:
-        """Still at work; `images` of the shard are done."""
-        if time.monotonic() - self._last >= EVERY:
+        """Still at work; `images` of the shard are done.
+
+        Written in a thread, so that an output that is slow holds up nobody.
+        """
+        if time.monotonic() - self._last >= EVERY and not (self._writing and self._writing.is_alive()):
             self._last = time.monotonic()
-            self._write("running", images, "")
+            self._writing = Thread(target=self._write, args=("running", images, ""), name="pti-note", daemon=True)
+            self._writing.start()
 
     def failed(self, error: str) -> None:
         """The shard is left for the next run."""
         self._write("failed", 0.0, error)
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """A note that is being written comes before what is written of the shard later, but is not waited for long."""
+        if self._writing is not None:
+            self._writing.join(PATIENCE)
+
     def _write(self, state: Literal["running", "failed"], images: float, error: str) -> None:
         where = f"{socket.gethostname()}:{os.getpid()}"
         note = Note(self._shard, state, time.time(), images, where, error)
-        with suppress(StoreError):
+        with suppress(Exception):
             self._files.put(self._path, json.dumps(asdict(note), sort_keys=True).encode())
 
 

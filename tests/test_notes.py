@@ -1,6 +1,7 @@
 """What `pti status` tells of a run at work."""
 
 import json
+import threading
 import time
 
 import pytest
@@ -16,13 +17,15 @@ def files(tmp_path):
 
 
 def test_a_short_shard_leaves_no_note(files):
-    NoteBook(files, "r", 3).running(1.0)
+    with NoteBook(files, "r", 3) as note:
+        note.running(1.0)
     assert read_notes(files, "r", [3]) == []
 
 
 def test_notes_tell_who_works_and_what_failed(files, monkeypatch):
     monkeypatch.setattr(notes, "EVERY", 0.0)
-    NoteBook(files, "r", 3).running(1.5)
+    with NoteBook(files, "r", 3) as note:
+        note.running(1.5)
     NoteBook(files, "r", 4).failed("no space is left")
     NoteBook(files, "r", 5).failed("is done by now")
     running, failed = read_notes(files, "r", [3, 4])
@@ -31,7 +34,8 @@ def test_notes_tell_who_works_and_what_failed(files, monkeypatch):
 
 def test_a_worker_that_is_silent_no_longer_counts(files, monkeypatch):
     monkeypatch.setattr(notes, "EVERY", 0.0)
-    NoteBook(files, "r", 3).running(1.5)
+    with NoteBook(files, "r", 3) as note:
+        note.running(1.5)
     path = "runs/r/notes/00003.json"
     content = json.loads(files.get(path, ""))
     files.put(path, json.dumps(content | {"time": time.time() - 2 * notes.FRESH}).encode())
@@ -43,3 +47,26 @@ def test_a_worker_that_is_silent_no_longer_counts(files, monkeypatch):
 def test_a_note_that_cannot_be_read_is_none(files, content):
     files.put("runs/r/notes/00003.json", content)
     assert read_notes(files, "r", [3]) == []
+
+
+class Slow:
+    """An output that does not answer until it is told to."""
+
+    def __init__(self, files):
+        self.files, self.asked, self.answer = files, 0, threading.Event()
+
+    def put(self, path, data):
+        self.asked += 1
+        assert self.answer.wait(30)
+        self.files.put(path, data)
+
+
+def test_an_output_that_is_slow_holds_up_nobody_and_is_asked_once_at_a_time(files, monkeypatch):
+    monkeypatch.setattr(notes, "EVERY", 0.0)
+    slow = Slow(files)
+    with NoteBook(slow, "r", 3) as note:
+        note.running(1.0)  # would hang here
+        note.running(2.0)
+        slow.answer.set()
+    (found,) = read_notes(files, "r", [3])
+    assert (slow.asked, found.images) == (1, 1.0)
