@@ -1,7 +1,7 @@
 """Pivotal tuning of several images at once, each with a generator of its own: weights stacked, one pass for all.
 
 The same arithmetic as `tuning.tune` for one image after the other: every image has its own parameters `[B, ...]`, its
-own Adam moments (Adam works element by element) and its own random stream, and a finished image leaves the stack. Small
+own Adam moments (Adam works element by element) and its own random stream, and finished images leave the stack. Small
 kernels of one image leave a GPU idle; a stack fills it. On a CPU an image a core is faster (`parallel`).
 """
 
@@ -22,9 +22,11 @@ from pti_core.locality import interpolate
 from pti_core.perceptual import LPIPS, area_downsample
 from pti_core.pivot import OnStep, Pivots
 from pti_core.sampling import ImageRandom, sample_w
-from pti_core.tuning import Tuned, locality_loss, moved_copy, tuned_names
+from pti_core.tuning import Tuned, adam, locality_loss, moved_copy, tuned_names
 
-ADAM_EPS = 1e-8  # as torch's
+SHRINK = 0.75
+"""The stack is made smaller once at most this share of it is in work: every size needs kernels of its own to be chosen,
+and copies all weights."""
 
 
 class _Drawing(nn.Module):
@@ -51,9 +53,10 @@ class Stack:
         old = {name: parameters[name].detach()[None] for name in tuned_names(generator, config.from_resolution)}
         self.theta = {name: p.repeat(count, *[1] * (p.ndim - 1)).requires_grad_(True) for name, p in old.items()}
         self.old = list(old.values())
-        self.means = {name: torch.zeros_like(p) for name, p in self.theta.items()}
-        self.squares = {name: torch.zeros_like(p) for name, p in self.theta.items()}
-        self.steps, self.ways = 0, {name: bases.of(name, parameters[name]) if bases else None for name in old}
+        # What Adam does at the whole rate; each place of the stack then gets its own share of it.
+        self.updates = {name: torch.zeros_like(p, requires_grad=False) for name, p in self.theta.items()}
+        self.adam = adam(list(self.updates.values()), config)
+        self.ways = {name: bases.of(name, parameters[name]) if bases else None for name in old}
         # What has been added to each, in its basis' coordinates; maps from w are themselves in them (`along_w`).
         turned_ones = [name for name, way in self.ways.items() if way is not None and parameters[name].ndim > 2]
         self.moved = {name: torch.zeros_like(self.theta[name], requires_grad=False) for name in turned_ones}
@@ -76,37 +79,40 @@ class Stack:
 
     @torch.no_grad()
     def step(self, factors: Sequence[float]) -> None:
-        """One step of Adam, each place with its own factor of the learning rate, and the pull back.
-
-        (Kingma and Ba 2015, algorithm 1. torch's Adam has one rate for a whole tensor.)
-        """
-        self.steps += 1
-        b1, b2, lr = self.config.beta1, self.config.beta2, self.config.lr
+        """One step of Adam, each place with its own factor of the learning rate, and the pull back."""
+        for name, p in self.theta.items():
+            way = self.ways[name] if name in self.moved else None
+            gradient, p.grad = p.grad, None
+            self.updates[name].zero_()
+            if gradient is not None and way is not None:
+                gradient = vmap(turned, (0, None))(gradient, way)
+            self.updates[name].grad = gradient
+        self.adam.step()
         places = torch.tensor(factors, device=next(iter(self.theta.values())).device)
         for (name, p), old in zip(self.theta.items(), self.old, strict=True):
-            if p.grad is None:
+            if self.updates[name].grad is None:
                 continue
-            mean, square, way = self.means[name], self.squares[name], self.ways[name]
-            turn = way if name in self.moved else None
-            gradient = p.grad if turn is None else vmap(turned, (0, None))(p.grad, turn)
-            mean.lerp_(gradient, 1 - b1)
-            square.mul_(b2).addcmul_(gradient, gradient, value=1 - b2)
-            rate = (places * (lr / (1 - b1**self.steps))).view(-1, *[1] * (p.ndim - 1))
-            update = rate * mean / ((square / (1 - b2**self.steps)).sqrt_().add_(ADAM_EPS))
-            moved, origin = (p, old) if turn is None else (self.moved[name], old.new_zeros(()))
-            moved.sub_(update)
+            way, factor = self.ways[name], places.view(-1, *[1] * (p.ndim - 1))
+            turned_too = name in self.moved
+            moved, origin = (self.moved[name], old.new_zeros(())) if turned_too else (p, old)
+            moved.addcmul_(self.updates[name], factor)
+            self.updates[name].grad = None  # not to be held while the next images are drawn
             if self.config.pull > 0:
-                share = (places * self.config.pull).view_as(rate)
+                share = factor * self.config.pull
                 moved.lerp_(origin.expand_as(p), share.expand_as(p) if way is None else way.shares(share, p[0]))
-            if turn is not None:
-                torch.add(old, vmap(turned_back, (0, None))(moved, turn), out=p)
-            p.grad = None
+            if turned_too:
+                torch.add(old, vmap(turned_back, (0, None))(moved, way), out=p)
 
     def keep(self, rows: Sequence[int]) -> None:
         """Go on with these places of the stack only."""
         index = torch.tensor(rows, dtype=torch.long, device=next(iter(self.theta.values())).device)
-        for values in (self.means, self.squares, self.moved):
+        states = [self.adam.state.get(update, {}) for update in self.updates.values()]
+        for values in (self.updates, self.moved):
             values.update({name: value[index] for name, value in values.items()})
+        self.adam = adam(list(self.updates.values()), self.config)
+        for update, state in zip(self.updates.values(), states, strict=True):
+            # `step` is one number for all places.
+            self.adam.state[update] = {key: value[index] if value.ndim else value for key, value in state.items()}
         self.theta = {name: p.detach()[index].requires_grad_(True) for name, p in self.theta.items()}
 
     def generator(self, row: int) -> Generator:
@@ -152,24 +158,21 @@ def tune_stack(
         for row in rows:
             done[at[row]] = Tuned(stack.generator(row), steps, distance.detach()[row : row + 1])
 
-    step, distance = 0, torch.full((len(targets),), torch.inf)
-    while at and step < config.steps:
+    working, step, distance = list(at), 0, torch.full((len(targets),), torch.inf)  # places that are not finished
+    while step < config.steps:
         images = stack.draw(ws, noise)
         distance = lpips.distance(lpips.features(area_downsample(images, config.max_resolution)), features)
-        for image, value in zip(at, distance.tolist(), strict=True):
-            factors[image] = rates[image].factor(step, value)
-        left = [row for row, image in enumerate(at) if factors[image] is not None]
-        if len(left) < len(at):
-            leave([row for row in range(len(at)) if row not in left], distance, step)
-            stack.keep(left)
-            at, ws, targets = [at[row] for row in left], ws[left], targets[left]
-            noise, features = [n[left] for n in noise], [f[left] for f in features]
-            random.generators = [random.generators[row] for row in left]
-            continue  # the same step, of those that are left
+        values = distance.tolist()
+        for row in working:
+            factors[at[row]] = rates[at[row]].factor(step, values[row])
+        leave([row for row in working if factors[at[row]] is None], distance, step)
+        working = [row for row in working if factors[at[row]] is not None]
+        if not working:
+            break
         mse = (images - targets).square().mean(dim=(1, 2, 3))
         (config.lpips_weight * distance + config.mse_weight * mse).sum().backward()
         if on_step is not None:
-            on_step(step + 1, distance.detach())
+            on_step(step + 1, distance.detach()[working])
         if locality.enabled and locality.weight > 0 and step % locality.interval == 0:
             weight = locality.weight * locality.interval / locality.samples
             for _ in range(locality.samples):
@@ -179,5 +182,11 @@ def tune_stack(
                 (weight * loss_r).sum().backward()
         stack.step([factors[image] or 0.0 for image in at])
         step += 1
-    leave(range(len(at)), distance, step)
+        if len(working) <= SHRINK * len(at):
+            stack.keep(working)
+            at, ws, targets = [at[row] for row in working], ws[working], targets[working]
+            noise, features, distance = [n[working] for n in noise], [f[working] for f in features], distance[working]
+            random.generators = [random.generators[row] for row in working]
+            working = list(range(len(at)))
+    leave(working, distance, step)
     return [done[i] for i in range(len(seeds))]

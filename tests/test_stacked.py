@@ -88,6 +88,24 @@ def test_finished_images_leave_the_stack_and_the_others_go_on_as_before(problem,
     assert_same(tuned, single, problem)
 
 
+def test_a_stack_of_mobilestylegans_draws_in_half_precision_too(tiny_generator):
+    generator = tiny_generator.with_precision("half")
+    stack = Stack(generator, 3, TuningConfig())
+    ws = generator.mapping(torch.randn(3, generator.z_dim, generator=torch.Generator().manual_seed(1)))
+    images = stack.draw(ws)
+    torch.testing.assert_close(images, generator.synthesis(ws), atol=0.05, rtol=0)
+    images.square().sum().backward()
+    assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in stack.theta.values())
+
+
+def test_a_step_of_a_stack_leaves_no_gradients_in_memory(problem):
+    generator, _, pivots = problem
+    stack = Stack(generator, 3, TuningConfig())
+    stack.draw(pivots.ws, pivots.noise).square().sum().backward()
+    stack.step([1.0, 0.5, 0.0])
+    assert all(t.grad is None for t in (*stack.theta.values(), *stack.updates.values()))
+
+
 def test_the_base_generator_stays_as_it_was(problem):
     generator, targets, pivots = problem
     before = {k: v.clone() for k, v in generator.state_dict().items()}

@@ -154,7 +154,8 @@ class MobileSynthesis(nn.Module):
         """What the head sees: `[N, channels[-1], H/2, W/2]`, in half precision bf16 with channels last in memory."""
         x = self.const[None].expand(len(ws), -1, -1, -1)
         if self.precision != "fp32":
-            x = x.to(torch.bfloat16, memory_format=torch.channels_last)
+            # By permutations: `memory_format` knows no tensors of vmap, which stacks draw with.
+            x = x.to(torch.bfloat16).permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
         x = self.conv(x, ws[:, 0], noise[0])
         for i, block in enumerate(self.blocks):
             x = block(x, ws[:, 1 + 3 * i : 4 + 3 * i].unbind(1), noise[1 + 2 * i : 3 + 2 * i])
