@@ -12,6 +12,7 @@ import copy
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
 
 import torch
@@ -60,7 +61,8 @@ def fit(
     `pivots` are what a reader gets, and what the tuned generator was tuned at. A codec other than `adaptive` does not
     look at the images. `adaptive` keeps `promise` for every image: where no step does, `int8` follows, then `fp16`.
     Images are drawn `at_once` (all by default), and reduced to `max_resolution` for the gradients. The generators are
-    not changed. The same inputs give the same bytes. Raises DeltaError where a value of the delta is not finite.
+    not changed. On a CPU the same inputs give the same bytes. Raises DeltaError where a value of the delta is not
+    finite.
     """
     old = base.tunable()
     delta = {name: (p - old[name]).detach() for name, p in tuned.tunable().items()}
@@ -101,7 +103,6 @@ def importance(
     parameters = generator.tunable()
     wanted = {name: p.requires_grad for name, p in parameters.items()}
     total = {name: torch.zeros_like(p) for name, p in parameters.items()}
-    random = torch.Generator().manual_seed(0)  # on the CPU: the same on every device
     try:
         for p in parameters.values():
             p.requires_grad_(True)
@@ -109,8 +110,9 @@ def importance(
             one = pivots[i : i + 1]
             drawn = generator.synthesis(one.ws, noise=one.noise)
             outputs = [*lpips.features(area_downsample(drawn, max_resolution)), drawn / math.sqrt(drawn.numel())]
-            for probe in range(PROBES):
-                mixed = [(x * torch.randn(x.shape, generator=random).to(x.device)).sum() for x in outputs]
+            shapes = tuple(x.shape for x in outputs)
+            for probe, random in enumerate(_probes(i, PROBES, shapes, str(images.device))):
+                mixed = [(x * r).sum() for x, r in zip(outputs, random, strict=True)]
                 gradients = torch.autograd.grad(
                     torch.stack(mixed).sum(), list(parameters.values()), retain_graph=probe + 1 < PROBES
                 )
@@ -120,6 +122,12 @@ def importance(
         for name, p in parameters.items():
             p.requires_grad_(wanted[name])
     return total
+
+
+@lru_cache(1)  # the first image's are those of all where each has a generator of its own
+def _probes(image: int, count: int, shapes: tuple[torch.Size, ...], device: str) -> list[list[Tensor]]:
+    random = torch.Generator().manual_seed(image)  # on the CPU: the same on every device
+    return [[torch.randn(shape, generator=random).to(device) for shape in shapes] for _ in range(count)]
 
 
 def channel_weights(costs: Tensor) -> Weights:

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Final
 
 import numpy as np
@@ -96,10 +97,11 @@ class Decomposed:
         self.x = delta.detach().float().reshape(o, i * k) * self.scaling
         rank = min(max_rank, *self.x.shape) if min(self.x.shape) >= _MIN_SIDE else 0
         self.u, self.s, self.v = leading_components(self.x, rank)
+        self._squares = self.s.square().cpu()  # for `rank`, which so asks nothing of a GPU
 
     def rank(self, step: float) -> int:
         """How many components are worth storing at a step."""
-        return int((self.s.square() > _WORTH * step**2 * sum(self.x.shape)).sum())
+        return int((self._squares > _WORTH * step**2 * sum(self.x.shape)).sum())
 
     def quantise(self, step: float, rank: int, rest: bool = True) -> tuple[Layers, Tensor]:
         """The layers at a step, and the delta that they decode to."""
@@ -124,18 +126,23 @@ def leading_components(x: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
     """
     if not rank or not bool(x.any()):
         return x.new_zeros(x.shape[0], 0), x.new_zeros(0), x.new_zeros(x.shape[1], 0)
-    random = torch.Generator().manual_seed(_RANK_SEED)
-    q = x @ torch.randn(x.shape[1], rank, generator=random).to(x.device)
+    q = x @ _random_start(x.shape[1], rank, str(x.device))
     for _ in range(_POWER_STEPS):
         q = x @ (x.T @ torch.linalg.qr(q).Q)
     q = torch.linalg.qr(q).Q
     b = q.T @ x  # [rank, n]
-    values, vectors = torch.linalg.eigh((b @ b.T).double())  # ascending
+    # Ascending. So small a matrix is quicker on the CPU, also for a GPU.
+    values, vectors = (t.to(x.device) for t in torch.linalg.eigh((b @ b.T).double().cpu()))
     s = values.flip(0).clamp_min(0).sqrt().float()
     vectors = vectors.flip(1).float()
     kept = int((s > 1e-5 * s[0]).sum())  # below that the squares are noise
     s, vectors = s[:kept], vectors[:, :kept]
     return q @ vectors, s, b.T @ (vectors / s)
+
+
+@lru_cache(64)
+def _random_start(n: int, rank: int, device: str) -> Tensor:
+    return torch.randn(n, rank, generator=torch.Generator().manual_seed(_RANK_SEED)).to(device)
 
 
 def pack(layers: Layers) -> bytes:
