@@ -30,7 +30,6 @@ from pti_core.engine import Engine
 from pti_core.generators.checkpoints import load_generator
 from pti_core.images import decode, fit, to_float
 from pti_core.metrics import measure
-from pti_core.parallel import in_parallel
 from pti_core.pivot import Pivots, find_pivots, initial_noise
 from pti_core.presets import configure
 from pti_core.sampling import ImageRandom, seed_for
@@ -74,7 +73,7 @@ def search(engine: Engine, images: Tensor, start: str, settings: dict[str, Any])
         assert lpips is not None
         return lpips, (found.w[0, 0] - engine.statistics.w_avg).norm().item(), seconds
 
-    rows = list(in_parallel(one, range(len(images)), engine.device))
+    rows = list(engine.in_parallel(one, range(len(images))))
     return dict(zip(("lpips", "distance", "seconds"), map(list, zip(*rows, strict=True)), strict=True))
 
 

@@ -10,12 +10,14 @@ from prefect import Task
 
 from flows.runners import Runner, in_window
 from flows.stopping import end_when_told, give_up, jobs_allowed_again
+from pti_core.device import UnfitMachine
 from pti_core.files import OutputRefused
 from pti_core.inputs import InputsUnreadable
 from tasks.progress import run_progress
 
 AWAY: Final = 3
-"""Tasks in a row whose inputs cannot be read, each after its own retries: then the data set is away for all."""
+"""Tasks in a row whose inputs cannot be read, each after its own retries, or whose machine can do nothing: then the
+data set is away for all, or the machine fit for none."""
 
 
 class ShardsFailed(RuntimeError):
@@ -55,7 +57,7 @@ def do_shards(
             failed |= dict.fromkeys(chunk, str(error) or type(error).__name__)
             for shard in chunk:
                 progress.dropped(shard)
-            away = away + 1 if isinstance(error, InputsUnreadable) else 0
+            away = away + 1 if isinstance(error, InputsUnreadable | UnfitMachine) else 0
             if isinstance(error, OutputRefused) or away == AWAY:
                 hopeless = f"shard {chunk[0]}: {error}"
                 break

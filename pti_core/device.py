@@ -1,20 +1,79 @@
-"""Which device the work is done on."""
+"""Which device the work is done on, and how exactly."""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
+
+from pti_core.once import once
+
+CHOICE = "PTI_DEVICE"
+"""Environment variable that names a device as torch does: `cpu`, `cuda:1`."""
+
+_given: str | None = None
+
+
+class UnfitMachine(RuntimeError):
+    """No image can be inverted on this machine as it is: its device cannot be used, or its memory is too small."""
+
+
+def use_device(device: str | None) -> bool:
+    """Work on this device from now on, unless the environment names one; for a process that is told which is its own.
+
+    True where it is another than before.
+    """
+    global _given
+    before, _given = _given, device
+    return before != device
 
 
 def best_device() -> str:
-    """The accelerator that torch finds here (a GPU: `cuda`, `xpu`), or the CPU.
+    """The device that `PTI_DEVICE` names; else the accelerator that torch finds (a GPU: `cuda`, `xpu`), or the CPU.
 
-    One without float64, in which bases and deltas are computed, is left alone (Apple's, some of Intel's).
+    One without float64, in which bases and deltas are computed, is left alone (Apple's, some of Intel's). Raises
+    UnfitMachine where a device that is named or found cannot be used: nobody would want a CPU to do its work instead.
     """
+    if named := os.environ.get(CHOICE):
+        if not _adds_doubles(named, f"{CHOICE} {named!r}"):
+            raise UnfitMachine(f"{CHOICE} {named!r} has no float64, which is needed; {CHOICE}=cpu uses the CPU")
+        return named
     found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     if found is None:
         return "cpu"
+    device = _given or found.type
+    return device if _adds_doubles(device, f"device {device!r}") else "cpu"
+
+
+@once(keep=16)
+def _adds_doubles(device: str, what: str) -> bool:
+    """Whether it has float64. UnfitMachine with a sentence where it cannot be used at all."""
     try:
-        torch.ones(2, dtype=torch.float64, device=found).sum().item()
-    except (RuntimeError, TypeError):
-        return "cpu"
-    return found.type
+        torch.ones(2, dtype=torch.float64, device=device).sum().item()
+    except TypeError:
+        return False
+    except (RuntimeError, AssertionError) as error:  # a torch without CUDA asserts
+        if any(word in str(error) for word in ("float64", "fp64")):
+            return False
+        reason = str(error).strip().split("\n")[0][:150]
+        raise UnfitMachine(f"{what} cannot be used ({reason}); {CHOICE}=cpu uses the CPU") from error
+    return True
+
+
+@contextmanager
+def exact_convolutions(device: torch.device) -> Iterator[None]:
+    """Convolutions in float32 on NVIDIA's GPUs too, where cuDNN rounds their factors to TF32's 10 bits by default.
+
+    For measures, deltas and bases; losses are as good with the quick ones. It is a setting of the process, whose
+    shards take turns on a GPU.
+    """
+    if device.type != "cuda":
+        yield
+        return
+    before, torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.allow_tf32, False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before

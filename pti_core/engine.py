@@ -2,17 +2,20 @@
 
 On a CPU every core has an image of its own (see `parallel`). On a GPU as many images at once as cost least an image
 there: they share a pivot search, and are tuned with stacked weights (`stacked`). What goes wrong with one image stays
-with it: it becomes a `Failure`, the others go on. Out of memory halves what is done at once.
+with it: it becomes a `Failure`, the others go on. On a GPU, out of memory halves what is done at once; on a CPU no more
+images are in work than memory has room for (`room`).
 """
 
 from __future__ import annotations
 
 import copy
+import gc
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
-from threading import Lock
+from threading import Lock, Semaphore
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -20,25 +23,28 @@ from torch import Tensor
 from pti_core import deltas
 from pti_core.bases import Bases, input_bases
 from pti_core.config import RunConfig
+from pti_core.device import exact_convolutions
 from pti_core.encoder.network import Encoder
 from pti_core.encoder.start import encoded_start
 from pti_core.first_pass import first_pass
 from pti_core.generators.base import Generator
 from pti_core.generators.half import precision_for
-from pti_core.images import shot, to_uint8
 from pti_core.inversions import Delta, Failure, Found, Inversion, Measures, Result, Stage, Target
-from pti_core.memory import is_out_of_memory, keep_freed_memory
-from pti_core.metrics import measure
-from pti_core.parallel import in_parallel, one_thread
+from pti_core.measure import measure_fit
+from pti_core.memory import keep_freed_memory, shortage
+from pti_core.parallel import available_cores, in_parallel, one_thread
 from pti_core.perceptual import LPIPS, load_lpips
 from pti_core.pivot import Pivots, find_pivots
 from pti_core.progress import OnImageStep, OnProgress, WorkCounter
+from pti_core.room import room_beside
 from pti_core.sampling import WStatistics, seed_for, w_statistics
 from pti_core.stacked import tune_stack
 from pti_core.tuning import Tuned, tune, tuned_names
 from pti_core.widths import widths
 
 _Owner = tuple[str, Sequence[Found]]  # whose delta it is, and its images
+Item = TypeVar("Item")
+Done = TypeVar("Done")
 
 
 class Engine:
@@ -62,7 +68,7 @@ class Engine:
         self.at_once = 1 if self.device.type == "cpu" else config.batch  # images that are drawn together
         self.stack = 1  # images that are tuned together, each with weights of its own
         self._making = Lock()
-        self._passed = self.device.type != "cpu" or precision == "fp32"  # where nothing has been seen to go wrong
+        self._room: Semaphore | None = None  # for jobs on a CPU, once a first image has shown what it takes
         self._tried = self.device.type == "cpu"  # an image a core is best there; elsewhere widths are tried once
 
     @cached_property
@@ -79,16 +85,36 @@ class Engine:
     @cached_property
     def bases(self) -> Bases | None:
         """The directions that tuning works along; None for those of single weights."""
-        return input_bases(self.generator, self.statistics.samples) if self.config.tuning.basis == "inputs" else None
+        if self.config.tuning.basis != "inputs":
+            return None
+        with exact_convolutions(self.device):
+            return input_bases(self.generator, self.statistics.samples)
 
     def prepare(self) -> None:
-        """Make what jobs share, once where several shards begin together; see `first_pass`."""
+        """Make what jobs share, once where several shards begin together; see `first_pass`.
+
+        UnfitMachine where there is not memory enough for one image alone.
+        """
         with self._making:
-            _ = self.statistics, self.lpips, self.bases
-            if not self._passed:
-                shared = (self.drawing, self.config, self.statistics, self.lpips, self.bases)
-                list(in_parallel(lambda _, check: first_pass(*shared), [None], self.device))
-                self._passed = True
+            shared = (self.drawing, self.config, self.statistics, self.lpips, self.bases)
+            if self.device.type == "cpu" and self._room is None:
+
+                def alone() -> None:
+                    list(in_parallel(lambda _, check: first_pass(*shared, check), [None], self.device))
+
+                self._room = Semaphore(room_beside(alone, available_cores()))
+
+    def in_parallel(
+        self,
+        function: Callable[[Item, Callable[[], None]], Done],
+        items: Sequence[Item],
+        cost: Callable[[Item], float] | None = None,
+    ) -> Iterator[Done]:
+        """See `parallel.in_parallel`: jobs on this device; after `prepare`, as many as memory has room for on a CPU.
+
+        (What only draws takes a fraction of what tuning takes, so it needs no `prepare`.)
+        """
+        return in_parallel(function, items, self.device, cost, self._room)
 
     def invert(
         self,
@@ -104,12 +130,12 @@ class Engine:
         self.prepare()
         if not self._tried:
             self.at_once, self.stack = widths(
-                self.drawing, self.config, self.statistics, self.lpips, self.config.batch, self.device
+                self.drawing, self.config, self.statistics, self.lpips, self.bases, self.device
             )
             self._tried = True
         batches = [targets[i : i + self.at_once] for i in range(0, len(targets), self.at_once)]
         owners: dict[str, list[Found]] = {}
-        for found in in_parallel(partial(self._pivots, counter), batches, self.device):
+        for found in self.in_parallel(partial(self._pivots, counter), batches):
             for one in found:
                 if isinstance(one, Failure):
                     yield one
@@ -118,13 +144,27 @@ class Engine:
                     owners.setdefault(owner, []).append(one)
         found_owners, size = list(owners.items()), 1 if self.config.mode == "multi" else self.stack
         jobs = [found_owners[i : i + size] for i in range(0, len(found_owners), size)]
-        for results in in_parallel(partial(self._tune, counter), jobs, self.device, expected_cost):
+        for results in self.in_parallel(partial(self._tune, counter), jobs, expected_cost):
             yield from results
 
     def _pivots(
         self, counter: WorkCounter, batch: Sequence[Target], check: Callable[[], None]
     ) -> list[Found | Failure]:
-        """The pivots of a batch; halves it as long as it does not fit into memory."""
+        """The pivots of a batch; halves it, and those of later parts, as long as it does not fit into memory."""
+        try:
+            return self._search(counter, batch, check)
+        except (RuntimeError, MemoryError) as error:
+            short = shortage(error)
+        self._free_memory()  # only here: the error held the frames of what failed, and they their tensors
+        if len(batch) == 1:
+            return [Failure.out_of_memory(batch[0], "pivot", short)]
+        half = len(batch) // 2
+        self.at_once = min(self.at_once, half)
+        return self._pivots(counter, batch[:half], check) + self._pivots(counter, batch[half:], check)
+
+    def _search(
+        self, counter: WorkCounter, batch: Sequence[Target], check: Callable[[], None]
+    ) -> list[Found | Failure]:
         distance = torch.zeros(len(batch))
 
         def on_step(step: int, lpips: Tensor) -> None:
@@ -133,26 +173,17 @@ class Engine:
             counter.step("pivot", batch[0].image_id, step, lpips)
 
         start = time.perf_counter()
-        try:
-            images = torch.stack([t.image for t in batch]).to(self.device)
-            pivots = find_pivots(
-                self.drawing,
-                images,
-                [seed_for(t.image_id, "pivot", self.config.seed) for t in batch],
-                self.config.pivot,
-                self.statistics,
-                self.lpips,
-                on_step,
-                encoded_start(self.encoder, self.generator, images, self.lpips) if self.encoder else None,
-            )
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            self._free_memory()
-            if len(batch) == 1:
-                return [Failure.out_of_memory(batch[0], "pivot", error)]
-            half = len(batch) // 2
-            return self._pivots(counter, batch[:half], check) + self._pivots(counter, batch[half:], check)
+        images = torch.stack([t.image for t in batch]).to(self.device)
+        pivots = find_pivots(
+            self.drawing,
+            images,
+            [seed_for(t.image_id, "pivot", self.config.seed) for t in batch],
+            self.config.pivot,
+            self.statistics,
+            self.lpips,
+            on_step,
+            encoded_start(self.encoder, self.generator, images, self.lpips) if self.encoder else None,
+        )
         seconds = (time.perf_counter() - start) / len(batch)
         results: list[Found | Failure] = []
         for i, target in enumerate(batch):
@@ -174,32 +205,38 @@ class Engine:
     ) -> list[Result]:
         """Tune for owners: their inversions and deltas, or a failure for each image.
 
-        What does not fit into memory is done by halves: a stack's owners, or the images of a group that are drawn
-        at once, whose gradients add up.
+        What does not fit into memory is done by halves, in later parts from the start: a stack's owners, or the images
+        of a group that are drawn at once, whose gradients add up.
         """
         at_once = at_once or self.at_once
         count = sum(len(members) for _, members in job)
         try:
-            start = time.perf_counter()
-            tuned = self._optimise(counter, job, check, at_once)
-            seconds = (time.perf_counter() - start) / count
-            results: list[Result] = []
-            for (owner, members), one in zip(job, tuned, strict=True):
-                results += self._results(owner, members, one, seconds, at_once)
-            return results
+            return self._tuned(counter, job, check, at_once)
         except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            self._free_memory()
-            if len(job) > 1:
-                half = len(job) // 2
-                return self._tune(counter, job[:half], check) + self._tune(counter, job[half:], check)
-            if min(at_once, count) > 1:
-                return self._tune(counter, job, check, min(at_once, count) // 2)
-            return [Failure.out_of_memory(m.target, "tuning", error) for m in job[0][1]]
+            short = shortage(error)
         finally:
             for owner, members in job:
                 counter.finish(owner, len(members))
+        self._free_memory()
+        if len(job) > 1:
+            half = len(job) // 2
+            self.stack = min(self.stack, half)
+            return self._tune(counter, job[:half], check) + self._tune(counter, job[half:], check)
+        if min(at_once, count) > 1:
+            self.at_once = min(self.at_once, min(at_once, count) // 2)
+            return self._tune(counter, job, check, min(at_once, count) // 2)
+        return [Failure.out_of_memory(m.target, "tuning", short) for m in job[0][1]]
+
+    def _tuned(
+        self, counter: WorkCounter, job: Sequence[_Owner], check: Callable[[], None], at_once: int
+    ) -> list[Result]:
+        start = time.perf_counter()
+        tuned = self._optimise(counter, job, check, at_once)
+        seconds = (time.perf_counter() - start) / sum(len(members) for _, members in job)
+        results: list[Result] = []
+        for (owner, members), one in zip(job, tuned, strict=True):
+            results += self._results(owner, members, one, seconds, at_once)
+        return results
 
     def _optimise(
         self, counter: WorkCounter, job: Sequence[_Owner], check: Callable[[], None], at_once: int
@@ -225,21 +262,23 @@ class Engine:
         if not all(bool(torch.isfinite(d).all()) for d in delta.values()):
             message = "the tuning diverged to NaN"
             return [Failure(m.target.image_id, "tuning", "NotFinite", message, permanent=True) for m in members]
-        encoded = deltas.fit(
-            self.generator,
-            tuned.generator,
-            images,
-            pivots,
-            self.lpips,
-            config.codec,
-            at_once,
-            config.tuning.max_resolution,
-        )
+        with exact_convolutions(self.device):
+            encoded = deltas.fit(
+                self.generator,
+                tuned.generator,
+                images,
+                pivots,
+                self.lpips,
+                config.codec,
+                at_once,
+                config.tuning.max_resolution,
+            )
         shots: list[bytes] = []
+        measured = partial(measure_fit, images, pivots, self.lpips, at_once)
         measures: dict[Stage, list[Measures]] = {
-            "pivot": self._measure(self.generator, images, pivots, at_once),
-            "tuned": self._measure(tuned.generator.with_precision("fp32"), images, pivots, at_once, shots),
-            "stored": self._measure(self.stored_generator(encoded), images, pivots, at_once),
+            "pivot": measured(self.generator),
+            "tuned": measured(tuned.generator.with_precision("fp32"), shots),
+            "stored": measured(self.stored_generator(encoded)),
         }
         inversions = [
             Inversion(
@@ -271,21 +310,8 @@ class Engine:
         deltas.apply(generator, deltas.decode(tensors, deltas.shapes_of(generator)))
         return generator
 
-    def _measure(
-        self, generator: Generator, images: Tensor, pivots: Pivots, at_once: int, shots: list[bytes] | None = None
-    ) -> list[Measures]:
-        """Measures of what the generator draws; appends a picture of each to `shots`."""
-        rows: list[Measures] = []
-        with torch.no_grad():
-            for i in range(0, len(images), at_once):
-                part = pivots[i : i + at_once]
-                drawn = generator.synthesis(part.ws, noise=part.noise)
-                rows += measure(images[i : i + at_once], drawn, self.lpips)
-                if shots is not None:
-                    shots += map(shot, to_uint8(drawn.nan_to_num().cpu().numpy()))
-        return rows
-
     def _free_memory(self) -> None:
+        gc.collect()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 

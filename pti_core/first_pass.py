@@ -1,4 +1,6 @@
-"""One step of all that jobs will do, done alone, before they begin together.
+"""The first steps of all that jobs will do, done alone, before they begin together.
+
+They show what memory an image takes (`room`), and in half precision they make the kernels.
 
 oneDNN makes a kernel when it is first asked for one of its shape, and seems to choose its blocking by variables that
 all threads share (3.12, as in torch 2.13). Two threads that ask at the same moment can each get half of the other's
@@ -8,6 +10,8 @@ there.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 
@@ -22,12 +26,26 @@ from pti_core.tuning import tune
 
 
 def first_pass(
-    generator: Generator, config: RunConfig, statistics: WStatistics, lpips: LPIPS, bases: Bases | None
+    generator: Generator,
+    config: RunConfig,
+    statistics: WStatistics,
+    lpips: LPIPS,
+    bases: Bases | None,
+    check: Callable[[], None] = lambda: None,
 ) -> None:
-    """A step of the search, one of tuning and the gradients of the stored delta, for a grey image on a CPU."""
+    """A step of the search, two of tuning and the gradients of the stored delta, for a grey image on a CPU.
+
+    Both steps of tuning have the locality term, and the second the optimiser's state beside it: so memory is seen at
+    its most, whatever the term's interval.
+    `check` is called between them: a caller that wants no more of it raises there.
+    """
+    check()
     size = generator.img_resolution
     grey = torch.zeros(1, generator.img_channels, size, size)
     pivots = find_pivots(generator, grey, [0], config.pivot.model_copy(update={"steps": 1}), statistics, lpips)
-    tuning = config.tuning.model_copy(update={"steps": 1, "stop_lpips": 0.0})
-    tuned = tune(generator, grey, pivots, [0], tuning, config.locality, lpips, bases=bases)
+    check()
+    tuning = config.tuning.model_copy(update={"steps": 2, "stop_lpips": 0.0})
+    locality = config.locality.model_copy(update={"interval": 1})
+    tuned = tune(generator, grey, pivots, [0], tuning, locality, lpips, bases=bases)
+    check()
     importance(tuned.generator, grey, pivots, lpips, tuning.max_resolution)

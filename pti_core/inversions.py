@@ -60,8 +60,12 @@ class Failure:
 
     @classmethod
     def out_of_memory(cls, target: Target, stage: str, error: Exception) -> Failure:
-        """An image that does not fit into memory even alone."""
-        message = f"image_id {target.image_id!r}: out of memory even alone; use a smaller generator or a larger device"
+        """An image that does not fit into memory: alone on a GPU, on a CPU beside others."""
+        words = str(error).strip().split("\n")[0][:150]
+        message = (
+            f"image_id {target.image_id!r}: out of memory; a smaller generator or a larger device has room for it "
+            f"({words})"
+        )
         return cls(target.image_id, stage, type(error).__name__, message, permanent=False)
 
 

@@ -1,4 +1,4 @@
-"""The check of locality: old against new generator at w_r for several alphas, and at w_z itself."""
+"""Measures of a tuned generator: how it draws its images, and, old against new, the rest of W (at w_r and w_z)."""
 
 from __future__ import annotations
 
@@ -9,10 +9,14 @@ import torch
 from torch import Tensor
 
 from pti_core.config import MeasureConfig
+from pti_core.device import exact_convolutions
 from pti_core.generators.base import Generator
+from pti_core.images import shot, to_uint8
+from pti_core.inversions import Measures
 from pti_core.locality import distance_in_w, interpolate
-from pti_core.metrics import round_uint8
+from pti_core.metrics import measure, round_uint8
 from pti_core.perceptual import LPIPS
+from pti_core.pivot import Pivots
 from pti_core.sampling import ImageRandom, sample_w, seed_for
 
 
@@ -60,9 +64,31 @@ def measure_locality(
     rows = []
     for start in range(0, len(points), batch):
         part = torch.cat(ws[start : start + batch])
-        before, after = round_uint8(old.synthesis(part)), round_uint8(new.synthesis(part))
-        distances = lpips(before, after).tolist()
+        with exact_convolutions(part.device):
+            before, after = round_uint8(old.synthesis(part)), round_uint8(new.synthesis(part))
+            distances = lpips(before, after).tolist()
         errors = (before - after).square().mean(dim=(1, 2, 3)).tolist()
         for measured, distance, mse in zip(points[start : start + batch], distances, errors, strict=True):
             rows.append(LocalityRow(image_id, *measured, distance, mse))
+    return rows
+
+
+@torch.no_grad()
+def measure_fit(
+    images: Tensor,
+    pivots: Pivots,
+    lpips: LPIPS,
+    at_once: int,
+    generator: Generator,
+    shots: list[bytes] | None = None,
+) -> list[Measures]:
+    """How well the generator draws images `[N, C, H, W]` at their pivots; appends a picture of each to `shots`."""
+    rows: list[Measures] = []
+    with exact_convolutions(images.device):
+        for i in range(0, len(images), at_once):
+            part = pivots[i : i + at_once]
+            drawn = generator.synthesis(part.ws, noise=part.noise)
+            rows += measure(images[i : i + at_once], drawn, lpips)
+            if shots is not None:
+                shots += map(shot, to_uint8(drawn.nan_to_num().cpu().numpy()))
     return rows

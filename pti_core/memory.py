@@ -10,7 +10,14 @@ import torch
 from pti_core.once import once
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX, M_ARENA_MAX = -1, -2, -4, -8  # malloc.h
-_SHORT = ("allocate memory", "not enough memory", "bad_alloc")  # in the messages of torch and of its libraries
+_SHORT = (  # in the messages of torch and of its libraries
+    "allocate memory",
+    "not enough memory",
+    "bad_alloc",
+    "out of memory",  # of the CUDA driver, where another process has filled the device
+    "ALLOC_FAILED",  # of cuBLAS and cuDNN
+    "unable to find an engine",  # of cuDNN, where no way to convolve has got the memory it works in
+)
 TOP_PAD = 256 * 2**20
 
 
@@ -34,7 +41,15 @@ def keep_freed_memory() -> bool:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """True for an allocation that failed, on a GPU or (where torch raises a plain RuntimeError) on a CPU."""
+    """True for an allocation that failed: where torch says so, or raises a plain RuntimeError of such words."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(error, RuntimeError) and any(words in str(error) for words in _SHORT)
+
+
+def shortage(error: RuntimeError | MemoryError) -> RuntimeError | MemoryError:
+    """An error that is out of memory, without its traceback, whose frames hold tensors; any other is raised again."""
+    if not is_out_of_memory(error):
+        raise error
+    error.__context__ = error.__cause__ = None
+    return error.with_traceback(None)

@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from threading import Event, Lock
+from threading import Event, Lock, Semaphore
 from typing import TypeVar
 
 import torch
@@ -81,11 +81,13 @@ def in_parallel(
     items: Iterable[Item],
     device: torch.device,
     cost: Callable[[Item], float] | None = None,
+    room: Semaphore | None = None,
 ) -> Iterator[Result]:
     """Results of `function(item, check)` in order: on a CPU several at once, elsewhere one after the other.
 
     With `cost`, those that are expected to take long begin first on a CPU, so that no long one is left for one core at
-    the end (Graham 1969, longest processing time first); results come in the items' order all the same.
+    the end (Graham 1969, longest processing time first); results come in the items' order all the same. `room` is
+    what memory has room for, of all calls that share it (see `room`).
 
     Jobs call `check()` now and then: it raises Stopped once the caller takes no more results (Ctrl-C, an error).
     """
@@ -99,10 +101,21 @@ def in_parallel(
         for item in items:
             yield function(item, check)
         return
+
+    def in_room(item: Item) -> Result:
+        if room is None:
+            return function(item, check)
+        while not room.acquire(timeout=1.0):
+            check()
+        try:
+            return function(item, check)
+        finally:
+            room.release()
+
     waiting = list(enumerate(items))
     if cost is not None:
         waiting.sort(key=lambda numbered: -cost(numbered[1]))
-    jobs: dict[int, Future[Result]] = {i: _pool().submit(function, item, check) for i, item in waiting}
+    jobs: dict[int, Future[Result]] = {i: _pool().submit(in_room, item) for i, item in waiting}
     try:
         for i in range(len(jobs)):
             yield jobs[i].result()

@@ -17,7 +17,6 @@ from pti_core.engine import Engine, expected_cost
 from pti_core.images import decode, fit, to_float
 from pti_core.inversions import Delta, Failure, Found, Inversion, Target
 from pti_core.measure import LocalityRow, measure_locality
-from pti_core.parallel import in_parallel
 from pti_core.pivot import Pivots
 from pti_core.progress import OnProgress, WorkCounter
 
@@ -40,7 +39,7 @@ def find_all_pivots(engine: Engine, targets: Sequence[Target], on_progress: OnPr
     work = partial(engine._pivots, WorkCounter(engine.config, len(targets), on_progress))
     engine.prepare()
     batches = [targets[i : i + engine.at_once] for i in range(0, len(targets), engine.at_once)]
-    found = [one for part in in_parallel(work, batches, engine.device) for one in part]
+    found = [one for part in engine.in_parallel(work, batches) for one in part]
     if failed := [one for one in found if isinstance(one, Failure)]:
         raise RuntimeError(f"{failed[0].image_id}: {failed[0].message}")
     return [one for one in found if not isinstance(one, Failure)]
@@ -78,7 +77,7 @@ def tune_in_groups(
     groups = [list(found[i : i + size]) for i in range(0, len(found), size)]
     done, images = [], 0
     jobs = [[(group[0].target.image_id, group)] for group in groups]
-    for results in in_parallel(work, jobs, engine.device, expected_cost):
+    for results in engine.in_parallel(work, jobs, expected_cost):
         if failed := [one for one in results if isinstance(one, Failure)]:
             raise RuntimeError(f"{failed[0].image_id}: {failed[0].message}")
         (delta,) = [one for one in results if isinstance(one, Delta)]
@@ -132,4 +131,4 @@ def by_group_size(
         ]
 
     groups = tune_in_groups(engine, found, size, on_group)
-    return pd.DataFrame([row for rows in in_parallel(measured, groups, engine.device) for row in rows])
+    return pd.DataFrame([row for rows in engine.in_parallel(measured, groups) for row in rows])

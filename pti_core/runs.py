@@ -177,6 +177,11 @@ def any_engine_for(run: Run) -> Engine | NoopEngine:
     return _engine(run.generator, run.generator_sha256, run.config, best_device(), run.encoder_sha256)
 
 
+def forget_engine() -> None:
+    """The next engine is made anew, also for the run of the last one."""
+    _engine.cache_clear()
+
+
 def engine_for(run: Run) -> Engine:
     """The same, of a run with results. Raises RunError for one whose engine does nothing."""
     engine = any_engine_for(run)

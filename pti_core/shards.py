@@ -16,7 +16,7 @@ from pti_core.inputs import Inputs, check_not_all_unreadable, read_inputs
 from pti_core.measure import measure_locality
 from pti_core.notes import NoteBook
 from pti_core.overlap import read_ahead, write_behind
-from pti_core.parallel import in_parallel, one_at_a_time
+from pti_core.parallel import one_at_a_time
 from pti_core.parts import INVERTED, Part, part_table, whole_locality, whole_parts, write_locality, write_part
 from pti_core.progress import Progress
 from pti_core.rows import added, inverted_rows, rejected_ids
@@ -100,7 +100,7 @@ def invert_shard(
 
     done = len(rows) - waiting
     say(done)
-    with write_behind() as write:
+    with note, write_behind() as write:
         for job, found in read_ahead(jobs, lambda job: _read(run, job)):
             start, finished, size = time.perf_counter(), done, len(job.rows)
             done += size
@@ -238,4 +238,4 @@ def _locality_rows(run: Run, part: Mapping[str, FileInfo]) -> list[dict[str, Any
         return [asdict(point) for point in points]
 
     with one_at_a_time(engine.device):
-        return [row for rows in in_parallel(measured, tables.records(pivots), engine.device) for row in rows]
+        return [row for rows in engine.in_parallel(measured, tables.records(pivots)) for row in rows]

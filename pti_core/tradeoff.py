@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from pti_core.comparison import METHODS
+from pti_core.device import exact_convolutions
 from pti_core.directions import Direction
 from pti_core.directions.specs import resolve
 from pti_core.editing.attributes import Attributes, fit_attributes, usual_change
@@ -23,7 +24,6 @@ from pti_core.editing.plans import EditError
 from pti_core.engine import Engine
 from pti_core.generators.base import Generator
 from pti_core.metrics import round_uint8
-from pti_core.parallel import in_parallel
 from pti_core.runs import Run, engine_for, read_stored
 from pti_core.tables import records
 
@@ -81,7 +81,8 @@ def compare(
             for method, values in _changes(ways, before, direction, strength, attributes, i, usual[i, strength]).items()
         ]
 
-    rows = [asdict(row) for part in in_parallel(measured, ids, engine.device) for row in part]
+    with exact_convolutions(engine.device):
+        rows = [asdict(row) for part in engine.in_parallel(measured, ids) for row in part]
     return pd.DataFrame(rows), {d.name: float(r2) for d, r2 in zip(found, attributes.r2, strict=True)}
 
 

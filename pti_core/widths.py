@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 
 import torch
 
+from pti_core.bases import Bases
 from pti_core.config import RunConfig
 from pti_core.generators.base import Generator
-from pti_core.memory import is_out_of_memory
+from pti_core.memory import shortage
 from pti_core.perceptual import LPIPS
 from pti_core.pivot import Pivots, find_pivots
 from pti_core.sampling import WStatistics
 from pti_core.stacked import tune_stack
+from pti_core.tuning import tune
 
 GAIN = 0.95  # a width is worth it if an image then costs at most this share
-STEPS = 2  # of the work that is tried
+STEPS = 4  # of the work that are timed
 
 
 def fastest_width(seconds: Callable[[int], float], most: int) -> int:
@@ -26,53 +29,66 @@ def fastest_width(seconds: Callable[[int], float], most: int) -> int:
     gains less than a twentieth, or where memory ends: an out-of-memory error of a width is its answer, any other error
     is raised. `most` itself is tried too, where it is no power of two.
     """
-    best, cost, width = 1, seconds(1), 1
-    while width < most:
-        width = min(2 * width, most)
+    best, cost, width = 1, math.inf, 1
+    while True:
         try:
             now = seconds(width) / width
         except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
+            shortage(error)
             break
         if now > GAIN * cost:
             break
         best, cost = width, now
+        if width == most:
+            break
+        width = min(2 * width, most)
     return best
 
 
 def widths(
-    generator: Generator, config: RunConfig, statistics: WStatistics, lpips: LPIPS, most: int, device: torch.device
+    generator: Generator,
+    config: RunConfig,
+    statistics: WStatistics,
+    lpips: LPIPS,
+    bases: Bases | None,
+    device: torch.device,
 ) -> tuple[int, int]:
-    """How many images to search pivots of together, and how many to tune in one stack, on this device.
+    """How many images to search pivots of together, and how many to tune in one stack, at most `config.batch` each.
 
-    Where the generator draws in half precision a stack is not tried: its scaling of gradients is for one image's pass.
+    A stack is not tried where it has no use, in mode "multi"; nor where a StyleGAN2 draws in half precision: its
+    scaling of gradients is for one image's pass.
     """
-    pivot = config.pivot.model_copy(update={"steps": STEPS})
-    tuning = config.tuning.model_copy(update={"steps": STEPS, "stop_lpips": 0.0})
     shape = (generator.img_channels, generator.img_resolution, generator.img_resolution)
     w = statistics.w_avg.view(1, 1, -1)
 
-    def search(n: int) -> None:
+    def search(n: int, steps: int) -> None:
+        pivot = config.pivot.model_copy(update={"steps": steps})
         find_pivots(generator, torch.zeros(n, *shape, device=device), range(n), pivot, statistics, lpips)
 
-    def tune(n: int) -> None:
+    def tuning(n: int, steps: int) -> None:
+        settings = config.tuning.model_copy(update={"steps": steps, "stop_lpips": 0.0})
         noise = [m[None, None].repeat(n, 1, 1, 1) for m in generator.noise_const()]
         targets, pivots = torch.zeros(n, *shape, device=device), Pivots(w.repeat(n, 1, 1), noise, generator.num_ws)
-        tune_stack(generator, targets, pivots, range(n), tuning, config.locality, lpips)
+        common = (generator, targets, pivots, range(n), settings, config.locality, lpips)
+        if n == 1:  # as the engine does
+            tune(*common, bases=bases)
+        else:
+            tune_stack(*common, bases=bases)
 
-    def fastest(work: Callable[[int], None]) -> int:
-        def done(n: int) -> None:
-            work(n)
+    def fastest(work: Callable[[int, int], None]) -> int:
+        def took(n: int, steps: int) -> float:
+            start = time.perf_counter()
+            work(n, steps)
             if device.type != "cpu":
                 torch.accelerator.synchronize(device)
-
-        def seconds(n: int) -> float:
-            done(n)  # the first time also chooses kernels and gets memory
-            start = time.perf_counter()
-            done(n)
             return time.perf_counter() - start
 
-        return fastest_width(seconds, most)
+        def seconds(n: int) -> float:
+            took(n, 1)  # the first time also chooses kernels and gets memory
+            before = took(n, 1)
+            return max(took(n, 1 + STEPS) - before, 1e-9)  # without what is done once, however many steps
 
-    return fastest(search), 1 if config.precision != "fp32" else fastest(tune)
+        return fastest_width(seconds, config.batch)
+
+    stacks = config.mode == "single" and (config.precision == "fp32" or generator.kind == "mobilestylegan")
+    return fastest(search), fastest(tuning) if stacks else 1

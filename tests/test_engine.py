@@ -1,14 +1,19 @@
 """One batch through the whole method."""
 
+import gc
+import weakref
+
 import pytest
 import torch
 from nvidia_files import random_generator
 
 from pti_core import deltas
+from pti_core.device import UnfitMachine
 from pti_core.engine import Engine
 from pti_core.inversions import Delta, Failure, Inversion, Target
 from pti_core.metrics import round_uint8
 from pti_core.presets import configure
+from pti_core.progress import WorkCounter
 
 QUICK = {"pivot.steps": 12, "pivot.w_samples": 500, "tuning.steps": 10, "measure.z_samples": 1}
 
@@ -135,6 +140,9 @@ class HungryGenerator(torch.nn.Module):
     def tunable(self):
         return self.generator.tunable()
 
+    def with_precision(self, precision):
+        return self  # the inner one's would be of the inner one, which is never hungry
+
 
 def test_out_of_memory_halves_the_batch_and_goes_on(tiny_generator, targets):
     results, _ = invert(HungryGenerator(tiny_generator, 3), targets[:7], at_once=7)  # as on a GPU
@@ -144,6 +152,69 @@ def test_out_of_memory_halves_the_batch_and_goes_on(tiny_generator, targets):
         assert inversion.measures["pivot"]["lpips"] == pytest.approx(
             plain[image_id].measures["pivot"]["lpips"], abs=0.02
         )
+
+
+class Remembering(Hungry):
+    """As a device is: what a failed attempt still holds is missing to the next one."""
+
+    held, calls = [], []  # of all copies
+
+    def forward(self, ws, **kwargs):
+        self.calls.append((len(ws), sum(tensor() is not None for tensor in self.held)))
+        if len(ws) > self.most:
+            block = torch.zeros(1) + ws.sum()  # a local one, with a graph
+            self.held += [weakref.ref(block), weakref.ref(ws)]
+        return super().forward(ws, **kwargs)
+
+
+@pytest.mark.parametrize("stage", ["pivot", "tuning"])
+def test_another_try_begins_when_the_memory_of_the_failed_one_is_free_and_later_parts_begin_smaller(
+    tiny_generator, targets, stage
+):
+    generator = HungryGenerator(tiny_generator, 8)
+    generator.synthesis = Remembering(tiny_generator.synthesis, 3)
+    Remembering.held.clear(), Remembering.calls.clear()
+    settings = {**QUICK, "precision": "fp32", "mode": "single" if stage == "pivot" else "multi"}
+    engine = Engine(generator, configure("demo", settings))
+    engine.at_once = 8
+    if stage == "tuning":  # pivots are found one by one, then four of a group are tuned together
+        engine.at_once = 1
+        engine.prepare()
+        counter = WorkCounter(engine.config, 4)
+        found = [one for t in targets[:4] for one in engine._pivots(counter, [t], lambda: None)]
+        results = engine._tune(counter, [("group-0", found)], lambda: None, at_once=4)
+    else:
+        results = list(engine.invert(targets))
+    assert len(by_id(results)) == (8 if stage == "pivot" else 4)
+    tries = [(size, held) for size, held in generator.synthesis.calls if size > 1]
+    assert tries[0][0] == (8 if stage == "pivot" else 4)
+    assert all(held == 0 for _, held in tries)
+    assert engine.at_once == (2 if stage == "pivot" else 1)
+
+
+def test_generators_that_were_tuned_are_given_up_where_memory_ends_after_that(tiny_generator, targets, monkeypatch):
+    engine = Engine(tiny_generator, configure("demo", {**QUICK, "precision": "fp32"}))
+    engine.prepare()
+    counter, tuned, held = WorkCounter(engine.config, 4), [], []
+    found = [one for t in targets[:4] for one in engine._pivots(counter, [t], lambda: None)]
+    real = {name: getattr(engine, name) for name in ("_optimise", "_results")}
+
+    def optimise(*args):
+        gc.collect()
+        held.append(sum(one() is not None for one in tuned))
+        made = real["_optimise"](*args)
+        tuned.extend(weakref.ref(one.generator) for one in made)
+        return made
+
+    def results(owner, members, one, *more):
+        if len(tuned) == 4 and owner == found[-1].target.image_id:
+            raise torch.OutOfMemoryError("no room for the delta of the last one")
+        return real["_results"](owner, members, one, *more)
+
+    monkeypatch.setattr(engine, "_optimise", optimise)
+    monkeypatch.setattr(engine, "_results", results)
+    done = engine._tune(counter, [(f.target.image_id, [f]) for f in found], lambda: None)
+    assert (len(by_id(done)), len(held), held[1]) == (4, 3, 0)
 
 
 def test_a_group_that_does_not_fit_is_done_by_accumulation(tiny_generator, targets):
@@ -159,9 +230,19 @@ def test_a_group_that_does_not_fit_is_done_by_accumulation(tiny_generator, targe
 
 
 def test_out_of_memory_even_alone_is_a_failure_for_a_passing_reason(tiny_generator, targets):
-    results, _ = invert(HungryGenerator(tiny_generator, 0), targets[:2])
+    generator = HungryGenerator(tiny_generator, 1)
+    engine = Engine(generator, configure("demo", QUICK))
+    engine.prepare()
+    generator.synthesis.most = 0  # others have taken the memory meanwhile
+    results = list(engine.invert(targets[:2]))
     assert [(r.image_id, r.permanent) for r in results] == [("faces/0.png", False), ("faces/1.png", False)]
     assert all("out of memory" in r.message for r in results)
+
+
+def test_no_memory_for_one_image_from_the_start_is_an_error(tiny_generator, targets):
+    engine = Engine(HungryGenerator(tiny_generator, 0), configure("demo", {**QUICK, "tuning.basis": "weights"}))
+    with pytest.raises(UnfitMachine, match="out of memory with one image alone"):
+        list(engine.invert(targets[:2]))
 
 
 def test_progress_rises_from_start_to_end(tiny_generator, targets):

@@ -30,6 +30,7 @@ def test_memory_that_ends_is_an_answer_and_other_errors_are_not():
         return 1.0
 
     assert fastest_width(seconds, 64) == 8
+    assert fastest_width(lambda width: seconds(width + 8), 64) == 1  # not even one: what is smaller then says so
 
     def broken(width):
         if width > 2:

@@ -19,7 +19,7 @@ from pti_core.alpha.stored import Place, Request, Rows, note_left_out, places, s
 from pti_core.alpha.strips import ends
 from pti_core.alpha.study import OFF, AlphaError, drift, nearness, tuned_with
 from pti_core.engine import Engine
-from pti_core.parallel import in_parallel, one_at_a_time
+from pti_core.parallel import one_at_a_time
 from pti_core.pivot import Pivots
 from pti_core.runs import Run, engine_for
 from pti_core.shards import OnShardProgress, ShardProgress
@@ -62,7 +62,7 @@ def study_shard(
     made = 0
     with one_at_a_time(engine.device):
         work = partial(_study, run, engine, request, tell)
-        for place, found in zip(todo, in_parallel(work, todo, engine.device), strict=True):
+        for place, found in zip(todo, engine.in_parallel(work, todo), strict=True):
             if isinstance(found, str):
                 left_out[place.image_id] = found
             else:

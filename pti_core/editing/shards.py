@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from pti_core import tables
+from pti_core.device import exact_convolutions
 from pti_core.directions import Direction
 from pti_core.editing.identity import face_embedding, face_embedding_name
 from pti_core.editing.measures import edits
@@ -22,7 +23,7 @@ from pti_core.engine import Engine
 from pti_core.files import MissingFile
 from pti_core.images import to_uint8
 from pti_core.metrics import round_uint8
-from pti_core.parallel import in_parallel, one_at_a_time
+from pti_core.parallel import one_at_a_time
 from pti_core.runs import Run, RunError, engine_for, stored_from_rows
 from pti_core.shards import OnShardProgress, ShardProgress
 from pti_core.store import DamagedPart, StoreError
@@ -148,16 +149,17 @@ def _edited(
 
         if request.pictures:
             keep(UNEDITED, 0.0, round_uint8(stored.generator.synthesis(stored.ws, noise=stored.noise)))
-        for edit, image in edits(
-            engine.generator, stored.generator, stored.ws, stored.noise, wanted, engine.lpips, embedding
-        ):
-            check()
-            picture = keep(edit.direction, edit.strength, image) if request.pictures else None
-            rows.append({"image_id": image_id, **asdict(edit), "picture": picture})
+        with exact_convolutions(engine.device):
+            for edit, image in edits(
+                engine.generator, stored.generator, stored.ws, stored.noise, wanted, engine.lpips, embedding
+            ):
+                check()
+                picture = keep(edit.direction, edit.strength, image) if request.pictures else None
+                rows.append({"image_id": image_id, **asdict(edit), "picture": picture})
         return rows
 
     with one_at_a_time(engine.device):
-        yield from in_parallel(edited, jobs, engine.device)
+        yield from engine.in_parallel(edited, jobs)
 
 
 def as_png(image: Tensor) -> bytes:

@@ -87,7 +87,7 @@ def train_encoder(
     device: str = "cpu",
     on_training: OnTraining | None = None,
 ) -> Trained:
-    """Train an encoder for a generator, which is not changed. The same seed gives the same weights on a machine.
+    """Train an encoder for a generator, which is not changed. The same seed gives the same weights on a machine's CPU.
 
     Raises Stopped where the process is told to end.
     """
@@ -97,7 +97,8 @@ def train_encoder(
     generator = generator.to(place).eval().requires_grad_(False)  # type: ignore[attr-defined]
     lpips = lpips.to(place)
     statistics = w_statistics(generator)
-    with torch.random.fork_rng():  # weights and dropout come from the seed, and nobody else's numbers change
+    # Weights and dropout come from the seed, and nobody else's numbers change.
+    with torch.random.fork_rng([place.index or 0] if place.type == "cuda" else []):
         torch.manual_seed(config.seed)
         shape = EncoderShape(generator.img_resolution, generator.img_channels, generator.w_dim)
         encoder = Encoder(shape).to(place)

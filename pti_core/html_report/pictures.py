@@ -26,7 +26,6 @@ from pti_core.directions import Direction, visible_directions
 from pti_core.engine import Engine
 from pti_core.files import MissingFile
 from pti_core.generators.base import Generator
-from pti_core.parallel import in_parallel
 from pti_core.runs import Run, engine_for, read_stored
 from pti_core.shots import read_shots
 from pti_core.tables import records
@@ -133,7 +132,7 @@ def _drawn(
             )
 
     found = {}
-    for image_id, sprite in in_parallel(one, rows, engine.device):
+    for image_id, sprite in engine.in_parallel(one, rows):
         found[image_id] = sprite
         on_picture()
     return found

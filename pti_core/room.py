@@ -1,0 +1,135 @@
+"""How many images a machine's memory has room for at once: what one takes is seen while the first is done alone.
+
+A core has an image of its own, so a machine of many cores and little memory would be out of it, and the kernel ends a
+process that takes more than there is: nothing in the process would see it come.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import resource
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path, PurePosixPath
+from typing import Final
+
+from pti_core.device import UnfitMachine
+from pti_core.memory import is_out_of_memory
+
+SPARE: Final = 0.1
+"""Of the free memory, what is left to others: images are decoded and tables written meanwhile."""
+
+
+def room_beside(first: Callable[[], None], cores: int) -> int:
+    """How many images `cores` can work on at once, after `first` has shown what one takes. A warning where not all can.
+
+    UnfitMachine where there is not memory enough for one.
+    """
+    try:
+        one = peak(first)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise UnfitMachine("out of memory with one image alone; use a smaller generator or more memory") from error
+    give_back()
+    free = free_memory()
+    at_once = images_at_once(one, free, cores)
+    if one and free is not None and at_once < cores:
+        words = "%d of %d cores work on images: one takes %.1f GB of memory, and %.1f GB are free"
+        logging.getLogger(__name__).warning(words, at_once, cores, one / 1e9, free / 1e9)
+    return at_once
+
+
+def images_at_once(one: int | None, free: int | None, most: int) -> int:
+    """How many images of `one` byte count each go into `free` bytes, 1 to `most`; `most` where either is unknown."""
+    if not one or free is None:
+        return most
+    return max(1, min(most, int((1 - SPARE) * free / one)))
+
+
+def peak(work: Callable[[], None]) -> int | None:
+    """Do the work; by how many bytes the process' memory grew meanwhile at most, None where the kernel tells no peak.
+
+    What earlier work has left to the process is given back first, or it would be used and not be counted.
+    """
+    give_back()
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+        before = _own("VmRSS")
+    except (OSError, ValueError):
+        work()
+        return None
+    work()
+    return max(0, _own("VmHWM") - before)
+
+
+def free_memory(root: Path = Path("/")) -> int | None:
+    """Bytes that this process may still take: of the machine, its container (cgroup) and its `ulimit -v`.
+
+    None where none of them is known. `root` is where /proc and /sys are.
+    """
+    found = [*_of_machine(root), *_of_cgroups(root), *_of_process()]
+    return max(0, min(found)) if found else None
+
+
+def give_back() -> None:
+    """Give freed memory back to the system; glibc only (`memory.keep_freed_memory` keeps it)."""
+    if sys.platform.startswith("linux"):
+        with suppress(OSError, AttributeError):
+            ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
+def _of_machine(root: Path) -> Iterator[int]:
+    with suppress(OSError, ValueError):
+        yield _kilobytes(root / "proc/meminfo", "MemAvailable")
+
+
+def _of_cgroups(root: Path) -> Iterator[int]:
+    """What each group that has a limit leaves, version 2 and 1; a group's parents limit it too."""
+    names = {
+        "": ("sys/fs/cgroup", "memory.max", "memory.current", ""),
+        "memory": ("sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_"),
+    }
+    try:
+        lines = (root / "proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        for controller in controllers.split(","):
+            if controller in names:
+                place, limit, used, prefix = names[controller]
+                # In a container the path may be the host's, and what is mounted the group itself: its parents then.
+                for group in (own := PurePosixPath(path.lstrip("/")), *own.parents):
+                    with suppress(OSError, ValueError):  # "max" is no number: no limit
+                        folder = root / place / group
+                        most, now = (int((folder / name).read_text()) for name in (limit, used))
+                        yield most - now + _cached(folder / "memory.stat", prefix)
+
+
+def _of_process() -> Iterator[int]:
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if limit != resource.RLIM_INFINITY:
+        with suppress(OSError, ValueError):
+            yield limit - _own("VmSize")
+
+
+def _cached(stat: Path, prefix: str) -> int:
+    """Files in memory, which the kernel drops where memory is short."""
+    values = dict(line.split(" ", 1) for line in stat.read_text().splitlines())
+    return sum(int(values.get(f"{prefix}{kind}_file", 0)) for kind in ("active", "inactive"))
+
+
+def _own(name: str) -> int:
+    return _kilobytes(Path("/proc/self/status"), name)
+
+
+def _kilobytes(path: Path, name: str) -> int:
+    """A line `Name:  123 kB`, in bytes. ValueError where there is none."""
+    for line in path.read_text().splitlines():
+        key, _, value = line.partition(":")
+        if key == name:
+            return int(value.split()[0]) * 1024
+    raise ValueError(f"{path} has no {name}")

@@ -1,0 +1,54 @@
+"""Which device is chosen, and what is said of one that cannot be used."""
+
+import pytest
+import torch
+
+from pti_core.device import UnfitMachine, best_device, exact_convolutions
+from pti_core.memory import is_out_of_memory, shortage
+
+
+def test_the_environment_names_a_device(monkeypatch):
+    monkeypatch.setenv("PTI_DEVICE", "cpu")
+    assert best_device() == "cpu"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="without a GPU")
+@pytest.mark.parametrize("device", ["cuda:1", "nonsense", "cpu:x"])
+def test_a_device_that_cannot_be_used_is_a_sentence_and_never_the_cpu_instead(monkeypatch, device):
+    monkeypatch.setenv("PTI_DEVICE", device)
+    sentence = rf"^PTI_DEVICE '{device}' cannot be used \(.+\); PTI_DEVICE=cpu uses the CPU$"
+    with pytest.raises(UnfitMachine, match=sentence):
+        best_device()
+
+
+def test_convolutions_are_exact_for_a_while_on_nvidia_s_gpus_only():
+    before = torch.backends.cudnn.allow_tf32
+    with exact_convolutions(torch.device("cuda")):
+        assert not torch.backends.cudnn.allow_tf32
+    with exact_convolutions(torch.device("cpu")):
+        assert torch.backends.cudnn.allow_tf32 == before
+    assert torch.backends.cudnn.allow_tf32 == before
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "CUDA error: out of memory",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "GET was unable to find an engine to execute this computation",
+        "[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't allocate memory: you tried",
+    ],
+)
+def test_the_words_of_memory_that_is_short(words):
+    assert is_out_of_memory(RuntimeError(words))
+    with pytest.raises(RuntimeError) as raised:
+        raise RuntimeError(words)
+    assert shortage(raised.value) is raised.value
+    assert raised.value.__traceback__ is None
+
+
+def test_other_errors_are_raised_again():
+    error = RuntimeError("expected scalar type Half but found Float")
+    with pytest.raises(RuntimeError, match="expected scalar type") as raised:
+        shortage(error)
+    assert raised.value is error
