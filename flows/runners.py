@@ -26,6 +26,14 @@ CONNECT: Final = 10.0
 ASK_EVERY: Final = 2.0
 """Seconds between two questions for the size of a cluster."""
 
+SEE_ALL_GPUS: Final = {f"RAY_EXPERIMENTAL_NOSET_{maker}_VISIBLE_DEVICES": "1" for maker in ("CUDA", "HIP")}
+"""For processes of Ray's workers. They stay from task to task, and a task can be given another GPU than the last one.
+
+Ray says which by CUDA_VISIBLE_DEVICES, which CUDA reads once in a process: two processes could end on one GPU, and
+another idle. So all see all of a node's, and each task takes what it is given (`tasks.placement`); where that is
+another than before, which is rare, the process loads its generator anew.
+"""
+
 
 class RunnerError(ValueError):
     """A runner that cannot be used; the message says what is missing."""
@@ -157,11 +165,7 @@ def _ray(address: str | None, resources: dict[str, float], workers: int | None) 
         from prefect_ray.context import remote_options
     except ImportError as error:
         raise RunnerError("runner 'ray': install it with `pip install '.[ray]'` in the project's folder") from error
-    wanted = {"CPU": 0.0 if resources else 1.0, **resources}
-    # A process stays for the next task and keeps its generator (`max_calls=0`; with GPUs Ray would start a new one).
-    options: dict[str, Any] = {"max_calls": 0, "num_cpus": wanted["CPU"]}
-    options |= {"num_gpus": wanted["GPU"]} if "GPU" in wanted else {}
-    options |= {"resources": {k: v for k, v in wanted.items() if k not in ("CPU", "GPU")}}
+    wanted, options = ray_options(resources)
 
     def room() -> int:
         return sum(_fits(node["Resources"], wanted, 1) for node in ray.nodes() if node["Alive"])
@@ -179,6 +183,17 @@ def _ray(address: str | None, resources: dict[str, float], workers: int | None) 
         most = workers if address else None
         name = f"the Ray cluster {address or ''}".strip()
         yield Runner(tasks, name, room, lambda: remote_options(**options), most, ray.cancel)
+
+
+def ray_options(resources: Mapping[str, float]) -> tuple[dict[str, float], dict[str, Any]]:
+    """What a task takes of a node, and Ray's options for it."""
+    wanted = {"CPU": 0.0 if resources else 1.0, **resources}
+    # A process stays for the next task and keeps its generator (`max_calls=0`; with GPUs Ray would start a new one).
+    options: dict[str, Any] = {"max_calls": 0, "num_cpus": wanted["CPU"]}
+    if "GPU" in wanted:
+        options |= {"num_gpus": wanted["GPU"], "runtime_env": {"env_vars": SEE_ALL_GPUS}}
+    options |= {"resources": {k: v for k, v in wanted.items() if k not in ("CPU", "GPU")}}
+    return wanted, options
 
 
 def _fits(has: Mapping[str, float], wanted: Mapping[str, float], otherwise: int) -> int:

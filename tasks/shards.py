@@ -9,11 +9,13 @@ from prefect import Task, task
 from prefect.client.schemas.objects import State, TaskRun
 
 from pti_core import shards
+from pti_core.device import UnfitMachine
 from pti_core.files import OutputRefused
 from pti_core.notes import NoteBook
 from pti_core.parallel import Stopped
 from pti_core.runs import Run, load_run
 from tasks.credentials import use_credentials
+from tasks.placement import use_own_gpu
 from tasks.progress import reporter
 
 RETRY: dict[str, Any] = {"retries": 2, "retry_delay_seconds": [5.0, 30.0]}
@@ -25,7 +27,7 @@ Item = TypeVar("Item")
 def worth_another_try(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:
     """Whether a task that failed may succeed next time: not where it was stopped or its output is full, say."""
     error = state.result(raise_on_failure=False)
-    return not isinstance(error, Stopped | OutputRefused | ValueError)
+    return not isinstance(error, Stopped | OutputRefused | UnfitMachine | ValueError)
 
 
 @task(name="invert-shards", task_run_name="invert-{numbers[0]}", retry_condition_fn=worth_another_try, **RETRY)
@@ -39,6 +41,7 @@ def invert_shards(
 ) -> list[dict[str, Any]]:
     """Find the pivots of the images and tune a generator for each; write pivots, deltas, metrics, rejects."""
     use_credentials(credentials)
+    use_own_gpu()
     opened, report = load_run(root, run, version), reporter()
     return [
         _noted(opened, number, lambda number: shards.invert_shard(opened, number, report, retry_rejects))
@@ -58,6 +61,7 @@ def measure_shards(
 ) -> list[dict[str, Any]]:
     """Compare old and new generator around the pivots, write the locality table, mark the shards done."""
     use_credentials(credentials)
+    use_own_gpu()
     opened = load_run(root, run, version)
     of = {one["shard"]: one for one in inverted}
 

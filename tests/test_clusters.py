@@ -1,8 +1,11 @@
 """The flow on real clusters of two workers: counted resources, killed workers, a scheduler that is lost."""
 
+import ast
+import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -105,3 +108,42 @@ def test_a_scheduler_that_is_lost_ends_the_run_with_a_sentence_and_the_next_one_
     said, _ = again.communicate(timeout=240)
     assert again.returncode == 0, said
     check_whole(tmp_path / "out", kept)
+
+
+GPUS = """
+import os, time
+import ray
+from flows.runners import ray_options
+from tasks.placement import given_gpu
+
+assert given_gpu() is None
+ray.init(num_cpus=2, num_gpus=2, include_dashboard=False, log_to_driver=False)
+assert given_gpu() is None  # no worker
+_, options = ray_options({"GPU": 1})
+
+def work(seconds):
+    time.sleep(seconds)
+    return os.getpid(), given_gpu(), os.environ.get("CUDA_VISIBLE_DEVICES")
+
+def other(seconds):
+    return work(seconds)
+
+kinds = [ray.remote(**options)(work), ray.remote(**options)(other)]
+for turn in range(12):  # with lulls in which both GPUs are given back
+    found = ray.get([kinds[(turn + i) % 2].remote(0.1 + 0.1 * i * (turn % 3)) for i in range(2)])
+    print(*found, sep=";", flush=True)
+    time.sleep(0.1 + 1.2 * (turn % 2))
+"""
+
+
+def test_two_tasks_of_a_node_never_share_a_gpu_though_their_processes_stay(tmp_path):
+    """Ray only counts GPUs, so these need not be there."""
+    with tempfile.TemporaryDirectory(prefix="pti-ray-") as short:
+        env = {**os.environ, "RAY_TMPDIR": short, "PYTHONPATH": str(ROOT)}
+        done = subprocess.run([sys.executable, "-c", GPUS], env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    turns = [[ast.literal_eval(one) for one in line.split(";")] for line in done.stdout.splitlines()]
+    assert len(turns) == 12
+    assert len({pid for turn in turns for pid, _, _ in turn}) == 2
+    assert all({gpu for _, gpu, _ in turn} == {0, 1} for turn in turns)
+    assert {visible for turn in turns for _, _, visible in turn} == {os.environ.get("CUDA_VISIBLE_DEVICES")}
