@@ -131,7 +131,7 @@ def plot(sides: dict[str, dict[str, Any]]) -> Figure:
 def machine(device: str) -> str:
     """What it was measured on."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    gpu = torch.cuda.get_device_name() if device == "cuda" else "no GPU"
+    gpu = torch.cuda.get_device_name(device) if torch.device(device).type == "cuda" else "no GPU"
     return f"{cores} cores ({platform.machine()}), {gpu}, torch {torch.__version__}"
 
 
@@ -174,7 +174,7 @@ def main() -> None:
     if args.again:
         kept = json.loads(last.read_text())[PAPER]
     sides = {}
-    pays = args.device == "cuda" or multiplies_bf16(torch.device(args.device))
+    pays = torch.device(args.device).type == "cuda" or multiplies_bf16(torch.device(args.device))
     for preset in args.preset or ["fast", "demo"]:
         for precision in args.precision or (["half", "fp32"] if pays else ["fp32"]):
             name = f"engine, {preset}, {precision}"

@@ -84,6 +84,10 @@ def plain(generator: Generator, targets: Sequence[Target], config: RunConfig, de
     generator = generator.to(device)  # type: ignore[attr-defined]
     of_w, lpips, package = w_statistics(generator), load_lpips(device=device), reference_lpips().to(device)
     rows = []
+    if torch.device(device).type != "cpu":  # the first pass of a GPU chooses kernels: no image's time
+        few = config.pivot.model_copy(update={"steps": 2}), config.tuning.model_copy(update={"steps": 2})
+        first = config.model_copy(update={"pivot": few[0], "tuning": few[1]})
+        invert(generator, targets[0].image.to(device), "first", first, of_w.w_avg, of_w.w_std, package)
     for target in targets:
         start, curve = time.perf_counter(), []
 
@@ -110,7 +114,9 @@ def engine(
 ) -> list[Row]:
     """The engine, all images in one call, as a part of a shard."""
     found = Engine(generator, config, device, encoder)
-    _ = found.statistics, found.lpips, found.bases
+    found.prepare()
+    if found.device.type != "cpu":  # the first batch of a GPU tries widths and chooses kernels: no image's time
+        list(found.invert(targets[: config.batch]))
     seen: dict[str, list[tuple[str, float]]] = {}
     start = time.perf_counter()
 
@@ -156,7 +162,7 @@ def matrix_share(generator: Generator, config: RunConfig, device: str) -> float:
     tuning = config.tuning.model_copy(update={"steps": PROFILED, "stop_lpips": 0.0})
     lpips, of_w = load_lpips(device=device), w_statistics(generator, 100)
     image = torch.zeros(1, generator.img_channels, generator.img_resolution, generator.img_resolution, device=device)
-    cuda = device == "cuda"
+    cuda = torch.device(device).type == "cuda"
     activity = torch.profiler.ProfilerActivity.CUDA if cuda else torch.profiler.ProfilerActivity.CPU
     found = find_pivots(generator, image, [0], pivot, of_w, lpips)  # once before: kernels are chosen
     with torch.profiler.profile(activities=[activity]) as profile:
@@ -177,13 +183,15 @@ def main() -> None:
     config = configure(said["preset"], said.get("settings", {}))
     generator, encoder = generator_for(said["generator"])
     targets = load_targets(said["images"], generator.img_resolution, config, said["limit"])
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     if said["side"] == "plain":
         rows = plain(generator, targets, config, device)
     else:
         rows = engine(generator, targets, config, device, encoder if config.pivot.start != "w_avg" else None)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    if device == "cuda":
-        peak = torch.cuda.max_memory_allocated()
+    # The engine has let the kernel begin the peak anew, after everything was loaded.
+    peak = max(before, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+    if torch.device(device).type == "cuda":
+        peak = torch.cuda.max_memory_allocated(device)
     parameters = sum(p.numel() for p in generator.parameters())  # type: ignore[attr-defined]
     found = {"rows": [asdict(r) for r in rows], "peak": peak, "fp32_bytes": 4 * parameters}
     if said["side"] == "engine":

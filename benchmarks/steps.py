@@ -121,8 +121,8 @@ def timed(todo: Mapping[str, tuple[Work, int]], device: str, rounds: int) -> dic
         for name, (work, images) in todo.items():
             start = time.perf_counter()
             work()
-            if device == "cuda":
-                torch.cuda.synchronize()
+            if torch.device(device).type == "cuda":
+                torch.cuda.synchronize(device)
             if turn >= 2:
                 times[name].append(1000 * (time.perf_counter() - start) / images)
     return {name: statistics.median(values) for name, values in times.items()}
