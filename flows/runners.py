@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import signal
 import socket
 import threading
@@ -174,7 +175,9 @@ def _ray(address: str | None, resources: dict[str, float], workers: int | None) 
     own: dict[str, Any] = {} if address else {"num_cpus": workers, "include_dashboard": False}
     runner = RayTaskRunner(address=address, init_kwargs={"log_to_driver": False, **own})
     with ExitStack() as stack:
-        with _reached("Ray cluster", address), _signals_kept():
+        # Ray sends its token to no address that is named, unless it is told to.
+        hint = "" if os.environ.get("RAY_AUTH_MODE") else "; one that wants a token needs RAY_AUTH_MODE=token here too"
+        with _reached("Ray cluster", address, hint), _signals_kept():
             if address and (place := urlsplit(address if "://" in address else f"//{address}")).port:
                 socket.create_connection((place.hostname, place.port), CONNECT).close()  # Ray itself tries for minutes
             tasks = stack.enter_context(runner)
@@ -212,7 +215,7 @@ def _check_room(found: int, what: str, address: str, resources: Mapping[str, flo
 
 
 @contextmanager
-def _reached(what: str, address: str | None) -> Iterator[None]:
+def _reached(what: str, address: str | None, hint: str = "") -> Iterator[None]:
     """One sentence where a cluster does not answer, or cannot be started."""
     try:
         yield
@@ -220,7 +223,7 @@ def _reached(what: str, address: str | None) -> Iterator[None]:
         if address is None:
             raise RunnerError(f"no temporary {what} could be started here: {_text(error)}") from error
         raise RunnerError(
-            f"no {what} answers at {address} ({_text(error)}); check the address and that it runs"
+            f"no {what} answers at {address} ({_text(error)}); check the address and that it runs{hint}"
         ) from error
 
 

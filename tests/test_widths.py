@@ -2,8 +2,11 @@
 
 import pytest
 import torch
+from nvidia_files import random_generator
 
-from pti_core.widths import fastest_width
+from pti_core.engine import Engine
+from pti_core.presets import configure
+from pti_core.widths import fastest_width, widths
 
 
 def test_doubles_as_long_as_an_image_gets_cheaper():
@@ -39,3 +42,18 @@ def test_memory_that_ends_is_an_answer_and_other_errors_are_not():
 
     with pytest.raises(RuntimeError, match="something else"):
         fastest_width(broken, 64)
+
+
+@pytest.mark.parametrize(
+    ("family", "precision"), [("mobilestylegan", "half"), ("stylegan2", "half"), ("stylegan2", "fp32")]
+)
+@pytest.mark.parametrize("mode", ["single", "multi"])
+def test_what_is_tried_is_the_search_and_the_tuning_of_this_generator(tiny_generator, family, precision, mode):
+    generator = tiny_generator if family == "mobilestylegan" else random_generator(resolution=32)
+    config = configure("demo", {"batch": 3, "mode": mode, "precision": precision, "pivot.w_samples": 100})
+    engine = Engine(generator, config)
+    shared = (engine.drawing, engine.config, engine.statistics, engine.lpips, engine.bases, engine.device)
+    at_once, stack = widths(*shared)
+    assert at_once in (1, 2, 3)
+    assert stack in ((1, 2, 3) if mode == "single" and (family, precision) != ("stylegan2", "half") else (1,))
+    assert not any(p.requires_grad for p in generator.parameters())
