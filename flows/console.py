@@ -66,7 +66,8 @@ class ProgressView:
         if self.console.is_terminal:
             self.bar.update(self.task, doing=text)
         else:
-            self.console.print(f"[{time.monotonic() - self.start:5.1f} s] {text}", highlight=False, markup=False)
+            line = f"[{time.monotonic() - self.start:5.1f} s] {text}"
+            self.console.print(line, highlight=False, markup=False, soft_wrap=True)
 
     def expect(self, images: int, done: int) -> None:
         """The images of the whole run, and those of shards that were done before."""

@@ -93,13 +93,13 @@ def invert_shard(
         run.store.unmark(run.name, shard, {job.number for job in jobs})
     note, waiting = NoteBook(run.store.files, run.name, shard), sum(len(job.rows) for job in jobs)
 
-    def say(done: float, now: Progress | None = None) -> None:
+    def say(done: float, now: Progress | None = None, doing: str | None = None) -> None:
         note.running(done)
         if on_progress is not None:
-            on_progress(ShardProgress(shard, done, len(rows), now))
+            on_progress(ShardProgress(shard, done, len(rows), now, doing))
 
     done = len(rows) - waiting
-    say(done)
+    say(done, doing="preparing the generator" if jobs else None)  # at 1024 pixels a minute or two on a CPU
     with note, write_behind() as write:
         for job, found in read_ahead(jobs, lambda job: _read(run, job)):
             start, finished, size = time.perf_counter(), done, len(job.rows)
