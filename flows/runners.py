@@ -19,6 +19,8 @@ from prefect.futures import PrefectFuture
 from prefect.settings import PREFECT_API_URL
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
+from pti_core.parallel import CORES, available_cores
+
 RunnerName = Literal["threads", "dask", "ray"]
 
 CONNECT: Final = 10.0
@@ -144,7 +146,9 @@ def _dask(address: str | None, resources: dict[str, float], workers: int | None)
         return sum(_fits(worker["resources"], resources, worker["nthreads"]) for worker in found["workers"].values())
 
     # A temporary cluster has a process for each worker, with one thread.
+    share = max(1, available_cores() // (workers or available_cores()))
     cluster: dict[str, Any] = {"n_workers": workers, "threads_per_worker": 1, "dashboard_address": None}
+    cluster["env"] = {CORES: str(share)}  # of this machine, which they share
     runner = DaskTaskRunner(
         address=address, cluster_kwargs=None if address else cluster, client_kwargs={"timeout": CONNECT}
     )
@@ -166,13 +170,15 @@ def _ray(address: str | None, resources: dict[str, float], workers: int | None) 
         from prefect_ray.context import remote_options
     except ImportError as error:
         raise RunnerError("runner 'ray': install it with `pip install '.[ray]'` in the project's folder") from error
-    wanted, options = ray_options(resources)
+    # Each of a temporary cluster's workers has its share of this machine's cores; of another cluster's, a core a task.
+    share = 1 if address or not workers else max(1, available_cores() // workers)
+    wanted, options = ray_options(resources, share)
 
     def room() -> int:
         return sum(_fits(node["Resources"], wanted, 1) for node in ray.nodes() if node["Alive"])
 
     # What workers log goes to the server and to Ray's own logs, not also into this terminal.
-    own: dict[str, Any] = {} if address else {"num_cpus": workers, "include_dashboard": False}
+    own: dict[str, Any] = {} if address else {"num_cpus": workers and workers * share, "include_dashboard": False}
     runner = RayTaskRunner(address=address, init_kwargs={"log_to_driver": False, **own})
     with ExitStack() as stack:
         # Ray sends its token to no address that is named, unless it is told to.
@@ -188,9 +194,9 @@ def _ray(address: str | None, resources: dict[str, float], workers: int | None) 
         yield Runner(tasks, name, room, lambda: remote_options(**options), most, ray.cancel)
 
 
-def ray_options(resources: Mapping[str, float]) -> tuple[dict[str, float], dict[str, Any]]:
-    """What a task takes of a node, and Ray's options for it."""
-    wanted = {"CPU": 0.0 if resources else 1.0, **resources}
+def ray_options(resources: Mapping[str, float], cores: int = 1) -> tuple[dict[str, float], dict[str, Any]]:
+    """What a task takes of a node (`cores` where nothing else is said), and Ray's options for it."""
+    wanted = {"CPU": 0.0 if resources else float(cores), **resources}
     # A process stays for the next task and keeps its generator (`max_calls=0`; with GPUs Ray would start a new one).
     options: dict[str, Any] = {"max_calls": 0, "num_cpus": wanted["CPU"]}
     if "GPU" in wanted:

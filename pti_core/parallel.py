@@ -26,7 +26,11 @@ class Stopped(RuntimeError):
     """A job found that nobody wants its result any more."""
 
 
+CORES = "PTI_CORES"
+"""Environment variable: how many cores a process uses at most, where several share a machine."""
+
 _stopping = Event()  # all jobs of the process
+_most: int | None = None
 
 
 def stop_all() -> None:
@@ -39,9 +43,24 @@ def allow_all() -> None:
     _stopping.clear()
 
 
+def use_cores(most: int | None) -> None:
+    """Use at most so many cores, from before the first job on; for a process that is told which share is its own."""
+    global _most
+    _most = most
+
+
 def available_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Cores that this process may use: those of its affinity, at most `use_cores` or else `PTI_CORES`, at least one.
+
+    ValueError where that is no number.
+    """
+    found = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    most, named = _most, os.environ.get(CORES)
+    if most is None and named:
+        if not named.isdecimal():
+            raise ValueError(f"{CORES} {named!r}: a number of cores expected")
+        most = int(named)
+    return found if most is None else max(1, min(found, most))
 
 
 def _begin_worker() -> None:

@@ -15,7 +15,7 @@ from pti_core.alpha.stored import Request
 from pti_core.alpha.study import Alpha
 from pti_core.runs import load_run
 from tasks.credentials import use_credentials
-from tasks.placement import use_own_gpu
+from tasks.placement import use_own_share
 from tasks.progress import reporter
 from tasks.publish import as_data_uri
 from tasks.shards import RETRY, worth_another_try
@@ -61,7 +61,7 @@ def study_alpha(
 ) -> list[dict[str, int]]:
     """Tune each image with each alpha, compare old and new generator, write two tables and a picture an image."""
     use_credentials(credentials)
-    use_own_gpu()
+    use_own_share()
     opened, report_progress = load_run(root, run, version), reporter()
     for one in chosen:
         found = study_shard(

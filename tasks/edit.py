@@ -13,7 +13,7 @@ from pti_core.editing import plans, report
 from pti_core.editing.shards import edit_shard
 from pti_core.runs import load_run
 from tasks.credentials import use_credentials
-from tasks.placement import use_own_gpu
+from tasks.placement import use_own_share
 from tasks.progress import reporter
 from tasks.publish import as_data_uri
 from tasks.shards import RETRY, worth_another_try
@@ -59,7 +59,7 @@ def edit_shards(
 ) -> list[dict[str, Any]]:
     """Edit the images of shards; write pictures and the table `edits`. Counts of each shard."""
     use_credentials(credentials)
-    use_own_gpu()
+    use_own_share()
     opened, report_progress = load_run(root, run, version), reporter()
     return [edit_shard(opened, number, plans.Request(**request), report_progress) for number in numbers]
 

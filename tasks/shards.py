@@ -15,7 +15,7 @@ from pti_core.notes import NoteBook
 from pti_core.parallel import Stopped
 from pti_core.runs import Run, load_run
 from tasks.credentials import use_credentials
-from tasks.placement import use_own_gpu
+from tasks.placement import use_own_share
 from tasks.progress import reporter
 
 RETRY: dict[str, Any] = {"retries": 2, "retry_delay_seconds": [5.0, 30.0]}
@@ -41,7 +41,7 @@ def invert_shards(
 ) -> list[dict[str, Any]]:
     """Find the pivots of the images and tune a generator for each; write pivots, deltas, metrics, rejects."""
     use_credentials(credentials)
-    use_own_gpu()
+    use_own_share()
     opened, report = load_run(root, run, version), reporter()
     return [
         _noted(opened, number, lambda number: shards.invert_shard(opened, number, report, retry_rejects))
@@ -61,7 +61,7 @@ def measure_shards(
 ) -> list[dict[str, Any]]:
     """Compare old and new generator around the pivots, write the locality table, mark the shards done."""
     use_credentials(credentials)
-    use_own_gpu()
+    use_own_share()
     opened = load_run(root, run, version)
     of = {one["shard"]: one for one in inverted}
 

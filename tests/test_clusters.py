@@ -114,11 +114,20 @@ GPUS = """
 import os, time
 import ray
 from flows.runners import ray_options
-from tasks.placement import given_gpu
+from pti_core.parallel import available_cores
+from tasks.placement import given_gpu, use_own_share
 
 assert given_gpu() is None
 ray.init(num_cpus=2, num_gpus=2, include_dashboard=False, log_to_driver=False)
 assert given_gpu() is None  # no worker
+use_own_share()
+assert available_cores() == len(os.sched_getaffinity(0))
+
+def cores():
+    use_own_share()
+    return available_cores()
+
+assert ray.get(ray.remote(**ray_options({})[1])(cores).remote()) == 1  # all tasks of a node together have all cores
 _, options = ray_options({"GPU": 1})
 
 def work(seconds):

@@ -6,7 +6,7 @@ import time
 import pytest
 import torch
 
-from pti_core.parallel import Stopped, available_cores, in_parallel, one_thread
+from pti_core.parallel import Stopped, available_cores, in_parallel, one_thread, use_cores
 
 CPU = torch.device("cpu")
 
@@ -41,6 +41,20 @@ def test_what_costs_most_begins_first_and_results_keep_their_order():
     items = list(range(4 * available_cores()))
     assert list(in_parallel(job, items, CPU, cost=float)) == items
     assert set(begun[: available_cores()]) == set(items[-available_cores() :])
+
+
+def test_a_process_can_be_told_how_many_cores_are_its_own(monkeypatch):
+    all_of_them = available_cores()
+    monkeypatch.setenv("PTI_CORES", "1")
+    assert available_cores() == 1
+    monkeypatch.setenv("PTI_CORES", "9999")
+    assert available_cores() == all_of_them
+    use_cores(1)
+    assert available_cores() == 1
+    use_cores(None)
+    monkeypatch.setenv("PTI_CORES", "half")
+    with pytest.raises(ValueError, match="PTI_CORES 'half': a number of cores expected"):
+        available_cores()
 
 
 def test_each_job_has_one_thread_of_arithmetic():
