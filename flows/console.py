@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from pti_core.shards import ShardProgress
+from pti_core.shards import PREPARING, ShardProgress
 
 PLAIN_EVERY = 5.0  # seconds between lines where output is not a terminal
 
@@ -76,7 +76,7 @@ class ProgressView:
     def __call__(self, progress: ShardProgress) -> None:
         """Take the progress of one shard; shards in work at the same time are summed."""
         with self.lock:
-            if not self.started:
+            if not self.started and progress.doing != PREPARING:
                 self.first_work, self.at_first_work = time.monotonic(), self.done_before + progress.done
                 self.started = True
             if progress.shard not in self.ended:
@@ -87,7 +87,7 @@ class ProgressView:
             done = self.done_before + self.finished + sum(p.done for p in self.in_work.values())
             total = max(self.images, self.finished + sum(p.total for p in self.in_work.values()))
             elapsed = time.monotonic() - self.first_work
-            rate = (done - self.at_first_work) / elapsed if elapsed > 1 else 0.0
+            rate = (done - self.at_first_work) / elapsed if self.started and elapsed > 1 else 0.0
             doing = progress.words or "writing, measuring"
             if self.console.is_terminal:
                 speed = f"{rate:.2f} images/s" if rate else ""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Final
 
 from pti_core import tables
 from pti_core.inputs import Inputs, check_not_all_unreadable, read_inputs
@@ -24,6 +24,9 @@ from pti_core.runs import Run, any_engine_for, engine_for, stored_from_rows
 from pti_core.shots import write_shots
 from pti_core.store import FileInfo, make_marker
 from pti_core.tables import Row
+
+PREPARING: Final = "preparing the generator"
+"""What is done before the first step of the first image: at 1024 pixels it takes a minute or two on a CPU."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +102,7 @@ def invert_shard(
             on_progress(ShardProgress(shard, done, len(rows), now, doing))
 
     done = len(rows) - waiting
-    say(done, doing="preparing the generator" if jobs else None)  # at 1024 pixels a minute or two on a CPU
+    say(done, doing=PREPARING if jobs else None)
     with note, write_behind() as write:
         for job, found in read_ahead(jobs, lambda job: _read(run, job)):
             start, finished, size = time.perf_counter(), done, len(job.rows)
