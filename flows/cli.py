@@ -39,6 +39,7 @@ def status(root: Root) -> None:
     """What is done and what is left of every run under ROOT."""
     with _one_sentence():
         from rich.box import SIMPLE_HEAD
+        from rich.markup import escape
         from rich.table import Table
 
         from pti_core.status import run_status
@@ -64,11 +65,13 @@ def status(root: Root) -> None:
             table.add_column(heading, no_wrap=True, min_width=max(map(len, (heading, *cells))))
         table.add_column("data set", overflow="fold", min_width=12)
         for row, run in zip(rows, found, strict=True):
-            table.add_row(*row, run.dataset)
+            table.add_row(*row, escape(run.dataset))
         console.print(table)
         for run in found:
             for note in run.running[:SHOWN]:
-                console.print(f"run {run.run}, shard {note.shard} is at work on {note.where}", highlight=False)
+                console.print(
+                    f"run {run.run}, shard {note.shard} is at work on {note.where}", highlight=False, markup=False
+                )
             for note in run.failed[:SHOWN]:
                 console.print(f"run {run.run}, shard {note.shard} failed: {note.error}", highlight=False, markup=False)
             if run.temporary:

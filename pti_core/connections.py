@@ -15,7 +15,10 @@ from typing import Any, Final, TypeVar
 import fsspec
 import fsspec.config
 from fsspec.asyn import AsyncFileSystem
+from fsspec.core import split_protocol, url_to_fs
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_chain, wait_fixed, wait_random
+
+from pti_core.addresses import split_chain
 
 Result = TypeVar("Result")
 
@@ -28,7 +31,22 @@ S3_RETRIES: Final[Mapping[str, Any]] = {"mode": "standard", "total_max_attempts"
 CHECK_SECONDS: Final = 30
 """How long a file system behind a network may take to answer the first request."""
 
+LARGEST: Final = 1 << 30
+"""Bytes of the largest file of an image that is read; a few hundred megapixels without compression."""
+
+
+class TooLarge(OSError):
+    """A file of more than `LARGEST` bytes, or one in an archive that would have so many unpacked."""
+
+
+def too_large(size: int | None = None) -> str:
+    """What a file is, of so many bytes or of an unknown number once it is unpacked, and what is expected."""
+    found = f"{size} bytes" if size else "unpacked"
+    return f"{found} is too large; an image file of at most {LARGEST >> 30} GiB expected"
+
+
 FINAL_ERRORS: Final = (
+    TooLarge,
     FileNotFoundError,
     PermissionError,
     NotADirectoryError,
@@ -111,6 +129,19 @@ def tried_again(call: Callable[[], Result], waits: Sequence[float]) -> Result:
         reraise=True,
     )
     return again(call)
+
+
+def file_system(address: str, options: Mapping[str, Any] | None = None) -> tuple[Any, str]:
+    """The file system of an address, and the path there; a `::` in a file's name makes no chain of it, as in fsspec.
+
+    Raises whatever a file system raises that cannot be opened.
+    """
+    options = options or {}
+    if "::" not in address or split_chain(address):
+        return url_to_fs(address, **options)  # type: ignore[no-any-return]
+    protocol, _ = split_protocol(address)
+    kind = fsspec.get_filesystem_class(protocol)
+    return kind(**{**kind._get_kwargs_from_urls(address), **options}), kind._strip_protocol(address)
 
 
 def read_whole(fs: Any, path: str) -> bytes:

@@ -7,15 +7,21 @@ image has two rows and nothing that was paid for is lost. So is what comes to a 
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Final
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from pti_core.addresses import lasting
+from pti_core.reading import read_bytes
 from pti_core.runs import Run
 from pti_core.tables import assign_shards
+
+_AT_ONCE: Final = 16  # files that are read at the same time
 
 
 @dataclass(frozen=True)
@@ -23,9 +29,10 @@ class Changes:
     """A data set against a run's frozen inputs."""
 
     new: pa.Table  # rows of the listing, image_ids unique in the run
-    changed: pa.Table
+    changed: pa.Table  # with another content than was inverted
     gone: int  # inputs of the run that the data set has no more
     grown: int = 0  # groups of the run that have more images now
+    sure: bool = True  # whether the content of changed ones was looked at; else it is their size or date that differs
 
     @property
     def single(self) -> bool:
@@ -34,19 +41,21 @@ class Changes:
 
     def counts(self) -> str:
         """`3 new and 1 changed files are`, or nothing."""
-        kinds = (("new", len(self.new)), ("changed", len(self.changed)))
+        kinds = (("new", len(self.new)), ("changed" if self.sure else "touched", len(self.changed)))
         found = " and ".join(f"{count} {kind}" for kind, count in kinds if count)
         return f"{found} {'file is' if self.single else 'files are'}" if found else ""
 
 
-def changes(run: Run, listing: pa.Table, limit: int | None = None) -> Changes:
+def changes(run: Run, listing: pa.Table, limit: int | None = None, most_read: int | None = None) -> Changes:
     """Compare the listing of a whole data set (`datasets.scan`) with a run's inputs.
 
     With `limit` only what is new among the first so many files is new.
 
-    A file is known by its address (a member of an archive by its name, wherever it lies), and has changed where its
-    size or etag has; only files of finished shards count, since the others will be read as they are now. Touching a
-    file on disk changes its etag.
+    A file is known by its address (a member of an archive by its name, wherever it lies). Where its size or etag is
+    another than when the run was frozen it is read, and has changed where its SHA-256 is not the pivot's: touching a
+    file, making an archive anew, or changing a file before its shard read it, is no change. Only files of finished
+    shards count, since the others will be read as they are then. More than `most_read` such files are not read, and
+    the result is not `sure`.
     """
     frozen = run.manifest.table(["image_id", "uri", "group", "shard", "bytes", "etag"])
     uris = [lasting(uri) for uri in frozen["uri"].to_pylist()]
@@ -64,6 +73,14 @@ def changes(run: Run, listing: pa.Table, limit: int | None = None) -> Changes:
                 new.append(i)
         elif (size[row], etag[row]) != (bytes_, tag) and shard[row] not in unfinished:
             changed.append(i)
+    sure = most_read is None or len(changed) <= most_read
+    if sure and changed:
+        was = _inverted(run, {shard[last[listed[i]]] for i in changed})
+        name = frozen["image_id"].to_pylist()
+        address = listing["uri"].to_pylist()
+        with ThreadPoolExecutor(_AT_ONCE, "pti-changed") as pool:
+            now = pool.map(_sha256, [address[i] for i in changed])
+            changed = [i for i, sum_ in zip(changed, now, strict=True) if was.get(name[last[listed[i]]]) != sum_]
     gone = len(last.keys() - set(listed))
     taken, groups = set(frozen["image_id"].to_pylist()), set(frozen["group"].to_pylist())
     known: dict[str, str] = {}
@@ -73,7 +90,22 @@ def changes(run: Run, listing: pa.Table, limit: int | None = None) -> Changes:
             if group in groups - taken:  # what is called as an image is named with it
                 known[group] = _free(group, used)
                 used.add(known[group])
-    return Changes(_named(listing, new, taken, known), _named(listing, changed, taken, known), gone, len(known))
+    return Changes(_named(listing, new, taken, known), _named(listing, changed, taken, known), gone, len(known), sure)
+
+
+def _inverted(run: Run, shards: set[int]) -> dict[str, str]:
+    """SHA-256 of the files that pivots were found for, by image_id; rejects are not among them."""
+    where = [("shard", "in", sorted(shards))]
+    rows = run.store.read_arrow("pivots", run.name, ["image_id", "sha256"], where)
+    return dict(zip(rows["image_id"].to_pylist(), rows["sha256"].to_pylist(), strict=True))
+
+
+def _sha256(uri: str) -> str | None:
+    """Of a file as it is now; None where it cannot be read."""
+    try:
+        return hashlib.sha256(read_bytes(uri)).hexdigest()
+    except OSError:
+        return None
 
 
 def _free(name: str, taken: set[str]) -> str:

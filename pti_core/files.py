@@ -15,12 +15,12 @@ from typing import Any, Final, TypeVar
 
 import pyarrow.fs
 from fsspec.asyn import AsyncFileSystem
-from fsspec.core import has_magic, url_to_fs
+from fsspec.core import has_magic
 from fsspec.implementations.local import LocalFileSystem
 
 from pti_core import connections
 from pti_core.addresses import redact, refusal
-from pti_core.connections import read_whole, tried_again, without_secrets
+from pti_core.connections import file_system, read_whole, tried_again, without_secrets
 
 Result = TypeVar("Result")
 
@@ -70,7 +70,7 @@ class Files:
         self._options = dict(storage_options or {})
         with self.explained("opened"):
             url = str(Path(root).expanduser()) if root.startswith("~") else root
-            self.fs, path = url_to_fs(url, **self._options)
+            self.fs, path = file_system(url, self._options)
         self._base = path.rstrip("/")
         self.local = isinstance(self.fs, LocalFileSystem)
 

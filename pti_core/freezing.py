@@ -31,6 +31,9 @@ VERSIONS: Final = ("torch", "lpips", "prefect", "pyarrow", "pandas", "numpy", "p
 LISTED_AGAIN: Final = 100_000
 """Runs of at most so many images look at their data set again when they are resumed, to tell what has changed."""
 
+LOOKED_AT: Final = 100
+"""At most so many files of another size or date are read for that."""
+
 
 def freeze(
     dataset: str,
@@ -99,7 +102,7 @@ def freeze(
     if known and existing == "extend":
         remarks += _extend(run, changes(run, listing(), limit), shard_size)
     elif known and existing == "resume":
-        remarks += _changed(run, lambda: changes(run, listing(), limit))
+        remarks += _changed(run, lambda: changes(run, listing(), limit, LOOKED_AT))
     return replace(run, remarks=tuple(remarks))
 
 
@@ -205,7 +208,9 @@ def _changed(run: Run, compare: Callable[[], Changes]) -> list[str]:
         return ["the data set cannot be listed now"]
     remarks = []
     if counts := found.counts():
-        remarks.append(f"{counts} not in this run; `--extend` adds {'it' if found.single else 'them'}")
+        these = "it" if found.single else "them"
+        adds = these if found.sure else f"{these}, but for those whose content is still the same"
+        remarks.append(f"{counts} not in this run; `--extend` adds {adds}")
     if found.gone:
         gone = f"{found.gone} of this run's {run.manifest.rows} files {'is' if found.gone == 1 else 'are'}"
         remarks.append(f"{gone} gone from the data set")

@@ -9,6 +9,7 @@ from typing import Any, Final
 import torch
 
 from pti_core import images
+from pti_core.connections import LARGEST, TooLarge, too_large
 from pti_core.datasets import read_bytes
 from pti_core.inversions import Target
 from pti_core.runs import Run
@@ -36,11 +37,14 @@ def read_inputs(run: Run, rows: Sequence[Row], resolution: int, tries: Mapping[s
     for row in rows:
         before = tries.get(row["image_id"], 0)
         try:
+            if (row["bytes"] or 0) > LARGEST:
+                raise TooLarge(f"image {row['image_id']!r}: {too_large(row['bytes'])}")
             one = run.read_input(row["uri"], row["image_id"], resolution)
         except images.ImageError as error:
             found.rejects.append(reject(row, "decode", type(error).__name__, str(error), True, before))
         except OSError as error:
-            found.rejects.append(reject(row, "read", type(error).__name__, str(error), False, before))
+            final = isinstance(error, TooLarge)
+            found.rejects.append(reject(row, "read", type(error).__name__, str(error), final, before))
         except MemoryError:
             message = "not enough memory to decode it; `--retry-rejects` tries it again"
             found.rejects.append(reject(row, "decode", "MemoryError", message, False, before))
@@ -56,7 +60,7 @@ def check_not_all_unreadable(run: Run, rows: Sequence[Row], found: Inputs) -> No
 
     A missing mount or bucket must not turn a data set into rejects; a dead link that has a part to itself is one.
     """
-    if found.targets or any(row["stage"] != "read" for row in found.rejects):
+    if found.targets or any(row["stage"] != "read" or row["permanent"] for row in found.rejects):
         return
     own = {row["uri"] for row in rows}
     others = [uri for uri in run.manifest.sample(_PROBES + len(own)) if uri not in own]

@@ -16,9 +16,15 @@ _FILE_KEYS: Final = {"path", "bytes", "sha256"}
 _PART: Final = re.compile(r"(?P<table>\w+)/run=[^/]+/shard=(?P<shard>\d+)/part-(?P<part>\d+)\.parquet")
 
 
-def make_marker(counts: Mapping[str, int], seconds: float, digest: str, files: Sequence[FileInfo]) -> dict[str, Any]:
-    """What `Store.mark_done` takes. `counts` has at least `manifest`, `pivots` and `rejects`."""
-    return {"counts": dict(counts), "seconds": seconds, "digest": digest, "files": [asdict(f) for f in files]}
+def make_marker(
+    counts: Mapping[str, int], seconds: float, digest: str, files: Sequence[FileInfo], created: str | None = None
+) -> dict[str, Any]:
+    """What `Store.mark_done` takes. `counts` has at least `manifest`, `pivots` and `rejects`.
+
+    `created` is when the run was frozen that the shard was done for: after `--overwrite` it is another one.
+    """
+    made = {"counts": dict(counts), "seconds": seconds, "digest": digest, "files": [asdict(f) for f in files]}
+    return made | ({"created": created} if created else {})
 
 
 def parse_marker(data: bytes | None) -> dict[str, Any] | None:

@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any, Final
 
 import fsspec
-from fsspec.core import url_to_fs
 
 from pti_core.addresses import local_path, redact, split_chain
-from pti_core.connections import FINAL_ERRORS, read_whole, tried_again, without_secrets
+from pti_core.connections import FINAL_ERRORS, file_system, read_whole, tried_again, without_secrets
 from pti_core.sources import parquet, tars, zips
 
 _MEMBERS: Final = {"tar": tars.read, "zip": zips.read, "parquet": parquet.read}
@@ -71,7 +70,7 @@ def _read(uri: str, storage_options: dict[str, Any] | None) -> bytes:
             return _MEMBERS[protocol](inside, chain[1], storage_options)
         if not storage_options:
             return bytes(_archive(f"{protocol}://::{chain[1]}", os.getpid()).cat_file(inside))
-    fs, path = url_to_fs(uri, **(storage_options or {}))
+    fs, path = file_system(uri, storage_options)
     return read_whole(fs, path)
 
 

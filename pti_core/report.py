@@ -184,7 +184,9 @@ def _shorten(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, widt
 
 
 def publish(run: Run) -> dict[str, Any]:
-    """Check that every image has its row, write report, contact sheet, summary where they are missing; return the last.
+    """Check that every image has its row, write report, contact sheet and summary; return the last.
+
+    What is there is kept where the shards' markers are still those that it was made of.
 
     Raises StoreError for a run that is not complete.
     """
@@ -194,7 +196,7 @@ def publish(run: Run) -> dict[str, Any]:
         run.store.check_complete(run.name)
     path = f"runs/{run.name}/report/{CONTACT_SHEET}"
     pivots = any(marker["counts"]["pivots"] for marker in markers.values())
-    if pivots and run.config.engine == "pti" and not run.store.exists(path):
+    if pivots and run.config.engine == "pti" and (known is None or not run.store.exists(path)):
         buffer = io.BytesIO()
         contact_sheet(run, engine_for(run)).save(buffer, "PNG", optimize=True)
         run.store.write_report(run.name, CONTACT_SHEET, buffer.getvalue())

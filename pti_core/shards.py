@@ -203,7 +203,7 @@ def measure_shard(
         infos += [*part.values(), info]
         seconds += took
     found = {"manifest": len(rows), **(counts or _counted(run, of.values()))}
-    run.store.mark_done(run.name, shard, make_marker(found, seconds, run.digest, infos))
+    run.store.mark_done(run.name, shard, make_marker(found, seconds, run.digest, infos, run.created))
     return {"shard": shard, "images": len(rows), **found}
 
 

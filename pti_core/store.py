@@ -66,10 +66,15 @@ class Store:
         return sorted(f.split("/")[1] for f in files if f.endswith("/config.json"))
 
     def write_config(self, run: str, config: Mapping[str, Any]) -> FileInfo:
-        """Write the resolved config. StoreError where the run already has one with another `digest`."""
+        """Write the resolved config; one of the same `digest` that is there already stays, with its `created`.
+
+        StoreError where the run has one with another digest.
+        """
         path = f"runs/{checked(run)}/config.json"
-        old = self.read_config(run).get("digest") if path in self.files.find(f"runs/{run}", maxdepth=1) else None
-        if old is not None and old != config.get("digest"):
+        if path in self.files.find(f"runs/{run}", maxdepth=1):
+            old = self.read_config(run).get("digest")
+            if old == config.get("digest"):
+                return self.file_info(path)
             found = f"digest {str(old)[:12]!r} there, {str(config.get('digest'))[:12]!r} now"
             raise StoreError(f"run {run!r} exists with another configuration ({found}); choose another run name")
         return self.files.put(path, _json(config))
@@ -191,22 +196,24 @@ class Store:
         self.files.put(marker_path(run, shard), _json({**marker, "damaged": True}))
 
     def markers(self, run: str) -> dict[int, dict[str, Any]]:
-        """The markers of a run's shards that can be read, are theirs and have the digest of the run's config.
+        """The markers of a run's shards that can be read, are theirs and of the run's config as it was last frozen.
 
-        Whether their files are still there is not looked at: `done` does.
+        One that a worker of a run left which was overwritten meanwhile does not count. Whether their files are still
+        there is not looked at: `done` does.
         """
         found = self.files.find(f"runs/{checked(run)}/done")
         listed = [name for name in found if re.fullmatch(r"runs/[^/]+/done/\d{5,}\.json", name)]
         if not listed:
             return {}
-        digest, markers = None, {}
+        config: dict[str, Any] = {}
+        markers = {}
         with suppress(MissingFile):
-            digest = self.read_config(run).get("digest")
+            config = self.read_config(run)
         for name, data in self.files.get_all(listed).items():
             shard, marker = int(name.rpartition("/")[2].removesuffix(".json")), parse_marker(data)
             if marker is None or (marker["run"], marker["shard"]) != (run, shard) or marker.get("damaged"):
                 continue
-            if digest is None or marker["digest"] == digest:
+            if all(marker.get(key) in (None, config.get(key)) for key in ("digest", "created") if key in config):
                 markers[shard] = marker
         return markers
 

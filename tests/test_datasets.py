@@ -9,10 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from pti_core.addresses import canonical
 from pti_core.datasets import DEMO_FOLDER, LISTING, DatasetError, inputs_digest, natural_key, read_bytes, redact, scan
+from pti_core.tables import TABLES
 
 Row = namedtuple("Row", LISTING.names)
 
@@ -260,7 +263,19 @@ def test_a_data_set_that_is_its_own_output(folder: Path) -> None:
     before = rows(str(folder))
     (folder / "runs/abc/report").mkdir(parents=True)
     (folder / "runs/abc/report/contact_sheet.png").write_bytes(b"sheet")
+    for left in ("edits/pca-1/a.png/+2.png", "edits/unedited/a.png/0.png"):
+        (folder / "runs/abc" / left).parent.mkdir(parents=True)
+        (folder / "runs/abc" / left).write_bytes(b"edit")
     assert rows(str(folder), without=str(folder)) == before
+
+
+def test_a_data_set_of_parquet_files_that_is_its_own_output(tmp_path: Path) -> None:
+    images = pa.table({"image": [b"1", b"2"], "id": ["a", "b"]})
+    pq.write_table(images, tmp_path / "images.parquet")
+    for table in TABLES:
+        (tmp_path / table / "run=abc/shard=00000").mkdir(parents=True)
+        pq.write_table(pa.table({"image_id": ["a"]}), tmp_path / table / "run=abc/shard=00000/part-0.parquet")
+    assert len(rows(str(tmp_path), without=str(tmp_path))) == 2
 
 
 def test_the_output_in_a_bucket_is_no_input() -> None:

@@ -26,6 +26,7 @@ import pytest
 from s3_server import s3_server, use
 
 from pti_core.addresses import lasting
+from pti_core.connections import TooLarge
 from pti_core.datasets import DatasetError, read_bytes, scan
 from pti_core.sources import tars, zips
 
@@ -187,6 +188,31 @@ def test_an_archive_that_was_made_again_is_read_by_names(tmp_path: Path, kind: s
         read_bytes(found[0]["uri"])
 
 
+@pytest.mark.parametrize("mode", ["w", "w:gz"])
+@pytest.mark.parametrize("form", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT, tarfile.USTAR_FORMAT])
+def test_members_of_one_size_are_not_taken_for_each_other(tmp_path: Path, form: int, mode: str) -> None:
+    folder = f"{'d' * 70}/"  # two of them are more than a header holds, and begin alike
+    names = ["a.png", "ü.png", "ö.png", f"{folder}{'n' * 60}1.png", f"{folder}{'n' * 60}2.png"]
+    members = {name: name[-5:].encode().rjust(600) for name in names}
+    path = tar(tmp_path / "set.tar", members, mode, format=form)
+    found = {row["image_id"]: row["uri"] for row in rows(path)}
+    assert {name: read_bytes(uri) for name, uri in found.items()} == members
+    tar(path, {name: members[name] for name in reversed(names)}, mode, format=form)
+    for kept in (tars._index, tars._unpacked):
+        kept.forget()  # as in the process of a worker
+    assert {name: read_bytes(uri) for name, uri in found.items()} == members
+
+
+def test_a_member_that_unpacks_without_end_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(zips, "LARGEST", 1000)
+    path = zipped(tmp_path / "set.zip", {"0.png": b"0" * 1000, "1.png": b"0" * 1001}, zipfile.ZIP_DEFLATED)
+    good, bad = rows(path)
+    assert len(read_bytes(good["uri"])) == 1000
+    for uri in (bad["uri"], f"zip://1.png::{path}"):
+        with pytest.raises(TooLarge, match="is too large; an image file of at most"):
+            read_bytes(uri)
+
+
 def test_damage(tmp_path: Path) -> None:
     data = {f"{i}.png": os.urandom(2000) for i in range(20)}
     whole = tar(tmp_path / "set.tar", data).read_bytes()
@@ -317,13 +343,13 @@ def test_a_bucket_of_images(monkeypatch: pytest.MonkeyPatch) -> None:
     use(monkeypatch, server.url)
     bucket = server.bucket()
     assert "holds no image (no file)" in refused(f"s3://{bucket}")
-    own = {"2.png": b"2", "10.png": b"10", "a/1.png": b"a1", "a/b/1.png": b"ab1", "c/1.png": b"c1"}
+    own = {"2.png": b"2", "10.png": b"10", "a/1.png": b"a1", "a/b/1.png": b"ab1", "c/1.png": b"c1", "d/a::b.png": b"d"}
     for name, data in own.items() | {"a/": b"", "a/notes.txt": b"-", ".git/1.png": b"-", "c/out/1.png": b"-"}.items():
         server.s3.put_object(Bucket=bucket, Key=f"set/{name}", Body=data)
     server.s3.put_object(Bucket=bucket, Key="set2/9.png", Body=b"")
     out = f"s3://{bucket}/set/c/out"
     assert contents(f"s3://{bucket}/set", without=out) == own
-    assert list(contents(f"s3://{bucket}/set/", without=out)) == ["2.png", "10.png", "a/1.png", "a/b/1.png", "c/1.png"]
+    assert list(contents(f"s3://{bucket}/set/", without=out)) == [*own]
     assert rows(f"s3://{bucket}/set")[0]["etag"] == hashlib.md5(b"2").hexdigest()
     assert list(contents(f"s3://{bucket}")) == [f"set/{name}" for name in [*own, "c/out/1.png"]] + ["set2/9.png"]
     assert list(contents(f"s3://{bucket}/set/*.png")) == ["2.png", "10.png"]

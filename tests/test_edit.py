@@ -205,6 +205,19 @@ def test_directions_learned_from_scores_of_the_run(root, tmp_path):
         plan(str(root), None, [f"learned:{tmp_path}/none.csv"], [2.0])
 
 
+def test_edits_made_by_two_at_once_are_all_kept(root):
+    first, second = (plan(str(root), None, [name], [2.0]) for name in ("pca:0", "pca:1"))
+    began = []
+
+    def meanwhile(now):
+        if now.done and not began:  # what is in the table has been read
+            began.append(edit_shard(second.run, 0, second.request)["edits"])
+
+    assert edit_shard(first.run, 0, first.request, meanwhile)["edits"] == began[0] == 2
+    assert table(root)["direction"].value_counts().to_dict() == {"pca-0": 2, "pca-1": 2}
+    assert [plan(str(root), None, [name], [2.0]).pending for name in ("pca:0", "pca:1")] == [[1], [1]]
+
+
 def test_a_learned_direction_moves_towards_high_scores(pictures, tiny_checkpoint, tmp_path):
     folder = tmp_path / "data"
     folder.mkdir()

@@ -82,6 +82,29 @@ def test_a_changed_file_of_a_shard_to_come_is_read_as_it_is_and_not_twice(datase
     assert ids(begin(folder, existing="extend")) == ["0.png", "1.png"]
 
 
+def test_a_file_that_changed_before_its_shard_read_it_is_not_inverted_twice(dataset, begin, pictures):
+    folder = dataset(2)
+    begin(folder, preset="noop")
+    Image.fromarray(pictures[5]).save(folder / "1.png")
+    run = begin(folder, preset="noop")
+    finish(run)
+    assert begin(folder, preset="noop").remarks == ()
+    assert ids(begin(folder, preset="noop", existing="extend")) == ["0.png", "1.png"]
+
+
+def test_files_that_were_only_touched_are_not_inverted_again(dataset, begin, pictures, monkeypatch):
+    folder = dataset(3)
+    finish(begin(folder, preset="noop"))
+    for name in ("0.png", "1.png", "2.png"):
+        os.utime(folder / name, ns=(1, 1))
+    assert begin(folder, preset="noop").remarks == ()
+    Image.fromarray(pictures[5]).save(folder / "1.png")
+    monkeypatch.setattr("pti_core.freezing.LOOKED_AT", 2)  # too many to be read for a remark
+    (remark,) = begin(folder, preset="noop").remarks
+    assert remark.startswith("3 touched files are not in this run; `--extend` adds them, but for those whose content")
+    assert begin(folder, preset="noop", existing="extend").remarks == ("1 changed file is appended as shard 2",)
+
+
 def test_overwriting_an_extended_run_leaves_one_manifest(dataset, begin, pictures, tmp_path):
     folder = dataset(2)
     finish(begin(folder))

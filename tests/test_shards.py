@@ -258,6 +258,17 @@ def test_contact_sheet_has_a_row_an_image_and_is_not_made_twice(dataset, tmp_pat
     assert np.abs(cell - expected).mean() < 3
 
 
+def test_the_contact_sheet_of_an_extended_run_is_made_anew(dataset, tmp_path, tiny_checkpoint, pictures):
+    folder = dataset(2)
+    run = finish(begin(folder, tmp_path / "out", tiny_checkpoint))
+    path = report.publish(run)["contact_sheet"]
+    before = Image.open(path).height
+    Image.fromarray(pictures[5]).save(folder / "7.png")
+    run = finish(begin(folder, tmp_path / "out", tiny_checkpoint, existing="extend"))
+    assert report.publish(run)["images"] == 3
+    assert Image.open(path).height > before + report.MIN_CELL
+
+
 def test_summary_is_json_and_holds_the_medians(dataset, tmp_path, tiny_checkpoint):
     run = finish(begin(dataset(4), tmp_path / "out", tiny_checkpoint))
     summary = json.loads(json.dumps(report.publish(run)))

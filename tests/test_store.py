@@ -20,6 +20,7 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from pti_core import tables
+from pti_core.checking import Checked, check_run
 from pti_core.store import FileInfo, Store, StoreError, make_marker, run_id
 
 RUN, DIGEST = "abc123abc123", "abc123abc123" * 5 + "0000"
@@ -163,6 +164,54 @@ def test_config_and_manifest_are_frozen(store: Store) -> None:
     store.files.put(f"runs/{RUN}/config.json", b"{")
     with pytest.raises(StoreError, match="cannot be read"):
         store.read_config(RUN)
+
+
+def test_a_config_that_is_there_stays(store: Store) -> None:
+    store.write_config("b", {"digest": DIGEST, "created": "now"})
+    store.write_config("b", {"digest": DIGEST, "created": "by another process, a moment later"})
+    assert store.read_config("b")["created"] == "now"
+
+
+def test_a_shard_of_a_run_that_was_overwritten_meanwhile_is_not_done(store: Store) -> None:
+    store.write_config("b", {"digest": DIGEST, "created": "then"})
+    store.write_manifest("b", manifest())
+    files = write_parts(store, "b", 0, ["0.png", "1.png"])
+    counts = {"manifest": 2, "pivots": 2, "rejects": 0}
+    store.mark_done("b", 0, make_marker(counts, 1.5, DIGEST, files, "then"))
+    assert list(store.done("b")) == [0]
+    store.clear_run("b")
+    store.write_manifest("b", manifest())
+    store.write_config("b", {"digest": DIGEST, "created": "now"})
+    write_parts(store, "b", 0, ["0.png", "1.png"])  # by a worker that still does the old run
+    store.mark_done("b", 0, make_marker(counts, 1.5, DIGEST, files, "then"))
+    assert list(store.done("b")) == []
+    store.mark_done("b", 0, make_marker(counts, 1.5, DIGEST, files, "now"))
+    assert list(store.done("b")) == [0]
+
+
+def test_a_check_leaves_alone_what_is_done_again_meanwhile(store: Store) -> None:
+    for shard in range(2):
+        do_shard(store, RUN, shard)
+    found = check_run(store, RUN)
+    assert next(found) == Checked(0, [])
+    do_shard(store, RUN, 1, bad=1)  # `--retry-rejects`, while shard 0 was read
+    assert list(found) == [Checked(1, [])]
+    assert list(store.done(RUN)) == [0, 1]
+    found = check_run(store, RUN)
+    assert next(found) == Checked(0, [])
+    store.unmark(RUN, 1, {0})  # or it is at work just now
+    write_parts(store, RUN, 1, ["2.png", "3.png"])
+    before = store.marker(RUN, 1)
+    assert list(found) == [Checked(1, [])]
+    assert store.marker(RUN, 1) == before
+
+
+def test_a_folder_with_two_colons_in_its_name(tmp_path: Path) -> None:
+    for name in ("o::1", "o::2"):
+        store = start(Store(str(tmp_path / name)), RUN)
+        do_shard(store, RUN, 0)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["o::1", "o::2"]
+    assert len(pd.read_parquet(f"{store.root}/pivots")) == 2
 
 
 def test_rows_add_up(store: Store) -> None:
@@ -337,7 +386,7 @@ def test_failed_uploads_are_tried_again(monkeypatch: pytest.MonkeyPatch) -> None
     assert store.read_config(RUN) == {"digest": DIGEST}
     Unreliable.failures = 4
     with pytest.raises(StoreError, match=r"no connection \(read timed out after password=\*\*\*\)") as caught:
-        store.write_config(RUN, {"digest": DIGEST})
+        store.write_config("def", {"digest": DIGEST})
     assert "hunter22" not in "".join(traceback.format_exception(caught.value))
 
 

@@ -16,6 +16,7 @@ import math
 import re
 import zipfile
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
@@ -27,6 +28,7 @@ from pti_core.directions.learned import Learned, learn, read_scores
 from pti_core.directions.specs import VISIBLE, resolve
 from pti_core.editing.identity import face_embedding_name
 from pti_core.engine import Engine
+from pti_core.files import MissingFile
 from pti_core.runs import Run, engine_for, find_run
 from pti_core.status import nothing_done
 
@@ -135,7 +137,9 @@ def load_directions(run: Run, request: Request) -> list[Direction]:
 
 def mark_answered(run: Run, shard: int, request: Request, marker: Mapping[str, Any]) -> None:
     """All edits of a shard are in the store."""
-    before = _answered(run, [shard])[shard]
+    before: list[str] = []
+    with suppress(MissingFile):
+        before = json.loads(run.store.files.get(_done_path(run, shard), "no answers"))
     content = json.dumps([*before, _answer(request, marker)][-100:], indent=1)
     run.store.files.put(_done_path(run, shard), content.encode())
 
@@ -219,7 +223,7 @@ def _same(a: Direction, b: Direction) -> bool:
     )
 
 
-def _answered(run: Run, shards: Sequence[int] | Mapping[int, Any]) -> dict[int, list[str]]:
+def _answered(run: Run, shards: Mapping[int, Any]) -> dict[int, list[str]]:
     paths = {shard: _done_path(run, shard) for shard in shards}
     there = run.store.files.find(f"runs/{run.name}/edits/done")
     found = run.store.files.get_all([path for path in paths.values() if path in there])

@@ -64,6 +64,8 @@ def edit_shard(run: Run, shard: int, request: Request, on_progress: OnShardProgr
             done += 1
             say()
         if new:
+            # Others may have edited meanwhile: read once more, or their rows would be lost.
+            rows, metadata = _there(run, shard, number, marker, request)
             before = {(row["image_id"], row["direction"], row["strength"]): row for row in rows}
             for row in new:
                 last = before.pop((row["image_id"], row["direction"], row["strength"]), None)
@@ -79,7 +81,10 @@ def edit_shard(run: Run, shard: int, request: Request, on_progress: OnShardProgr
 
 def _pivots(run: Run, path: str, request: Request) -> list[dict[str, Any]]:
     rows = tables.records(run.store.read_part(path))
-    return rows if request.images is None else [row for row in rows if row["image_id"] in set(request.images)]
+    if request.images is None:
+        return rows
+    wanted = set(request.images)
+    return [row for row in rows if row["image_id"] in wanted]
 
 
 def _there(

@@ -13,10 +13,11 @@ from typing import Any, Final, Generic, TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from fsspec.core import has_magic, url_to_fs
+from fsspec.core import has_magic
 from fsspec.utils import glob_translate
 
 from pti_core.addresses import local_path
+from pti_core.connections import file_system
 
 Made = TypeVar("Made")
 
@@ -160,7 +161,7 @@ def opened(url: str, options: Mapping[str, Any], block: int | None = None) -> An
     """A file for reading and seeking. `block`: bytes that are read ahead over a network, 0 for none."""
     if (path := local_path(url)) is not None:
         return open(os.path.expanduser(path), "rb")  # noqa: PTH111 (a name may begin with ~)
-    fs, path = url_to_fs(url, **options)
+    fs, path = file_system(url, options)
     more: dict[str, Any] = {} if block is None else {"block_size": block} if block else {"cache_type": "none"}
     return fs.open(path, "rb", **more)
 
@@ -171,7 +172,7 @@ def piece(url: str, start: int, stop: int, options: Mapping[str, Any]) -> bytes:
         with Path(path).open("rb") as file:
             file.seek(start)
             return file.read(stop - start)
-    fs, path = url_to_fs(url, **options)
+    fs, path = file_system(url, options)
     data = bytes(fs.cat_file(path, start=start, end=stop))
     return data if len(data) <= stop - start else data[start:stop]  # a web server that ignores ranges sent all
 

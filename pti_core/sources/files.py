@@ -13,13 +13,13 @@ from typing import Any, Final
 
 import pyarrow as pa
 from fsspec.asyn import AsyncFileSystem
-from fsspec.core import url_to_fs
 from fsspec.exceptions import FSTimeoutError
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.utils import glob_translate
 
 from pti_core import connections
 from pti_core.addresses import local_path, redact, split_chain, without_query
+from pti_core.connections import file_system
 from pti_core.sources import buckets
 from pti_core.sources.base import EXTENSIONS, Container, DatasetError, Listed, extension, images_in, table, text
 from pti_core.sources.buckets import Entry
@@ -85,7 +85,7 @@ def _numbers(first: str, last: str) -> list[str]:
 def _split(address: str, options: Mapping[str, Any]) -> tuple[Any, str]:
     """File system, and path in it."""
     path = local_path(address)
-    fs, path = (LocalFileSystem(), path) if path is not None else url_to_fs(address, **options)
+    fs, path = (LocalFileSystem(), path) if path is not None else file_system(address, options)
     return fs, path if "?" in path else path.rstrip("/")
 
 

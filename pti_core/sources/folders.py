@@ -11,12 +11,13 @@ from typing import Any, Final
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.utils import glob_translate
 
 from pti_core.addresses import canonical, local_path
+from pti_core.connections import file_system
 from pti_core.sources.base import CHUNK, EXTENSIONS, Container, Listed, extension, joined, table, text
+from pti_core.tables import TABLES
 
 KINDS: Final = {".tar": "tar", ".tgz": "tar", ".tar.gz": "tar", ".tar.bz2": "tar", ".tar.xz": "tar"} | {
     ".zip": "zip",
@@ -26,7 +27,8 @@ KINDS: Final = {".tar": "tar", ".tgz": "tar", ".tar.gz": "tar", ".tar.bz2": "tar
 """Files that hold images, by extension."""
 
 _LAST = frozenset(ending[ending.rindex(".") :] for ending in KINDS)
-_PICTURES = re.compile(r"runs/[^/]+/report(?:/|$)|(?:pivots|deltas|metrics|locality|rejects)/run=")
+_WRITTEN = re.compile(rf"runs/[^/]+/(?:report|edits)(?:/|$)|(?:{'|'.join(TABLES)})/run=")
+"""What runs leave that could be taken for images, at the top of their output."""
 _MANIFEST = re.compile(r"(?:.*/)?runs/[^/]+/manifest(?:-\d+)?\.parquet")
 
 LeftOut = Callable[[str], bool]
@@ -117,10 +119,10 @@ def output_in(fs: Any, root: str, without: str | None) -> LeftOut:
     """
     if without is None:
         return lambda folder: False
-    output = _real(*url_to_fs(canonical(without)) if local_path(without) is None else (LocalFileSystem(), without))
+    output = _real(*file_system(canonical(without)) if local_path(without) is None else (LocalFileSystem(), without))
     top = _real(fs, root)
     if top == output:
-        return lambda folder: bool(_PICTURES.match(folder[len(root.rstrip("/")) :].lstrip("/")))
+        return lambda folder: bool(_WRITTEN.match(folder[len(root.rstrip("/")) :].lstrip("/")))
     if top.startswith(f"{output}/"):
         return lambda folder: False
     return functools.cache(lambda folder: f"{_real(fs, folder)}/".startswith(f"{output}/"))

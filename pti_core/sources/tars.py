@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import bz2
 import gzip
+import io
 import json
 import lzma
 import os
@@ -43,6 +44,7 @@ from pti_core.sources.base import (
 from pti_core.sources.groups import field_of, label
 
 _BLOCK = 512  # bytes of a header
+_LONG = 4 * _BLOCK  # bytes before a header in which the name stands where it does not fit into it
 _READ_AHEAD = 1 << 17  # bytes; where images are larger, most of a remote archive is skipped
 _LABEL_BYTES = 1 << 24
 _MAGIC: Final = {b"\x1f\x8b": "gz", b"BZh": "bz2", b"\xfd7zXZ": "xz"}
@@ -90,7 +92,7 @@ def read(inside: str, url: str, options: Mapping[str, Any] | None) -> bytes:
         index = _index(url, options)
         if name not in index:
             raise FileNotFoundError(f"{url!r} has no member {name!r}")
-        if (data := _at(name, *index[name], url, options)) is not None:
+        if (data := _at(name, *index[name], url, options, known=True)) is not None:
             return data
         _index.forget()
     raise OSError(f"{url!r}: the member {name!r} is damaged")
@@ -216,20 +218,46 @@ def _note_label(file: IO[bytes], member: _Member, column: str, labels: dict[str,
             fields.update(content)
 
 
-def _at(name: str, start: int, size: int, packed: str | None, url: str, options: Mapping[str, Any]) -> bytes | None:
-    """The member at a place; None where it is not there."""
-    stop = start + _BLOCK + size
+def _at(
+    name: str,
+    start: int,
+    size: int,
+    packed: str | None,
+    url: str,
+    options: Mapping[str, Any],
+    known: bool = False,
+) -> bytes | None:
+    """The member at a place; None where it is not there, or cannot be told from others unless the place is `known`."""
+    fits = name.isascii() and len(name) <= 100  # or it may stand before the header
+    first, stop = start if fits else max(0, start - _LONG), start + _BLOCK + size
     if packed:
-        data = os.pread(_unpacked(url, options).fileno(), stop - start, start)  # from any thread
+        data = os.pread(_unpacked(url, options).fileno(), stop - first, first)  # from any thread
     else:
-        data = piece(url, start, stop, options)
+        data = piece(url, first, stop, options)
+    content = data[start - first + _BLOCK :]
     try:
-        info = tarfile.TarInfo.frombuf(data[:_BLOCK], "utf-8", "surrogateescape")
+        info = _header(data[start - first :])
     except tarfile.HeaderError:
         return None
-    # names of over 100 bytes and others than ASCII stand in another place
-    other = name.isascii() and len(name) <= 100 and info.name != name
-    return None if other or info.size != size or len(data) < stop - start else data[_BLOCK:]
+    other = info.name != name and (fits or not (known or _long_name(data[: start - first + _BLOCK]) == name))
+    return None if other or info.size != size or len(content) < size else content
+
+
+def _header(data: bytes) -> tarfile.TarInfo:
+    return tarfile.TarInfo.frombuf(data[:_BLOCK], "utf-8", "surrogateescape")
+
+
+def _long_name(blocks: bytes) -> str | None:
+    """The name of the member whose own header is the last of these blocks, by an extended one just before it."""
+    own = len(blocks) - _BLOCK
+    for start in range(own - 2 * _BLOCK, -1, -_BLOCK):
+        with suppress(tarfile.TarError):
+            info = _header(blocks[start:])
+            extended = info.type in (tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE)
+            if extended and start + _BLOCK + -(-info.size // _BLOCK) * _BLOCK == own:
+                with tarfile.open(fileobj=io.BytesIO(blocks[start:]), mode="r:") as archive:
+                    return archive.firstmember.name  # type: ignore[attr-defined, no-any-return]  # of no stub
+    return None
 
 
 def _compression(file: IO[bytes]) -> str | None:

@@ -17,6 +17,7 @@ from typing import Any, Final
 import pyarrow as pa
 
 from pti_core.addresses import place_in
+from pti_core.connections import LARGEST, TooLarge, too_large
 from pti_core.sources.base import (
     CHUNK,
     Container,
@@ -72,7 +73,12 @@ def read(inside: str, url: str, options: Mapping[str, Any] | None) -> bytes:
         if (data := _at(name, place.start, place.size, url, options)) is not None:
             return data
     try:
-        return _archive(url, options).read(name)
+        archive = _archive(url, options)
+        if (size := archive.getinfo(name).file_size) > LARGEST:
+            raise TooLarge(too_large(size))
+        return archive.read(name)
+    except TooLarge:
+        raise
     except KeyError:
         raise FileNotFoundError(f"{url!r} has no member {name!r}") from None
     except Exception:
@@ -110,11 +116,13 @@ def _at(name: str, start: int, size: int, url: str, options: Mapping[str, Any]) 
     content = data[begin : begin + size]
     try:
         if method == zipfile.ZIP_DEFLATED:
-            content = zlib.decompress(content, -15)
+            content = zlib.decompressobj(-15).decompress(content, LARGEST + 1)
         elif method != zipfile.ZIP_STORED:
             return None
     except zlib.error:
         return None
+    if len(content) > LARGEST:
+        raise TooLarge(too_large())
     return content if zlib.crc32(content) == crc else None
 
 

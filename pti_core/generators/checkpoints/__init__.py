@@ -10,9 +10,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import fsspec.core
 from fsspec.implementations.local import LocalFileSystem
 
+from pti_core.connections import file_system
 from pti_core.datasets import redact
 from pti_core.generators.base import Generator
 from pti_core.generators.cache import FETCHABLE_NAMES, cached
@@ -115,7 +115,7 @@ def _local(ref: str) -> Iterator[Path]:
     names = ", ".join([*sorted(BUILT_IN), *FETCHABLE_NAMES])
     missing = f"no such file; give the path of a checkpoint or a built-in name ({names})"
     try:
-        fs, inner = fsspec.core.url_to_fs(ref)
+        fs, inner = file_system(ref)
     except (OSError, ValueError, ImportError) as error:
         raise CheckpointError(_unreadable(error)) from error
     if isinstance(fs, LocalFileSystem):
