@@ -9,7 +9,6 @@ images are in work than memory has room for (`room`).
 from __future__ import annotations
 
 import copy
-import gc
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -31,7 +30,7 @@ from pti_core.generators.base import Generator
 from pti_core.generators.half import precision_for
 from pti_core.inversions import Delta, Failure, Found, Inversion, Measures, Result, Stage, Target
 from pti_core.measure import measure_fit
-from pti_core.memory import keep_freed_memory, shortage
+from pti_core.memory import free_memory, keep_freed_memory, shortage
 from pti_core.parallel import available_cores, in_parallel, one_thread
 from pti_core.perceptual import LPIPS, load_lpips
 from pti_core.pivot import Pivots, find_pivots
@@ -155,7 +154,7 @@ class Engine:
             return self._search(counter, batch, check)
         except (RuntimeError, MemoryError) as error:
             short = shortage(error)
-        self._free_memory()  # only here: the error held the frames of what failed, and they their tensors
+        free_memory(self.device)  # only here: the error held the frames of what failed, and they their tensors
         if len(batch) == 1:
             return [Failure.out_of_memory(batch[0], "pivot", short)]
         half = len(batch) // 2
@@ -217,7 +216,7 @@ class Engine:
         finally:
             for owner, members in job:
                 counter.finish(owner, len(members))
-        self._free_memory()
+        free_memory(self.device)
         if len(job) > 1:
             half = len(job) // 2
             self.stack = min(self.stack, half)
@@ -309,11 +308,6 @@ class Engine:
         generator = copy.deepcopy(self.generator)
         deltas.apply(generator, deltas.decode(tensors, deltas.shapes_of(generator)))
         return generator
-
-    def _free_memory(self) -> None:
-        gc.collect()
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
 
 
 def expected_cost(job: Sequence[_Owner]) -> float:

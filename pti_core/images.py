@@ -135,12 +135,17 @@ def to_uint8(images: NDArray[np.floating[Any]]) -> NDArray[np.uint8]:
     return np.ascontiguousarray(np.moveaxis(levels, -3, -1))
 
 
+def picture(pixels: NDArray[np.uint8]) -> Image.Image:
+    """A picture `[H, W, 1 or 3]` as an RGB image of Pillow."""
+    return Image.fromarray(np.repeat(pixels, 3, axis=2) if pixels.shape[2] == 1 else pixels)
+
+
 def shot(pixels: NDArray[np.uint8]) -> bytes:
-    """A picture `[H, W, 3]` as WebP to look at, reduced to `SHOT` pixels a side where it is larger."""
-    picture = Image.fromarray(pixels)
-    picture.thumbnail((SHOT, SHOT), Image.Resampling.LANCZOS)
+    """A picture `[H, W, 1 or 3]` as WebP to look at, reduced to `SHOT` pixels a side where it is larger."""
+    small = picture(pixels)
+    small.thumbnail((SHOT, SHOT), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
-    picture.save(buffer, "WEBP", quality=SHOT_QUALITY)
+    small.save(buffer, "WEBP", quality=SHOT_QUALITY)
     return buffer.getvalue()
 
 

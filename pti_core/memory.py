@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import sys
+from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 
 from pti_core.once import once
+
+Result = TypeVar("Result")
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX, M_ARENA_MAX = -1, -2, -4, -8  # malloc.h
 _SHORT = (  # in the messages of torch and of its libraries
@@ -53,3 +58,26 @@ def shortage(error: RuntimeError | MemoryError) -> RuntimeError | MemoryError:
         raise error
     error.__context__ = error.__cause__ = None
     return error.with_traceback(None)
+
+
+def free_memory(device: torch.device) -> None:
+    """Give back what no tensor holds any more, before another try."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def halved(call: Callable[[int], Result], at_once: int, device: torch.device) -> Result:
+    """`call(at_once)`, and again with half as many at once as long as they do not fit into memory.
+
+    Raises what is out of memory with one alone, and any other error.
+    """
+    while True:
+        try:
+            return call(at_once)
+        except (RuntimeError, MemoryError) as error:
+            short = shortage(error)
+        if at_once == 1:
+            raise short
+        free_memory(device)  # only here: the error held the frames of what failed, and they their tensors
+        at_once //= 2

@@ -129,8 +129,9 @@ def find_pivots(
         raise ValueError(f"starts of shape {list(start.shape)}: {sizes} expected")
     w = start.detach().to(w_avg).expand(-1, slots, -1).clone().requires_grad_(True)
     noise = initial_noise(generator, random, config)
+    optimise_noise = config.optimise_noise and bool(noise)  # a generator may have no maps
     groups: list[dict[str, object]] = [{"params": [w], "peak": config.lr}]
-    if config.optimise_noise:
+    if optimise_noise:
         for n in noise:
             n.requires_grad_(True)
         groups.append({"params": noise, "peak": config.noise_lr})
@@ -152,12 +153,12 @@ def find_pivots(
         loss = distance
         if config.mse_weight > 0:
             loss = loss + config.mse_weight * (images - small).square().mean(dim=(1, 2, 3))
-        if config.optimise_noise and config.noise_weight > 0:
+        if optimise_noise and config.noise_weight > 0:
             loss = loss + config.noise_weight * noise_autocorrelation(noise)
         optimizer.zero_grad(set_to_none=True)
         loss.sum().backward()
         optimizer.step()
-        if config.optimise_noise:
+        if optimise_noise:
             normalize_noise(noise)
         if on_step is not None:
             on_step(step + 1, distance.detach())

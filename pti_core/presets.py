@@ -28,7 +28,8 @@ _QUICK: dict[str, Any] = {
 PRESETS: dict[Preset, dict[str, Any]] = {
     # Roich et al. 2021, section 4 and its appendix: 450 steps for the pivot from random noise at 5e-3, at most 350 of
     # tuning at 3e-4, locality at every step with lambda_R = 0.1 and alpha = 30. What is not named here is a default of
-    # `config`, whose numbers are the paper's, and for the projector those of StyleGAN2.
+    # `config`, whose numbers are the paper's, and for the projector those of StyleGAN2. What the authors' program does
+    # otherwise: docs/paper.md.
     "paper": {"pivot.start": "w_avg", "pivot.noise_init": "random", "pivot.lr": 5e-3, "pivot.noise_lr": 5e-3},
     # A ninth of the steps. Pivot: no exploration noise, which pays only over hundreds of steps; a little MSE, so that
     # colours are right from the start. Tuning: a learning rate 50 times the paper's that rises, and then falls nearly

@@ -10,7 +10,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -151,8 +150,7 @@ def _target(run: Run, pivot: dict[str, Any], resolution: int) -> Image.Image:
 
 
 def _picture(image: Tensor) -> Image.Image:
-    array = images.to_uint8(image.cpu().numpy())[0]
-    return Image.fromarray(np.repeat(array, 3, axis=2) if array.shape[2] == 1 else array)
+    return images.picture(images.to_uint8(image.cpu().numpy())[0])
 
 
 def _sheet(headings: list[str], rows: list[_Row], cell: int) -> Image.Image:

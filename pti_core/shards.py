@@ -9,11 +9,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any, Final
 
 from pti_core import tables
 from pti_core.inputs import Inputs, check_not_all_unreadable, read_inputs
 from pti_core.measure import measure_locality
+from pti_core.memory import halved
 from pti_core.notes import NoteBook
 from pti_core.overlap import read_ahead, write_behind
 from pti_core.parallel import one_at_a_time
@@ -228,7 +230,8 @@ def _locality_rows(run: Run, part: Mapping[str, FileInfo]) -> list[dict[str, Any
         check()
         owner = run.config.owner(pivot["image_id"], pivot["group"])
         stored = stored_from_rows(run, engine, pivot, tables.records(deltas[owner]))
-        points = measure_locality(
+        compared = partial(
+            measure_locality,
             engine.generator,
             stored.generator,
             stored.ws,
@@ -236,9 +239,8 @@ def _locality_rows(run: Run, part: Mapping[str, FileInfo]) -> list[dict[str, Any
             run.config.measure,
             engine.lpips,
             run.config.seed,
-            engine.at_once,
         )
-        return [asdict(point) for point in points]
+        return [asdict(point) for point in halved(compared, engine.at_once, engine.device)]
 
     with one_at_a_time(engine.device):
         return [row for rows in engine.in_parallel(measured, tables.records(pivots)) for row in rows]

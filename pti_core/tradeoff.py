@@ -52,6 +52,13 @@ def compare(
     Only images that all runs have. Raises DirectionError, and EditError where a direction moves some layers only.
     """
     engine = engine_for(runs["pti"])
+    with exact_convolutions(engine.device):
+        return _compared(engine, runs, directions, strengths, samples)
+
+
+def _compared(
+    engine: Engine, runs: Mapping[str, Run], directions: Sequence[str], strengths: Sequence[float], samples: int
+) -> tuple[pd.DataFrame, dict[str, float]]:
     found, _ = resolve(directions, engine, _no_labels)
     try:
         attributes = fit_attributes(engine.generator, engine.statistics, engine.lpips, found, samples)
@@ -81,8 +88,7 @@ def compare(
             for method, values in _changes(ways, before, direction, strength, attributes, i, usual[i, strength]).items()
         ]
 
-    with exact_convolutions(engine.device):
-        rows = [asdict(row) for part in engine.in_parallel(measured, ids) for row in part]
+    rows = [asdict(row) for part in engine.in_parallel(measured, ids) for row in part]
     return pd.DataFrame(rows), {d.name: float(r2) for d, r2 in zip(found, attributes.r2, strict=True)}
 
 

@@ -22,6 +22,9 @@ from pti_core.sampling import ImageRandom, sample_w
 
 G = TypeVar("G", bound=nn.Module)
 
+KEPT = 8
+"""Images of a group whose features (43 MB at 1024 pixels) are kept; those of larger groups are made at each step."""
+
 
 @dataclass(frozen=True)
 class Tuned:
@@ -91,28 +94,36 @@ def tune(
     origins = [q if turn is None else q.new_zeros(()) for q, turn in zip(old, turns, strict=True)]
     optimizer = adam(moved, config)
     random = ImageRandom(seeds, targets.device)
-    small = area_downsample(targets, config.max_resolution)
-    with torch.no_grad():
-        target_features = lpips.features(small)
     ws, k = bases.w_along(pivots.ws) if bases else pivots.ws, len(targets)
     parts = [slice(i, i + (at_once or k)) for i in range(0, k, at_once or k)]
     distance, done, rate = torch.full((k,), torch.inf), 0, FallingRate(config)
+
+    def features(images: Tensor) -> list[Tensor]:
+        return lpips.features(area_downsample(images, config.max_resolution))
+
+    @torch.no_grad()
+    def wanted(part: slice) -> list[Tensor]:
+        return features(targets[part])
+
+    kept = {part.start: wanted(part) for part in parts} if k <= KEPT else {}
 
     for step in range(config.steps):
         distances = []
         for part in parts:
             images = new.synthesis(ws[part], noise=[n[part] for n in pivots.noise])
-            features = lpips.features(area_downsample(images, config.max_resolution))
-            now = lpips.distance(features, [f[part] for f in target_features])
+            now = lpips.distance(features(images), kept.get(part.start) or wanted(part))
             mse = (images - targets[part]).square().mean(dim=(1, 2, 3))
-            (config.lpips_weight * now + config.mse_weight * mse).sum().backward()
+            loss = (config.lpips_weight * now + config.mse_weight * mse).sum()
             distances.append(now.detach())
+            if part is not parts[-1]:
+                loss.backward()
         distance = torch.cat(distances)
         if on_step is not None:
             on_step(step + 1, distance)
         factor = rate.factor(step, float(distance.max()))
         if factor is None:
             break  # before the update: this theta* is the one that was just measured
+        loss.backward()
         optimizer.param_groups[0]["lr"] = config.lr * factor
         if locality.enabled and locality.weight > 0 and step % locality.interval == 0:
             weight = locality.weight * locality.interval / locality.samples
@@ -133,6 +144,8 @@ def tune(
                 if turn is not None:
                     torch.add(q, turned_back(added, turn), out=p)
         done = step + 1
+    for p in parameters:
+        p.grad = None  # of the parts before an end
     new.requires_grad_(False)  # type: ignore[attr-defined]
     if bases:
         moved_by = bases.delta(dict(zip(names, parameters, strict=True)), base.tunable())

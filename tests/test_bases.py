@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from nvidia_files import random_generator
 
 from pti_core.bases import SAMPLES, Bases, Basis, input_bases, turned, turned_back
 from pti_core.config import LocalityConfig, TuningConfig
@@ -36,6 +37,14 @@ def test_bases_are_orthonormal_and_of_every_convolution_that_mixes_channels(prob
         torch.testing.assert_close(basis.directions.T @ basis.directions, own, atol=1e-4, rtol=0)
         values = torch.randn(parameters[name].shape)
         torch.testing.assert_close(turned_back(turned(values, basis), basis), values, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("architecture", ["skip", "orig", "resnet"])
+def test_no_convolution_of_any_architecture_is_left_out(architecture):
+    generator = random_generator(32, architecture=architecture)
+    found = input_bases(generator, torch.randn(4, generator.w_dim)).of_layers
+    assert set(found) == {n for n, p in generator.tunable().items() if p.ndim == 4 and p.shape[1] > 1}
+    assert any("skip" in name for name in found) == (architecture == "resnet")
 
 
 def test_samples_of_w_are_uncorrelated_along_their_basis(problem):

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from pti_core.device import UnfitMachine, best_device, exact_convolutions
-from pti_core.memory import is_out_of_memory, shortage
+from pti_core.memory import halved, is_out_of_memory, shortage
 
 
 def test_the_environment_names_a_device(monkeypatch):
@@ -52,3 +52,28 @@ def test_other_errors_are_raised_again():
     with pytest.raises(RuntimeError, match="expected scalar type") as raised:
         shortage(error)
     assert raised.value is error
+
+
+def test_what_does_not_fit_is_done_with_half_as_many_at_once() -> None:
+    tried: list[int] = []
+
+    def call(at_once: int) -> str:
+        tried.append(at_once)
+        if at_once > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return "done"
+
+    assert halved(call, 9, torch.device("cpu")) == "done"
+    assert tried == [9, 4, 2]
+
+    def never(at_once: int) -> None:
+        raise MemoryError
+
+    with pytest.raises(MemoryError):
+        halved(never, 4, torch.device("cpu"))
+
+    def wrong(at_once: int) -> None:
+        raise RuntimeError("shapes do not match")
+
+    with pytest.raises(RuntimeError, match="shapes"):
+        halved(wrong, 4, torch.device("cpu"))

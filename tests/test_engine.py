@@ -1,15 +1,18 @@
 """One batch through the whole method."""
 
 import gc
+import io
 import weakref
 
 import pytest
 import torch
 from nvidia_files import random_generator
+from PIL import Image
 
 from pti_core import deltas
 from pti_core.device import UnfitMachine
 from pti_core.engine import Engine
+from pti_core.generators.stylegan2 import StyleGAN2
 from pti_core.inversions import Delta, Failure, Inversion, Target
 from pti_core.metrics import round_uint8
 from pti_core.presets import configure
@@ -227,6 +230,42 @@ def test_a_group_that_does_not_fit_is_done_by_accumulation(tiny_generator, targe
         assert inversion.measures["stored"]["lpips"] == pytest.approx(
             plain[image_id].measures["stored"]["lpips"], abs=0.02
         )
+
+
+def test_features_of_a_large_group_are_made_a_few_at_a_time(tiny_generator, targets, monkeypatch):
+    settings = {"mode": "multi", "tuning.steps": 4}
+    group = [Target(t.image_id, "one", t.image) for t in targets]
+    kept = by_id(invert(tiny_generator, group, settings, at_once=2)[0])
+    monkeypatch.setattr("pti_core.tuning.KEPT", 3)
+    engine = Engine(tiny_generator, configure("demo", {**QUICK, **settings}))
+    features, most = engine.lpips.features, []
+
+    def counted(images):
+        most.append(len(images))
+        return features(images)
+
+    monkeypatch.setattr(engine.lpips, "features", counted)
+    engine.at_once = 2
+    anew = by_id(list(engine.invert(group)))
+    assert max(most) == 2
+    for image_id, inversion in anew.items():
+        assert inversion.measures["tuned"]["lpips"] == pytest.approx(kept[image_id].measures["tuned"]["lpips"])
+
+
+def test_a_generator_without_noise_maps(targets):
+    kwargs = {"channel_base": 256, "channel_max": 16, "use_noise": False}
+    generator = StyleGAN2(12, 0, 20, 32, 3, {"num_layers": 2}, kwargs).eval()
+    inversion, delta = invert(generator, targets[:1])[0]
+    assert inversion.measures["tuned"]["lpips"] < inversion.measures["pivot"]["lpips"]
+    assert deltas.decode_noise(inversion.noise, generator.noise_shapes) == []
+    assert delta.tensors
+
+
+def test_a_generator_of_grey_images():
+    kwargs = {"channel_base": 256, "channel_max": 16}
+    generator = StyleGAN2(12, 0, 20, 32, 1, {"num_layers": 2}, kwargs).eval()
+    inversion, _ = invert(generator, [Target("0.png", "0.png", torch.zeros(1, 32, 32))])[0]
+    assert Image.open(io.BytesIO(inversion.shot)).size == (32, 32)
 
 
 def test_out_of_memory_even_alone_is_a_failure_for_a_passing_reason(tiny_generator, targets):

@@ -89,6 +89,16 @@ def test_a_loss_without_gradient_and_two_passes_at_once():
     assert torch.equal(ws.grad, torch.zeros_like(ws))
 
 
+@pytest.mark.parametrize("lost", [torch.inf, -torch.inf, torch.nan])
+def test_an_image_whose_gradient_is_lost_takes_no_other_with_it(lost):
+    generator = random_generator(16)
+    ws = torch.randn(2, generator.num_ws, 20)
+    per_image = torch.tensor([1.0, lost])
+    expected = drawn(generator, "fp32", ws[:1], lambda images: images.square().mean())[1]
+    found = drawn(generator, "fp16", ws, lambda x: (x.square().mean(dim=(1, 2, 3)) * per_image).sum())[1]
+    assert relative(found[:1], expected) < GRADIENT["fp16"]
+
+
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_weights_and_styles_that_overflow_fp16_do_not(architecture):
     generator = random_generator(64, architecture=architecture, conv_clamp=256)

@@ -50,11 +50,13 @@ def test_draws_the_image_at_the_pivot_and_leaves_the_base_alone(tiny_generator, 
     assert any(d.abs().max() > 0 for d in changed.values())
     mapping = tuned.generator.mapping.state_dict()
     assert all(torch.equal(v, before[f"mapping.{k}"]) for k, v in mapping.items())
+    assert all(p.grad is None for p in tuned.generator.parameters())
 
 
 def test_stops_early_and_returns_the_generator_that_reached_the_threshold(tiny_generator, problem):
     tuned = run(tiny_generator, problem, steps=200, stop_lpips=0.1)
     assert tuned.steps < 200
+    assert all(p.grad is None for p in tuned.generator.parameters())  # as large as the weights
     targets, pivots = problem
     with torch.no_grad():
         images = tuned.generator.synthesis(pivots[:1].ws, noise=pivots[:1].noise)

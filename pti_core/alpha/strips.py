@@ -77,7 +77,7 @@ def _sheet(rows: Mapping[str, Cells]) -> Image.Image:
         top = _HEAD + i * (CELL + _CAPTION)
         draw.multiline_text((_HEAD, top + CELL / 2), heading, _INK, font, anchor="lm")
         for j, (image, caption) in enumerate(cells):
-            picture = Image.fromarray(images.to_uint8(image.cpu().numpy())[0]).resize((CELL, CELL))
+            picture = images.picture(images.to_uint8(image.cpu().numpy())[0]).resize((CELL, CELL))
             left = _LEFT + j * (CELL + _GAP)
             sheet.paste(picture, (left, top))
             draw.text((left + CELL / 2, top + CELL + 3), caption, _GREY, small, anchor="ma")

@@ -9,8 +9,6 @@ from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
 
-import numpy as np
-from PIL import Image
 from torch import Tensor
 
 from pti_core import tables
@@ -21,7 +19,7 @@ from pti_core.editing.measures import edits
 from pti_core.editing.plans import VERSION, Request, load_directions, mark_answered, picture_path, results_sha256
 from pti_core.engine import Engine
 from pti_core.files import MissingFile
-from pti_core.images import to_uint8
+from pti_core.images import picture, to_uint8
 from pti_core.metrics import round_uint8
 from pti_core.parallel import one_at_a_time
 from pti_core.runs import Run, RunError, engine_for, stored_from_rows
@@ -152,15 +150,15 @@ def _edited(
             run.store.files.put(path, as_png(image))
             return path
 
-        if request.pictures:
-            keep(UNEDITED, 0.0, round_uint8(stored.generator.synthesis(stored.ws, noise=stored.noise)))
         with exact_convolutions(engine.device):
+            if request.pictures:
+                keep(UNEDITED, 0.0, round_uint8(stored.generator.synthesis(stored.ws, noise=stored.noise)))
             for edit, image in edits(
                 engine.generator, stored.generator, stored.ws, stored.noise, wanted, engine.lpips, embedding
             ):
                 check()
-                picture = keep(edit.direction, edit.strength, image) if request.pictures else None
-                rows.append({"image_id": image_id, **asdict(edit), "picture": picture})
+                path = keep(edit.direction, edit.strength, image) if request.pictures else None
+                rows.append({"image_id": image_id, **asdict(edit), "picture": path})
         return rows
 
     with one_at_a_time(engine.device):
@@ -169,7 +167,6 @@ def _edited(
 
 def as_png(image: Tensor) -> bytes:
     """An image `[1, C, H, W]` in [-1, 1] as a PNG."""
-    array = to_uint8(image.cpu().numpy())[0]
     buffer = io.BytesIO()
-    Image.fromarray(np.repeat(array, 3, axis=2) if array.shape[2] == 1 else array).save(buffer, "PNG")
+    picture(to_uint8(image.cpu().numpy())[0]).save(buffer, "PNG")
     return buffer.getvalue()

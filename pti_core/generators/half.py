@@ -119,7 +119,8 @@ class _Watch(Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        largest = gradients[0].abs().sum(dim=(1, 2, 3)).amax()
+        sums = gradients[0].abs().sum(dim=(1, 2, 3))
+        largest = sums.where(sums.isfinite(), 0).amax()  # one that is lost takes no other image with it
         # A power of two, so that scaling rounds nothing; no synchronisation with the device.
         ctx.half.scale = torch.where(largest > 0, GRADIENT_SUM / largest, 1.0).log2().floor().clamp(-100, 100).exp2()
         return gradients[0], None

@@ -159,6 +159,7 @@ class SkipConv(nn.Module):
 
     def forward(self, x: Tensor, gain: float = 1.0, half: HalfPass | None = None) -> Tensor:
         """Map x `[N, in, H, W]` to `[N, out, 2H, 2W]`, in the dtype of `half` or float32."""
-        weight = self.weight * (self.weight_gain * gain)
+        weight: Tensor = self.weight  # as it is, so that `bases` knows the layer by it
+        x = x * (self.weight_gain * gain)
         # The 1x1 convolution first: it and the filter act on different axes, and at low resolution it is cheaper.
         return upsample2d(convolution(x, weight if half is None else half.enter(weight)), self.resample_filter)
