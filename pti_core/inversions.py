@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal, get_args
 
 from torch import Tensor
 
@@ -12,6 +12,8 @@ from pti_core.pivot import Pivots
 
 Measures = dict[str, float | None]
 Stage = Literal["pivot", "tuned", "stored"]
+STAGES: Final[tuple[Stage, ...]] = get_args(Stage)
+"""In the order in which they come."""
 
 
 @dataclass(frozen=True)

@@ -7,14 +7,13 @@ import io
 import json
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 from torch import Tensor
 
 from pti_core import images
@@ -22,21 +21,20 @@ from pti_core.directions import Direction, visible_directions
 from pti_core.engine import Engine
 from pti_core.generators.base import Generator
 from pti_core.html_report import PAGE, write_page
+from pti_core.inversions import STAGES
 from pti_core.markers import sum_text
 from pti_core.runs import Run, engine_for, read_stored
+from pti_core.sheet import Cell, sheet
 from pti_core.store import StoreError
 from pti_core.tables import records
 
 CONTACT_SHEET = "contact_sheet.png"
 SUMMARY = "summary.json"
-STAGES = ("pivot", "tuned", "stored")
 MAX_MESSAGES = 10
 MEDIANS_OF = 1_000_000  # images; the medians of more change no digit that is shown
 PAGE_OF = 200_000  # images; of more `pti report` makes the page, when it is wanted
-MIN_CELL, MAX_CELL = 128, 256  # pixels; larger images are reduced, smaller ones enlarged
 MAX_ROWS = 24
 EDIT_STRENGTH = 2.0  # standard deviations of W along the direction
-INK, PAPER, GREY = (24, 24, 27), (255, 255, 255), (113, 113, 122)
 
 
 def medians(run: Run) -> pd.DataFrame:
@@ -75,13 +73,6 @@ def _some_shards(run: Run) -> list[tuple[str, str, list[int]]] | None:
     return [("shard", "in", list(range(0, run.manifest.shards, step)))] if step > 1 else None
 
 
-@dataclass(frozen=True)
-class _Row:
-    image_id: str
-    cells: list[Image.Image]
-    captions: list[str]
-
-
 @torch.no_grad()
 def contact_sheet(run: Run, engine: Engine, limit: int = MAX_ROWS) -> Image.Image:
     """A row an image: target, pivot, tuned as stored, and edits of the base and of the tuned generator, side by side.
@@ -95,14 +86,14 @@ def contact_sheet(run: Run, engine: Engine, limit: int = MAX_ROWS) -> Image.Imag
     where = [("shard", "in", shards), ("image_id", "in", list(ids["image_id"]))]
     metrics = run.store.read("metrics", run=run.name, columns=["image_id", "stage", "lpips"], filters=where)
     lpips = dict(zip(zip(metrics["image_id"], metrics["stage"], strict=True), metrics["lpips"], strict=True))
-    rows = [
-        _row(run, engine, pivot, directions, lpips)
+    lines = [
+        _line(run, engine, pivot, directions, lpips)
         for pivot in records(run.store.read("pivots", run=run.name, filters=where).head(limit))
     ]
     headings = ["target", "pivot", "tuned"]
     for direction in directions:
         headings += [f"{direction.name}: base", f"{direction.name}: tuned"]
-    return _sheet(headings, rows, min(MAX_CELL, max(MIN_CELL, engine.generator.img_resolution)))
+    return sheet(headings, lines, range(3, len(headings), 2))
 
 
 def _first_shards(run: Run, images: int) -> list[int]:
@@ -115,9 +106,9 @@ def _first_shards(run: Run, images: int) -> list[int]:
     return shards
 
 
-def _row(
+def _line(
     run: Run, engine: Engine, pivot: dict[str, Any], directions: list[Direction], lpips: dict[tuple[str, str], float]
-) -> _Row:
+) -> list[Cell]:
     stored = read_stored(run, engine, pivot)
     target = _target(run, pivot, engine.generator.img_resolution)
 
@@ -135,50 +126,20 @@ def _row(
         edited = direction.edit(ws, strength)
         cells += [draw(base, edited), draw(tuned, edited)]
         captions += [f"{strength:+.0f} sigma", ""]
-    return _Row(image_id, cells, captions)
+    return [Cell(*cell) for cell in zip(cells, captions, strict=True)]
 
 
-def _target(run: Run, pivot: dict[str, Any], resolution: int) -> Image.Image:
-    """The input once more; grey where it is gone or has changed since."""
+def _target(run: Run, pivot: dict[str, Any], resolution: int) -> Image.Image | None:
+    """The input once more; None where it is gone or has changed since."""
     try:
         found = run.read_input(pivot["uri"], pivot["image_id"], resolution)
     except (OSError, images.ImageError):
         found = None
-    if found is None or found.sha256 != pivot["sha256"]:
-        return Image.new("RGB", (resolution, resolution), GREY)
-    return Image.fromarray(found.pixels)
+    return Image.fromarray(found.pixels) if found and found.sha256 == pivot["sha256"] else None
 
 
 def _picture(image: Tensor) -> Image.Image:
     return images.picture(images.to_uint8(image.cpu().numpy())[0])
-
-
-def _sheet(headings: list[str], rows: list[_Row], cell: int) -> Image.Image:
-    """Draw the table; groups of columns (reconstruction, each direction) are set apart."""
-    font, small = ImageFont.load_default(13), ImageFont.load_default(11)
-    margin, gap, group_gap, head, caption = 16, 4, 18, 26, 20
-    lefts, x = [], margin
-    for i in range(len(headings)):
-        lefts.append(x)
-        x += cell + (group_gap if i >= 2 and i % 2 == 0 else gap)
-    width, height = lefts[-1] + cell + margin, margin + head + len(rows) * (cell + caption) + margin // 2
-    sheet = Image.new("RGB", (width, height), PAPER)
-    draw = ImageDraw.Draw(sheet)
-    for left, heading in zip(lefts, headings, strict=True):
-        draw.text((left + cell / 2, margin), heading, INK, font, anchor="ma")
-    for i, row in enumerate(rows):
-        top = margin + head + i * (cell + caption)
-        for left, picture, text in zip(lefts, row.cells, row.captions, strict=True):
-            sheet.paste(picture.resize((cell, cell), Image.Resampling.LANCZOS), (left, top))
-            draw.text((left + cell / 2, top + cell + 3), _shorten(text, small, cell), GREY, small, anchor="ma")
-    return sheet
-
-
-def _shorten(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
-    """Cut a caption to the width of a cell, keeping its end (the file's name)."""
-    while len(text) > 4 and font.getlength(text) > width:
-        text = "…" + text[2:]
-    return text
 
 
 def publish(run: Run) -> dict[str, Any]:

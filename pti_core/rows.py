@@ -4,20 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from typing import Any, Final
+from typing import Any
 
 import pyarrow as pa
 
 from pti_core.inputs import Inputs, reject
-from pti_core.inversions import Delta, Failure, Inversion, Stage
+from pti_core.inversions import STAGES, Delta, Failure, Inversion
 from pti_core.parallel import one_at_a_time
 from pti_core.parts import Part
 from pti_core.progress import Progress
 from pti_core.runs import Run, any_engine_for
 from pti_core.sampling import seed_for
 from pti_core.tables import Row
-
-STAGE_ORDER: Final[tuple[Stage, ...]] = ("pivot", "tuned", "stored")
 
 
 def inverted_rows(
@@ -78,7 +76,7 @@ def _metrics_rows(row: Row, result: Inversion) -> list[dict[str, Any]]:
         {"image_id": result.image_id, "group": row["group"], "stage": stage, "identity": None}
         | result.measures[stage]
         | {"steps": steps[stage], "seconds": seconds[stage]}
-        for stage in STAGE_ORDER
+        for stage in STAGES
     ]
 
 

@@ -22,6 +22,7 @@ from pti_core.presets import configure
 from pti_core.runs import RunError, engine_for, load_run, read_stored
 from pti_core.sampling import seed_for
 from pti_core.shards import invert_shard, measure_shard, plan_parts
+from pti_core.sheet import MIN_CELL
 from pti_core.shots import read_shots, write_shots
 from pti_core.tables import COLUMNS, PARTS
 
@@ -246,15 +247,15 @@ def test_contact_sheet_has_a_row_an_image_and_is_not_made_twice(dataset, tmp_pat
     path = tmp_path / f"out/runs/{run.name}/report/contact_sheet.png"
     assert summary["contact_sheet"] == str(path)
     sheet = Image.open(path)
-    assert sheet.width > 7 * report.MIN_CELL
-    assert 3 * report.MIN_CELL < sheet.height < 4.5 * report.MIN_CELL
+    assert sheet.width > 7 * MIN_CELL
+    assert 3 * MIN_CELL < sheet.height < 4.5 * MIN_CELL
     first = path.stat().st_mtime_ns
     report.publish(load_run(str(tmp_path / "out"), run.name))
     assert path.stat().st_mtime_ns == first
     # The first cell is the target itself, enlarged.
-    cell = np.asarray(sheet.crop((16, 42, 16 + report.MIN_CELL, 42 + report.MIN_CELL)), dtype=float)
+    cell = np.asarray(sheet.crop((16, 42, 16 + MIN_CELL, 42 + MIN_CELL)), dtype=float)
     target = Image.fromarray(run.read_input(str(tmp_path / "data/0.png"), "0.png", 32).pixels)
-    expected = np.asarray(target.resize((report.MIN_CELL, report.MIN_CELL), Image.Resampling.LANCZOS), dtype=float)
+    expected = np.asarray(target.resize((MIN_CELL, MIN_CELL), Image.Resampling.LANCZOS), dtype=float)
     assert np.abs(cell - expected).mean() < 3
 
 
@@ -266,7 +267,7 @@ def test_the_contact_sheet_of_an_extended_run_is_made_anew(dataset, tmp_path, ti
     Image.fromarray(pictures[5]).save(folder / "7.png")
     run = finish(begin(folder, tmp_path / "out", tiny_checkpoint, existing="extend"))
     assert report.publish(run)["images"] == 3
-    assert Image.open(path).height > before + report.MIN_CELL
+    assert Image.open(path).height > before + MIN_CELL
 
 
 def test_summary_is_json_and_holds_the_medians(dataset, tmp_path, tiny_checkpoint):

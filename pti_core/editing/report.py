@@ -11,8 +11,8 @@ from PIL import Image
 
 from pti_core.editing.plans import Request, picture_path, strength_text
 from pti_core.editing.shards import UNEDITED
-from pti_core.editing.sheet import Cell, sheet
 from pti_core.runs import Run
+from pti_core.sheet import Cell, sheet
 
 SHEET: Final = "edits.png"
 MAX_IMAGES: Final = 12

@@ -11,7 +11,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from pti_core.html_report.figures import MEASURES, STAGES, Figures, Measure
+from pti_core.html_report.figures import MEASURES, Figures, Measure
+from pti_core.inversions import STAGES
 
 WIDTH: Final = 360  # of histograms
 WIDE: Final = 560  # of curves

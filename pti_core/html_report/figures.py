@@ -12,11 +12,11 @@ import pandas as pd
 from pydantic import BaseModel
 
 from pti_core.config import RunConfig
+from pti_core.inversions import STAGES
 from pti_core.presets import configure
 from pti_core.runs import Run
 from pti_core.sampling import seed_for
 
-STAGES: Final = ("pivot", "tuned", "stored")
 MEMBERS = 200  # image_ids that a group of rejects names
 
 
