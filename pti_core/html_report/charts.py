@@ -70,7 +70,7 @@ def histograms(figures: Figures) -> list[Histogram]:
     """One for each measure that was taken."""
     found = []
     for name, measure in MEASURES.items():
-        columns = {stage: figures.images.get(f"{stage}.{name}") for stage in STAGES}
+        columns = {str(stage): figures.images.get(f"{stage}.{name}") for stage in STAGES}
         values = {stage: _finite(column) for stage, column in columns.items() if column is not None}
         values = {stage: column for stage, column in values.items() if len(column)}
         if values:
