@@ -115,12 +115,15 @@ class Files:
                 raise MissingFile(f"{missing} in {self.name!r}") from None
 
     def get_all(self, relatives: Sequence[str]) -> dict[str, bytes | None]:
-        """Many small files at once; None for one that is not there, is a folder, or may not be read."""
+        """Many small files at once; None for one that is not there, or is a folder.
+
+        StoreError where one may not be read: taken for one that is not there, what is done would be done again.
+        """
 
         def content(relative: str) -> bytes | None:
             try:
                 return self.again(lambda: read_whole(self.fs, self.at(relative)))
-            except (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError):
+            except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
                 return None
 
         with self.explained("read"), ThreadPoolExecutor(_AT_ONCE, "pti-files") as pool:

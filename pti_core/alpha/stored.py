@@ -68,7 +68,10 @@ def places(run: Run, chosen: Mapping[int, Sequence[str]]) -> dict[str, Place]:
 
 
 def studied(run: Run, wanted: Collection[Place], request: Request) -> dict[str, list[pa.Table]]:
-    """Both tables of each image that has been studied at its present pivot, with all that is asked for or more."""
+    """Both tables of each image that has been studied at its present pivot, with all that is asked for or more.
+
+    StoreError where a part may not be read: it is not one that is missing.
+    """
     paths = {place.image_id: [_path(run, table, place) for table in TABLES] for place in wanted}
     data = run.store.files.get_all([path for two in paths.values() for path in two])
     found = {}
@@ -106,7 +109,7 @@ def note_left_out(run: Run, shard: int, reasons: Mapping[str, str]) -> None:
 
 
 def reasons_left_out(run: Run, shards: Iterable[int]) -> dict[str, str]:
-    """What the last study noted. True only of images that have no study."""
+    """What the last study noted. True only of images that have no study. StoreError where it may not be read."""
     data = run.store.files.get_all([_left_out(run, shard) for shard in shards])
     return {i: str(why) for content in data.values() if content for i, why in json.loads(content).items()}
 

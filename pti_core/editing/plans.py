@@ -86,7 +86,8 @@ def plan(
 
     `name`: of the run, the newest of the root where None. `directions`: as a person writes them (`specs`), the two
     visible ones where None; `strengths`: -2 and 2 where None. Raises EditError for a run that has nothing finished or
-    no deltas, an unknown image or a strength that is none; DirectionError; RunError for no such run.
+    no deltas, an unknown image or a strength that is none; DirectionError; RunError for no such run; StoreError where
+    the output cannot be read.
     """
     run = find_run(root, name)
     directions = [VISIBLE] if directions is None else directions
@@ -224,6 +225,7 @@ def _same(a: Direction, b: Direction) -> bool:
 
 
 def _answered(run: Run, shards: Mapping[int, Any]) -> dict[int, list[str]]:
+    """What each shard has answered. StoreError where that may not be read: it would be done, and written, again."""
     paths = {shard: _done_path(run, shard) for shard in shards}
     there = run.store.files.find(f"runs/{run.name}/edits/done")
     found = run.store.files.get_all([path for path in paths.values() if path in there])
