@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import difflib
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pti_core.config import Preset, RunConfig
@@ -80,15 +81,34 @@ def configure(preset: str = "fast", overrides: Mapping[str, Any] | None = None) 
         for key in path:
             place = place.get(key, {}) if isinstance(place, dict) else {}
         if not isinstance(place, dict) or last not in place or isinstance(place[last], dict):
-            raise PresetError(
-                f"setting {name!r} does not exist; settings: {', '.join(_names(RunConfig().model_dump()))}"
-            )
+            raise PresetError(_unknown(name, _names(RunConfig().model_dump())))
         place[last] = value
     return RunConfig.model_validate(content)
 
 
 def _names(content: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """The dotted names of all single values of a dumped configuration."""
     names = []
     for key, value in content.items():
         names += _names(value, f"{prefix}{key}.") if isinstance(value, dict) else [f"{prefix}{key}"]
     return names
+
+
+def _unknown(name: str, names: Sequence[str]) -> str:
+    """One sentence about a name that is no setting: what is near it, or all there is."""
+    if near := _near(name, names):
+        return f"setting {name!r} does not exist; did you mean {', '.join(near)}? (docs/settings.md has them all)"
+    return f"setting {name!r} does not exist; settings: {', '.join(names)}"
+
+
+def _near(name: str, names: Sequence[str]) -> list[str]:
+    """Settings that may be meant: where one name begins with the other, or nearly alike, or alike but for the section.
+
+    None are of an empty name.
+    """
+    if begun := [known for known in names if name and (known.startswith(name) or name.startswith(known))]:
+        return begun
+    if close := difflib.get_close_matches(name, names, cutoff=0.8):
+        return close
+    last = name.rpartition(".")[2]
+    return [known for known in names if difflib.get_close_matches(last, [known.rpartition(".")[2]], cutoff=0.8)]

@@ -1,10 +1,17 @@
-"""Configuration: frozen, strict, hashed; presets and overrides."""
+"""Configuration: frozen, strict, hashed; presets and overrides; docs/settings.md says what they are."""
+
+import re
+from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
 
+from flows.options import parse_setting
 from pti_core.config import RunConfig
 from pti_core.presets import PRESETS, PresetError, configure
+from pti_core.settings_page import COMMAND, ENVIRONMENT, docs, settings, typed
+
+ROOT = Path(__file__).parents[1]
 
 
 def test_paper_is_as_published():
@@ -34,9 +41,30 @@ def test_overrides_by_dotted_name_win_over_the_preset():
     assert (config.tuning.steps, config.mode, config.measure.alphas) == (7, "multi", (10.0, 20.0))
 
 
-@pytest.mark.parametrize("name", ["tuning.step", "tunings.steps", "tuning", "", "tuning.steps.more"])
-def test_an_unknown_setting_is_refused_with_the_list_of_settings(name):
-    with pytest.raises(PresetError, match=r"tuning\.steps"):
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [
+        ("tuning.step", "tuning.steps"),
+        ("tunings.steps", "tuning.steps"),
+        ("tuning.steps.more", "tuning.steps"),
+        ("tuning.mse", "tuning.mse_weight"),
+        ("measure", "measure.alphas, measure.z_samples"),
+        ("steps", "pivot.steps, tuning.steps"),
+        ("pivot.optimize_noise", "pivot.optimise_noise"),
+        ("tuning.alpha", "locality.alpha, measure.alphas"),
+        ("batch_size", "batch"),
+    ],
+)
+def test_an_unknown_setting_is_refused_with_those_that_are_near(name, near):
+    with pytest.raises(PresetError) as caught:
+        configure("fast", {name: 1})
+    said = f"setting {name!r} does not exist; did you mean {near}? (docs/settings.md has them all)"
+    assert str(caught.value) == said
+
+
+@pytest.mark.parametrize("name", ["", "iterations"])
+def test_where_none_is_near_all_settings_are_listed(name):
+    with pytest.raises(PresetError, match=r"does not exist; settings: preset, engine, .*tuning\.steps, .*z_samples$"):
         configure("fast", {name: 1})
 
 
@@ -52,6 +80,17 @@ def test_unknown_preset():
 def test_values_out_of_range_are_refused(name, value):
     with pytest.raises(ValidationError):
         configure("fast", {name: value})
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan")])
+def test_numbers_that_are_not_finite_are_refused(value):
+    names = [name for name, _, default in settings(RunConfig()) if isinstance(default, float)]
+    assert "tuning.lr" in names
+    for name in names:
+        with pytest.raises(ValidationError, match=rf"1 validation error[\s\S]*\n{name}\n.*a finite number"):
+            configure("fast", {name: value})
+    with pytest.raises(ValidationError, match="should be a finite number"):
+        configure("fast", {"measure.alphas": [30.0, value]})
 
 
 def test_frozen_and_strict():
@@ -74,3 +113,26 @@ def test_digest_depends_on_all_that_decides_results_and_on_nothing_else():
 def test_the_preset_is_no_setting():
     with pytest.raises(PresetError, match="--preset"):
         configure("fast", {"preset": "paper"})
+
+
+def test_every_setting_says_what_it_means():
+    for name, field, _ in settings(RunConfig()):
+        assert (field.description or "").endswith("."), name
+
+
+def test_the_documentation_is_what_the_code_does():
+    page = (ROOT / "docs" / "settings.md").read_text(encoding="utf-8")
+    assert page == docs(), f"docs/settings.md is not as the code is; `{COMMAND}` writes it anew"
+
+
+def test_the_values_of_the_documentation_can_be_typed():
+    for preset in ("fast", "demo", "paper"):
+        shown = [f"{name}={typed(value)}" for name, _, value in settings(configure(preset)) if name != "preset"]
+        typed_in = configure("noop", dict(parse_setting("--set", text) for text in shown))
+        assert typed_in.model_copy(update={"preset": preset}) == configure(preset)
+
+
+def test_every_environment_variable_of_the_code_is_documented():
+    files = [path for part in ("pti_core", "flows", "tasks") for path in (ROOT / part).rglob("*.py")]
+    texts = [path.read_text(encoding="utf-8") for path in files if path.name != "settings_page.py"]
+    assert {name for text in texts for name in re.findall(r"PTI_[A-Z]\w*", text)} == set(ENVIRONMENT)
