@@ -68,7 +68,7 @@ class PivotConfig(Frozen):
         description="Weight of the MSE (of values in [-1, 1]) beside LPIPS, which counts once; 0 in the paper.",
     )
     max_resolution: int = Field(
-        256, ge=16, description="Pixels along a side; larger images are reduced to this for LPIPS and MSE (area)."
+        256, ge=32, description="Pixels along a side; larger images are reduced to this for LPIPS and MSE (area)."
     )
     w_samples: int = Field(
         10_000, ge=2, description="Mapped samples that give w_avg and w_std, and tuning.basis `inputs` its directions."
@@ -134,7 +134,7 @@ class TuningConfig(Frozen):
     )
     max_resolution: int = Field(
         1024,
-        ge=16,
+        ge=32,
         description="Pixels along a side; larger images are reduced to this for LPIPS (area), in locality too.",
     )
 

@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
+from pti_core.alignment import aligned
 from pti_core.generators.checkpoints.random_face import read_random_face
 from pti_core.memory import keep_freed_memory
 
@@ -231,24 +232,6 @@ def astronaut() -> Image.Image:
     return Image.fromarray(data.astronaut())
 
 
-def aligned(photograph: Image.Image, eyes: tuple[Point, Point], mouth: tuple[Point, Point], size: int) -> Image.Image:
-    """The face as FFHQ aligns it (Karras et al. 2019, appendix A): a square, turned so that the eyes are level.
-
-    Its middle lies a tenth of the way from the eyes to the mouth. Its side is four times the distance between the
-    eyes, or 3.6 times that from eyes to mouth, whichever is more.
-    """
-    between, across = np.mean(eyes, axis=0), np.subtract(eyes[1], eyes[0])
-    down = np.mean(mouth, axis=0) - between
-    right = across + np.array((down[1], -down[0]))  # both say which way is right; their mean is steadier
-    right *= max(2 * np.hypot(*across), 1.8 * np.hypot(*down)) / np.hypot(*right)
-    below = np.array((-right[1], right[0]))
-    middle = between + 0.1 * down
-    corners = [middle - right - below, middle - right + below, middle + right + below, middle + right - below]
-    return photograph.transform(
-        (size, size), Image.Transform.QUAD, (np.stack(corners) + 0.5).ravel().tolist(), Image.Resampling.BICUBIC
-    )
-
-
 class Sampler:
     """The full MobileStyleGAN, from the wheel of `random-face`."""
 
@@ -279,7 +262,7 @@ def main() -> None:
     sampler = Sampler(args.wheel)
     args.out.mkdir(parents=True, exist_ok=True)
     if ALIGNED in (args.only or ()):
-        aligned(astronaut(), EYES, MOUTH, args.size).save(args.out / f"{ALIGNED}.png", optimize=True)
+        aligned(astronaut(), np.array([*EYES, *MOUTH]), args.size).save(args.out / f"{ALIGNED}.png", optimize=True)
     for name, seed, paint in FACES:
         if args.only and name not in args.only:
             continue

@@ -7,7 +7,6 @@ enough that a dozen labels give a usable direction in 512 dimensions.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
@@ -18,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pti_core.directions.direction import DirectionError
-from pti_core.reading import read_bytes
+from pti_core.given import read_given
 
 EACH: Final = 3
 """Images that each of two scores needs."""
@@ -26,12 +25,8 @@ EACH: Final = 3
 CONTINUOUS: Final = 6
 """Images that more than two scores need."""
 
-MISSING: Final = ["", "NA", "N/A", "#N/A", "n/a", "NaN", "nan", "NULL", "null", "None"]
-"""How tables write that an image has no score."""
-
 FOLDS: Final = 5
 PENALTY: Final = 1.0
-_COLUMNS = ["image_id", "score"]
 
 
 @dataclass(frozen=True)
@@ -47,30 +42,11 @@ def read_scores(uri: str) -> pd.Series[float]:
 
     Raises DirectionError for another file, other columns, text as a score and an image with two.
     """
-    name = f"labels {uri!r}"
-    try:
-        data = io.BytesIO(read_bytes(uri))
-        if not uri.lower().endswith((".csv", ".parquet")):
-            raise DirectionError(f"{name}: a .csv or .parquet expected")
-        csv = uri.lower().endswith(".csv")
-        # Names are text: 0001 is not 1, and NA is not missing.
-        frame = (
-            pd.read_csv(data, dtype={"image_id": "object"}, keep_default_na=False, na_values={"score": MISSING})
-            if csv
-            else pd.read_parquet(data)
-        )
-    except DirectionError:
-        raise
-    except Exception as error:  # of the file system, of the parser
-        raise DirectionError(f"{name} cannot be read ({type(error).__name__}: {error}); check the file") from error
-    if missing := set(_COLUMNS) - set(frame.columns):
-        raise DirectionError(f"{name}: column {sorted(missing)[0]!r} is missing; there are {', '.join(frame.columns)}")
-    scores = pd.Series(pd.to_numeric(frame["score"], errors="coerce").array, index=frame["image_id"].astype(str))
-    if (wrong := scores.isna() & frame["score"].notna().to_numpy()).any():
-        raise DirectionError(f"{name}: image {scores.index[wrong][0]!r} has a score that is no number")
-    scores = scores.dropna().astype(float)
+    scores = read_given(uri, "labels", ["score"], DirectionError)["score"]
+    scores = scores.dropna()
     if scores.index.has_duplicates:
-        raise DirectionError(f"{name}: image {scores.index[scores.index.duplicated()][0]!r} has two scores; keep one")
+        twice = scores.index[scores.index.duplicated()][0]
+        raise DirectionError(f"labels {uri!r}: image {twice!r} has two scores; keep one")
     return scores
 
 

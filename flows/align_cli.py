@@ -1,0 +1,54 @@
+"""`pti align`: faces cut out of photographs as generators of FFHQ know them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+SHOWN = 5  # images that are named of those without a face
+
+
+def align(
+    dataset: Annotated[str, typer.Argument(help="Photographs: any data set that `pti run` takes.")],
+    landmarks: Annotated[
+        str, typer.Argument(help="CSV or Parquet: image_id, left_eye_x, left_eye_y, right_eye_x, ... mouth_right_y.")
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the faces, PNG.")],
+    size: Annotated[int, typer.Option(min=16, help="Pixels of a side: the generator's resolution or more.")] = 1024,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Make faces anew that are there.")] = False,
+) -> None:
+    """Align faces as FFHQ does, by the eyes and mouth that a face detector has found; then `pti run` them.
+
+    Left is the left of the picture. A row is a face; an image may have several.
+    """
+    from rich.progress import Progress
+
+    from pti_core.alignment import align as align_faces
+
+    console = Console()
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task("faces", total=None)
+        done = align_faces(
+            dataset,
+            landmarks,
+            output,
+            size,
+            overwrite,
+            lambda count, total: progress.update(task, completed=count, total=total),
+        )
+    for sentence in done.wrong:
+        console.print(f"note: {sentence}", style="yellow", highlight=False, markup=False, soft_wrap=True)
+    if done.without:
+        named = ", ".join(done.without[:SHOWN]) + (", ..." if len(done.without) > SHOWN else "")
+        console.print(
+            f"note: {len(done.without)} without landmarks: {named}",
+            style="yellow",
+            highlight=False,
+            markup=False,
+            soft_wrap=True,
+        )
+    kept = f", {done.kept} were there" if done.kept else ""
+    console.print(f"{done.written} faces in {output}{kept}", highlight=False, markup=False, soft_wrap=True)

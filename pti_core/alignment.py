@@ -1,0 +1,154 @@
+"""Faces as generators of FFHQ know them: cut out of photographs by landmarks, level, in one size and place."""
+
+from __future__ import annotations
+
+import io
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Final
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from PIL import Image
+
+from pti_core.config import ImageConfig
+from pti_core.datasets import scan
+from pti_core.given import read_given
+from pti_core.images import ImageError, decode
+from pti_core.reading import read_bytes
+
+POINTS: Final = ("left_eye", "right_eye", "mouth_left", "mouth_right")  # left and right as one sees them
+COLUMNS: Final = tuple(f"{point}_{axis}" for point in POINTS for axis in "xy")
+CLOSEST: Final = 4.0  # pixels between the eyes; there is no face in less
+
+Landmarks = NDArray[np.float64]
+"""`[4, 2]`: x and y, in pixels from the top left corner, of both eyes and of both corners of the mouth (`POINTS`)."""
+
+
+class AlignmentError(ValueError):
+    """Landmarks that cannot be used; the message says which and why."""
+
+
+@dataclass
+class Aligned:
+    """What `align` did."""
+
+    written: int = 0
+    kept: int = 0  # were there already
+    without: list[str] = field(default_factory=list)  # images that have no landmarks
+    wrong: list[str] = field(default_factory=list)  # a sentence an image that could not be aligned
+
+
+def aligned(photograph: Image.Image, landmarks: Landmarks, size: int) -> Image.Image:
+    """The face as FFHQ aligns it (Karras et al. 2019, appendix A): a square, turned so that the eyes are level.
+
+    Its middle lies a tenth of the way from the eyes to the mouth. Its side is four times the distance between the
+    eyes, or 3.6 times that from eyes to mouth, whichever is more. What lies beyond the photograph is mirrored.
+    Left and right may be swapped. Raises AlignmentError for points that are no face.
+    """
+    if not np.isfinite(landmarks).all():
+        raise AlignmentError("a landmark is missing")
+    eyes, between, down = landmarks[:2], landmarks[:2].mean(axis=0), landmarks[2:].mean(axis=0) - landmarks[:2].mean(0)
+    across = eyes[1] - eyes[0]
+    if across @ (down[1], -down[0]) < 0:  # some call left what is the person's left
+        across = -across
+    if min(np.hypot(*across), np.hypot(*down)) < CLOSEST:
+        raise AlignmentError(f"less than {CLOSEST:g} pixels between the eyes, or from eyes to mouth")
+    right = across + np.array((down[1], -down[0]))  # both say which way is right; their mean is steadier
+    right *= max(2 * np.hypot(*across), 1.8 * np.hypot(*down)) / np.hypot(*right)
+    below = np.array((-right[1], right[0]))
+    middle = between + 0.1 * down
+    corners = np.stack([middle - right - below, middle - right + below, middle + right + below, middle + right - below])
+    photograph, corners = _enough(photograph, corners)
+    reduced = np.hypot(*right) * 2 / size  # source pixels a pixel; Pillow's QUAD takes four of them, whatever the scale
+    if reduced >= 2:
+        factor = int(reduced)
+        photograph, corners = photograph.reduce(factor), (corners + 0.5) / factor - 0.5
+    return photograph.transform(
+        (size, size), Image.Transform.QUAD, (corners + 0.5).ravel().tolist(), Image.Resampling.BICUBIC
+    )
+
+
+def _enough(photograph: Image.Image, corners: Landmarks) -> tuple[Image.Image, Landmarks]:
+    """The part of a photograph that a square needs, mirrored where it ends; and the corners there."""
+    low = np.floor(corners.min(axis=0)).astype(int) - 2
+    high = np.ceil(corners.max(axis=0)).astype(int) + 3
+    first, last = np.maximum(low, 0), np.minimum(high, photograph.size)
+    if (last - first < 2).any():
+        raise AlignmentError("the face lies outside of the photograph")
+    pixels = np.asarray(photograph.crop((*first, *last)))
+    around = ((first[1] - low[1], high[1] - last[1]), (first[0] - low[0], high[0] - last[0]), (0, 0))
+    return Image.fromarray(np.pad(pixels, around, mode="reflect")), corners - low
+
+
+def align(
+    dataset: str,
+    landmarks: str,
+    output: Path,
+    size: int = 1024,
+    overwrite: bool = False,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Aligned:
+    """Write the faces of a data set as PNG of `size` x `size`, `anna/1.jpg` as `output/anna/1.png`.
+
+    Those of an image with several are `1-1.png`, `1-2.png`, ...
+    `landmarks` is a CSV or Parquet file with `image_id` and `COLUMNS`, a row a face. What cannot be read or aligned is
+    left out and told. Files that are there are kept. Raises AlignmentError for a table that is none, DatasetError.
+    """
+    table = read_given(landmarks, "landmarks", COLUMNS, AlignmentError)
+    listing = scan(dataset, without=str(output))
+    ids, uris = listing["image_id"].to_pylist(), listing["uri"].to_pylist()
+    faces: Mapping[str, pd.DataFrame] = {str(name): rows for name, rows in table.groupby(level=0, sort=False)}
+    if not faces.keys() & set(ids):
+        named = f"{next(iter(faces), None)!r}, the data set {ids[0]!r}"
+        raise AlignmentError(
+            f"landmarks {landmarks!r}: none of them is of an image of the data set (they name {named})"
+        )
+    done, stems = Aligned(), Counter(map(_stem, ids))
+    for i, (image_id, uri) in enumerate(zip(ids, uris, strict=True)):
+        if image_id not in faces:
+            done.without.append(image_id)
+        else:
+            # Two images that differ by their extension alone keep it.
+            name = _stem(image_id) if stems[_stem(image_id)] == 1 else image_id
+            _align_one(image_id, uri, faces[image_id], output / name, size, overwrite, done)
+        if on_progress is not None:
+            on_progress(i + 1, len(ids))
+    return done
+
+
+def _stem(image_id: str) -> str:
+    return str(PurePosixPath(image_id).with_suffix(""))
+
+
+def _align_one(
+    image_id: str, uri: str, faces: pd.DataFrame, output: Path, size: int, overwrite: bool, done: Aligned
+) -> None:
+    """The faces of an image as `output`.png, or `output`-1.png and so on."""
+    points = faces[list(COLUMNS)].to_numpy(np.float64).reshape(-1, len(POINTS), 2)
+    numbers = [f"-{n + 1}" for n in range(len(points))] if len(points) > 1 else [""]
+    photograph: Image.Image | None = None
+    for number, landmarks in zip(numbers, points, strict=True):
+        path = output.with_name(f"{output.name}{number}.png")
+        if path.exists() and not overwrite:
+            done.kept += 1
+            continue
+        try:
+            photograph = photograph or Image.fromarray(decode(read_bytes(uri), image_id, ImageConfig(convert=True)))
+            face = aligned(photograph, landmarks, size)
+        except (ImageError, OSError) as error:
+            done.wrong.append(str(error))
+            return
+        except AlignmentError as error:
+            done.wrong.append(f"image {image_id!r}: {error}")
+            continue
+        buffer = io.BytesIO()
+        face.save(buffer, "PNG")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_name(f".{path.name}.part")
+        part.write_bytes(buffer.getvalue())
+        part.replace(path)
+        done.written += 1
