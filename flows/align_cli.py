@@ -51,4 +51,5 @@ def align(
             soft_wrap=True,
         )
     kept = f", {done.kept} were there" if done.kept else ""
-    console.print(f"{done.written} faces in {output}{kept}", highlight=False, markup=False, soft_wrap=True)
+    faces = "1 face" if done.written == 1 else f"{done.written} faces"
+    console.print(f"{faces} in {output}{kept}", highlight=False, markup=False, soft_wrap=True)
