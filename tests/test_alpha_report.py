@@ -28,13 +28,18 @@ IDS = ["0.png", "1.png", "2.png", HOSTILE]
 
 @pytest.fixture(scope="module")
 def studied(pictures, tiny_checkpoint, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("alpha")
+    """A study that the tests of this file share: they may publish it, not change it."""
+    return study(tmp_path_factory.mktemp("alpha"), dict(zip(IDS, pictures, strict=False)), tiny_checkpoint, REQUEST)
+
+
+def study(folder, images, checkpoint, request):
+    """A run of these images, inverted and studied; and the folder of the images."""
     (folder / "data").mkdir()
-    for name, picture in zip(IDS, pictures, strict=False):
+    for name, picture in images.items():
         Image.fromarray(picture).save(folder / "data" / name)
-    run = freeze(str(folder / "data"), str(folder / "out"), tiny_checkpoint, configure("demo", QUICK_SETTINGS))
+    run = freeze(str(folder / "data"), str(folder / "out"), checkpoint, configure("demo", QUICK_SETTINGS))
     invert_shard(run, 0)
-    shards.study_shard(run, 0, IDS, REQUEST)
+    shards.study_shard(run, 0, list(images), request)
     return run, folder / "data"
 
 
@@ -100,8 +105,9 @@ def test_it_is_about_what_was_asked_for_whatever_else_the_tables_hold(studied):
         report.publish(run, {0: ["1.png"]}, Request([45.0], 1))
 
 
-def test_an_image_that_was_left_out_is_a_remark(studied):
-    run, data = studied
+def test_an_image_that_was_left_out_is_a_remark(pictures, tiny_checkpoint, tmp_path):
+    images = {"0.png": pictures[0], HOSTILE: pictures[1]}
+    run, data = study(tmp_path, images, tiny_checkpoint, Request([30.0], 1))
     (data / HOSTILE).unlink()
     request = Request([30.0, 45.0], 1)
     shards.study_shard(run, 0, ["0.png", HOSTILE], request)

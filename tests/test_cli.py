@@ -1,9 +1,9 @@
 """The `pti` command as a person runs it: its own process, the real flow, no server."""
 
 import io
+import shutil
 import subprocess
 import sys
-import time
 
 import pandas as pd
 import pytest
@@ -53,15 +53,20 @@ def test_run_ends_with_tables_a_summary_and_no_noise(finished):
     assert frame["shard"].nunique() == 2
 
 
+def times(output):
+    """When each part, marker and config was written."""
+    found = [*output.rglob("part-*.parquet"), *(output / "runs").rglob("*.json")]
+    assert found
+    return {path: path.stat().st_mtime_ns for path in found}
+
+
 def test_a_second_run_finds_everything_done_at_once(finished, tiny_checkpoint):
     folder, first = finished
-    markers = {p: p.stat().st_mtime_ns for p in (folder / "out/runs").rglob("*.json")}
-    start = time.monotonic()
+    written = times(folder / "out")
     again = run(folder / "data", folder / "out", tiny_checkpoint, "--shard-size", 3)
     assert again.returncode == 0, again.stderr
     assert "everything is done already" in again.stdout
-    assert time.monotonic() - start < 40
-    assert {p: p.stat().st_mtime_ns for p in (folder / "out/runs").rglob("*.json")} == markers
+    assert times(folder / "out") == written
     table = first.stdout[first.stdout.index("┏") : first.stdout.index("└")]
     assert table in again.stdout
 
@@ -79,8 +84,6 @@ def test_status_and_show(finished):
 
 
 def test_status_tells_what_is_left(finished, tmp_path):
-    import shutil
-
     folder, _ = finished
     shutil.copytree(folder / "out", tmp_path / "out")
     next((tmp_path / "out/runs").rglob("done/00001.json")).unlink()
@@ -131,24 +134,25 @@ def test_status_and_show_of_a_place_without_runs(tmp_path):
         assert "Traceback" not in result.stderr
 
 
-def test_damage_that_keeps_the_size_is_found_by_check_and_done_again(finished, tiny_checkpoint):
-    folder, _ = finished  # the last test that uses it: what is done again took other seconds
-    part = next((folder / "out/deltas").rglob("shard=00000/*.parquet"))
+def test_damage_that_keeps_the_size_is_found_by_check_and_done_again(finished, tmp_path, tiny_checkpoint):
+    folder, _ = finished
+    out = shutil.copytree(folder / "out", tmp_path / "out")  # what is done again took other seconds
+    part = next((out / "deltas").rglob("shard=00000/*.parquet"))
     good = part.read_bytes()
     bad = bytearray(good)
     bad[len(bad) // 2] ^= 1
-    assert "2 shards read" in pti("check", folder / "out").stdout
+    assert "2 shards read" in pti("check", out).stdout
     part.write_bytes(bytes(bad))
-    found = pti("check", folder / "out")
+    found = pti("check", out)
     assert found.returncode == 1
     assert part.name in found.stdout
     assert "1 shard is not as written" in found.stderr
-    assert "unfinished" in pti("status", folder / "out").stdout
-    again = run(folder / "data", folder / "out", tiny_checkpoint, "--shard-size", 3)
+    assert "unfinished" in pti("status", out).stdout
+    again = run(folder / "data", out, tiny_checkpoint, "--shard-size", 3)
     assert again.returncode == 0, again.stderr
     # By tensor, so that a difference is told from another by its place.
     columns = ["owner", "tensor", "scale", "payload"]
     before, after = (pd.read_parquet(data, columns=columns) for data in (io.BytesIO(good), part))
     pd.testing.assert_frame_equal(after, before)
     assert part.read_bytes() == good
-    assert pti("check", folder / "out").returncode == 0
+    assert pti("check", out).returncode == 0

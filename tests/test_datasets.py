@@ -285,7 +285,6 @@ def test_the_output_in_a_bucket_is_no_input() -> None:
         assert [e.image_id for e in rows("memory://ds-out", without=without)] == ["1.png", "outer/2.png"]
 
 
-@pytest.mark.skipif(not DEMO_FOLDER.is_dir(), reason="the demo's images are not made yet")
 def test_demo() -> None:
     entries = rows("demo")
     assert entries

@@ -76,7 +76,8 @@ def store(tmp_path: Path) -> Store:
     return start(Store(str(tmp_path / "out")))
 
 
-def test_layout_is_the_design_s(store: Store, tmp_path: Path) -> None:
+def test_an_output_has_a_folder_for_each_table_of_the_documentation(store: Store, tmp_path: Path) -> None:
+    """Partitioned by run and shard, as docs/tables.md says; what belongs to one run alone is below runs/."""
     do_shard(store, RUN, 1)
     store.write_report(RUN, "index.html", b"<html>")
     found = sorted(str(p.relative_to(tmp_path / "out")) for p in (tmp_path / "out").rglob("*") if p.is_file())
