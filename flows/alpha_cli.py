@@ -39,6 +39,7 @@ def alpha_study(
     from flows.console import ProgressView
 
     resources = options.resources_of(resource)
+    options.check_runner(runner.value, address, resources)
     with ProgressView(console) as view:
         from dataclasses import asdict
 

@@ -98,12 +98,13 @@ class ProgressView:
                 self.say(f"{done:.1f} of {total} images, {rate:.3f} images/s, {left}, {doing}")
 
 
-def show_summary(console: Console, summary: dict[str, Any], root: str) -> None:
-    """The table of medians, the counts, and where to look next."""
+def show_summary(console: Console, summary: dict[str, Any], root: str, alone: bool = True) -> None:
+    """The table of medians, the counts, and where to look next. `alone`: the root has no other run."""
     if summary["images"]:
         _show_medians(console, summary)
     if summary["rejected"]:
-        console.print(f"{summary['rejected']} images were rejected:", style="yellow")
+        images_were = "image was" if summary["rejected"] == 1 else "images were"
+        console.print(f"{summary['rejected']} {images_were} rejected:", style="yellow")
         for message in summary["reject_messages"]:
             console.print(f"  {message}", highlight=False, markup=False)
     if summary["contact_sheet"]:
@@ -111,7 +112,14 @@ def show_summary(console: Console, summary: dict[str, Any], root: str) -> None:
     if summary["report"]:
         console.print(f"report         {summary['report']}", highlight=False, soft_wrap=True)
     table = "metrics" if summary["images"] else "rejects"
-    console.print(f'{table:14} pandas.read_parquet("{root.rstrip("/")}/{table}")', highlight=False, soft_wrap=True)
+    line = f"{table:14} {reading(root, table, summary['run'], alone)}"
+    console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def reading(root: str, table: str, run: str, alone: bool) -> str:
+    """The line of pandas that reads a table of one run; the folder holds all runs of the root."""
+    filters = "" if alone else f', filters=[("run", "==", "{run}")]'
+    return f'pandas.read_parquet("{root.rstrip("/")}/{table}"{filters})'
 
 
 def _show_medians(console: Console, summary: dict[str, Any]) -> None:

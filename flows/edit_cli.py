@@ -51,6 +51,7 @@ def edit(
     from flows.console import ProgressView
 
     resources = options.resources_of(resource)
+    options.check_runner(runner.value, address, resources)
     with ProgressView(console) as view:
         from dataclasses import asdict
 
@@ -88,13 +89,15 @@ def edit(
         else:
             view.say("everything is done already")
             summary = asdict(publish(found.run, found.request))
-    _show(summary, root.rstrip("/"))
+        alone = len(found.run.store.runs()) == 1
+    _show(summary, root.rstrip("/"), alone)
 
 
-def _show(summary: dict[str, Any], root: str) -> None:
-    """Medians, and where to look next."""
+def _show(summary: dict[str, Any], root: str, alone: bool) -> None:
+    """Medians, and where to look next. `alone`: the root has no other run."""
     from rich.table import Table
 
+    from flows.console import reading
     from tasks.edit import table_of
 
     rows = table_of(summary["medians"])
@@ -107,4 +110,5 @@ def _show(summary: dict[str, Any], root: str) -> None:
     if summary["sheet"]:
         console.print(f"\nsheet     {summary['sheet']}", highlight=False, soft_wrap=True)
         console.print(f"pictures  {root}/runs/{summary['run']}/edits/", highlight=False, soft_wrap=True)
-    console.print(f'measures  pandas.read_parquet("{root}/edits")', highlight=False, soft_wrap=True)
+    line = f"measures  {reading(root, 'edits', summary['run'], alone)}"
+    console.print(line, highlight=False, markup=False, soft_wrap=True)

@@ -1,10 +1,12 @@
-"""Options that several commands share."""
+"""Options that several commands share, and what is checked of them before anything else is done."""
 
 from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Mapping
 from enum import StrEnum
+from importlib.util import find_spec
 from typing import Annotated, Any
 
 import typer
@@ -28,6 +30,10 @@ Resource = Annotated[
     list[str] | None, typer.Option(metavar="NAME=AMOUNT", help="What a task takes of a cluster's worker: GPU=1.")
 ]
 Credentials = Annotated[str | None, typer.Option(help="Name of a Prefect Secret block with storage options as JSON.")]
+
+
+class RunnerError(ValueError):
+    """A runner that cannot be used; the message says what is missing."""
 
 
 class SettingError(ValueError, argparse.ArgumentTypeError):
@@ -61,3 +67,35 @@ def resources_of(given: list[str] | None) -> dict[str, float] | None:
         except (TypeError, ValueError):
             raise SettingError(f"--resource {text!r}: a number expected, e.g. {name}=1") from None
     return resources or None
+
+
+def check_runner(name: str, address: str | None, resources: Mapping[str, float] | None) -> None:
+    """Raise RunnerError for what can be seen to be wrong without reaching a cluster."""
+    if name == "threads":
+        given = f"--address {address}" if address else f"--resource {_first(resources)}" if resources else None
+        if given:
+            raise RunnerError(f"{given} is for a cluster: add --runner dask or --runner ray")
+        return
+    if find_spec(f"prefect_{name}") is None:
+        raise RunnerError(f"runner {name!r}: install it with `pip install '.[{name}]'` in the project's folder")
+    from prefect.settings import PREFECT_API_URL
+
+    if not PREFECT_API_URL.value():
+        raise RunnerError(
+            f"runner {name!r}: its workers need a Prefect server to report to; start one, set PREFECT_API_URL"
+        )
+    own = sorted((resources or {}).keys() - ({"GPU", "CPU"} if name == "ray" else set()))
+    if own and not address:
+        raise RunnerError(f"--resource {', '.join(own)}: what workers of a cluster have; add its --address")
+
+
+def _first(resources: Mapping[str, float]) -> str:
+    return next(f"{name}={amount:g}" for name, amount in resources.items())
+
+
+def use_credentials(block: str | None) -> None:
+    """Of a command that works without Prefect, which is imported only where a block is named."""
+    if block is not None:
+        from tasks.credentials import use_credentials as use
+
+        use(block)

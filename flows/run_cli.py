@@ -7,10 +7,25 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from typer.core import TyperCommand
 
 from flows import options
 
 console = Console()
+
+
+class RunCommand(TyperCommand):
+    """Says what to do where a shell has put the files that match a pattern in its place."""
+
+    allow_extra_args = True  # they are refused below
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Refuse a second data set."""
+        more = super().parse_args(ctx, args)
+        if more:
+            shown = more[0] if len(more) == 1 else f"{more[0]} and {len(more) - 1} more"
+            ctx.fail(f"Got unexpected extra argument(s) ({shown}); quote a pattern: 'faces/*.png'")
+        return more
 
 
 class Preset(StrEnum):
@@ -34,15 +49,21 @@ def run(
         str, typer.Argument(help="Folder, glob, archive, Parquet or one file (any fsspec URL), or 'demo'.")
     ],
     output: Annotated[str, typer.Option("--output", "-o", help="Where the tables go: a folder or any fsspec URL.")],
-    generator: Annotated[str, typer.Option(help="Built-in name, or path of a checkpoint.")] = "pocket-ffhq-128",
+    generator: Annotated[str, typer.Option(help="Built-in name, path or URL of a checkpoint.")] = "pocket-ffhq-128",
     preset: Annotated[Preset, typer.Option(help="Steps and weights of the method; noop does nothing.")] = Preset.fast,
     mode: Annotated[Mode, typer.Option(help="A generator for each image, or one for each group.")] = Mode.single,
     group_by: Annotated[
         str | None, typer.Option(help="Groups of mode multi: folder (default), column:NAME, regex:PATTERN or count:N.")
     ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Only the first images.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first N images; makes a run of its own.")] = None,
     extend: Annotated[bool, typer.Option("--extend", help="Add new and changed images to the run.")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Do a finished job again.")] = False,
+    overwrite: Annotated[
+        bool,
+        typer.Option(
+            "--overwrite",
+            help="Do all of it again; this deletes the run's results, edits and studies.",
+        ),
+    ] = False,
     retry_rejects: Annotated[
         bool, typer.Option("--retry-rejects", help="Try again what failed for a passing reason.")
     ] = False,
@@ -71,6 +92,7 @@ def run(
         raise ValueError("--extend and --overwrite: choose one, to add to the run or to do all of it again")
     settings = dict(options.parse_setting("--set", text) for text in setting or [])
     resources = options.resources_of(resource)
+    options.check_runner(runner.value, address, resources)
     with ProgressView(console) as view:
         from pti_core.freezing import freeze
         from pti_core.presets import configure
@@ -117,4 +139,5 @@ def run(
         else:
             view.say("everything is done already")
             summary = publish(frozen)
-    show_summary(console, summary, output)
+        alone = len(frozen.store.runs()) == 1
+    show_summary(console, summary, output, alone)

@@ -16,9 +16,9 @@ from urllib.parse import urlsplit
 
 from prefect import Task
 from prefect.futures import PrefectFuture
-from prefect.settings import PREFECT_API_URL
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
+from flows.options import RunnerError, check_runner
 from pti_core.parallel import CORES, available_cores
 
 RunnerName = Literal["threads", "dask", "ray"]
@@ -36,10 +36,6 @@ Ray says which by CUDA_VISIBLE_DEVICES, which CUDA reads once in a process: two 
 another idle. So all see all of a node's, and each task takes what it is given (`tasks.placement`); where that is
 another than before, which is rare, the process loads its generator anew.
 """
-
-
-class RunnerError(ValueError):
-    """A runner that cannot be used; the message says what is missing."""
 
 
 class Runner:
@@ -112,21 +108,13 @@ def started(
     threads has half as many more, which read what is next while the others compute.
     `resources`: what a task takes of its worker, such as `{"GPU": 1}`. Raises RunnerError.
     """
+    check_runner(name, address, resources)
     if name == "threads":
-        if address or resources:
-            raise RunnerError(f"address {address!r}, resources {resources!r}: only of runner 'dask' or 'ray'")
         count = workers or 1
         pool: Any = ThreadPoolTaskRunner(max_workers=count + math.ceil(count / 2))  # its types know only coroutines
         with pool as tasks:
             yield Runner(tasks, "the pool of threads", lambda: count)
         return
-    if not PREFECT_API_URL.value():
-        raise RunnerError(
-            f"runner {name!r}: its workers need a Prefect server to report to; start one, set PREFECT_API_URL"
-        )
-    own = sorted((resources or {}).keys() - ({"GPU", "CPU"} if name == "ray" else set()))
-    if own and not address:
-        raise RunnerError(f"resources {', '.join(own)}: what workers of a cluster have; give the cluster's address")
     with (_dask if name == "dask" else _ray)(address, dict(resources or {}), workers) as runner:
         yield runner
 

@@ -37,15 +37,16 @@ def test_threads_have_a_window_of_their_number_and_half_as_many():
     for workers, window in ((None, 2), (1, 2), (2, 3), (8, 12)):
         with started("threads", workers) as runner:
             assert runner.window() == window
-    assert "only of runner 'dask' or 'ray'" in refused("threads", None, "tcp://127.0.0.1:1")
-    assert "only of runner 'dask' or 'ray'" in refused("threads", None, None, {"GPU": 1})
+    add = "is for a cluster: add --runner dask or --runner ray"
+    assert refused("threads", None, "tcp://127.0.0.1:1") == f"--address tcp://127.0.0.1:1 {add}"
+    assert refused("threads", None, None, {"GPU": 1}) == f"--resource GPU=1 {add}"
 
 
 @pytest.mark.parametrize("name", ["dask", "ray"])
 def test_a_cluster_needs_a_server_and_resources_need_a_cluster(name, server):
     with temporary_settings({PREFECT_API_URL: None}):
         assert f"runner '{name}': its workers need a Prefect server" in refused(name)
-    assert "resources slot: what workers of a cluster have" in refused(name, None, None, {"slot": 1})
+    assert "--resource slot: what workers of a cluster have" in refused(name, None, None, {"slot": 1})
 
 
 @pytest.mark.parametrize(("name", "package"), [("dask", "prefect_dask.task_runners"), ("ray", "prefect_ray")])
