@@ -1,11 +1,15 @@
-"""The `pti` command: run, status, show, export, generator."""
+"""The `pti` command: all commands are put together here; `status`, `show` and `check` are of this file.
+
+`run`, `edit`, `alpha-study`, `train-encoder`, `align`, `report`, `export` and `generator` are of `flows/*_cli.py`.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Annotated, Any
 
 # Before Prefect is imported: no telemetry, no server noise in a terminal, and time enough for a slow machine.
 for _name, _value in {
@@ -19,37 +23,55 @@ for _name, _value in {
 
 import typer  # noqa: E402
 from rich.console import Console  # noqa: E402
+from typer.core import TyperCommand  # noqa: E402
 
-from flows import alpha_cli, edit_cli, encoder_cli, generator_cli, report_cli, run_cli  # noqa: E402
-from flows.options import Root, RunName  # noqa: E402
+from flows import align_cli, alpha_cli, edit_cli, encoder_cli, generator_cli, report_cli, run_cli  # noqa: E402
+from flows.options import Credentials, Root, RunName, use_credentials  # noqa: E402
 
-app = typer.Typer(
-    add_completion=False,
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    help="Pivotal Tuning Inversion at scale.",
-)
+if TYPE_CHECKING:
+    from pti_core.status import RunStatus
+
 SHOWN = 5  # failed shards whose reason is shown
+WIDEST = 100_000  # characters: nothing is cut
 console = Console()
 errors = Console(stderr=True)
 
 
-@app.command()
-def status(root: Root) -> None:
+def status(root: Root, credentials: Credentials = None) -> None:
     """What is done and what is left of every run under ROOT."""
-    with _one_sentence():
-        from rich.box import SIMPLE_HEAD
-        from rich.markup import escape
-        from rich.table import Table
+    from pti_core.status import run_status
+    from pti_core.store import Store
 
-        from pti_core.status import run_status
-        from pti_core.store import Store
+    use_credentials(credentials)
+    store = Store(root)
+    found = [run_status(store, name) for name in _runs(store, root)]
+    _show_runs(found)
+    for run in found:
+        for note in run.running[:SHOWN]:
+            _line(f"run {run.run}, shard {note.shard} is at work on {note.where}")
+        for note in run.failed[:SHOWN]:
+            _line(f"run {run.run}, shard {note.shard} failed: {note.error}")
+        if run.temporary:
+            _line(f"run {run.run}: {run.temporary} rejects are temporary; `pti run ... --retry-rejects` tries them")
 
-        store = Store(root)
-        headings = ("run", "state", "images", "shards", "rejected", "left", "preset")
-        found = [run_status(store, name) for name in _runs(store, root)]
-        rows = [
-            (
+
+def _line(text: str) -> None:
+    console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def _show_runs(found: Sequence[RunStatus]) -> None:
+    """A table with all in it; where the terminal has no room for the data sets, these follow, a line each."""
+    from rich.box import SIMPLE_HEAD
+    from rich.measure import Measurement
+    from rich.table import Table
+    from rich.text import Text
+
+    def table(datasets: bool) -> Table:
+        table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
+        for heading in ("run", "state", "images", "shards", "rejected", "left", "preset", *["data set"] * datasets):
+            table.add_column(heading, no_wrap=True)
+        for run in found:
+            cells = (
                 run.run,
                 run.state + (f" ({len(run.running)})" if run.state == "running" else ""),
                 f"{run.images_done} / {run.images}",
@@ -58,25 +80,16 @@ def status(root: Root) -> None:
                 _time_left(run.seconds_left) if run.state != "done" else "",
                 run.preset,
             )
-            for run in found
-        ]
-        table = Table(box=SIMPLE_HEAD, pad_edge=False)
-        for heading, cells in zip(headings, zip(*rows, strict=True), strict=True):
-            table.add_column(heading, no_wrap=True, min_width=max(map(len, (heading, *cells))))
-        table.add_column("data set", overflow="fold", min_width=12)
-        for row, run in zip(rows, found, strict=True):
-            table.add_row(*row, escape(run.dataset))
-        console.print(table)
+            table.add_row(*cells, *[Text(run.dataset)] * datasets)
+        return table
+
+    wide = Console(width=WIDEST)
+    fits = Measurement.get(wide, wide.options, table(True)).maximum <= console.width
+    datasets = fits or not console.is_terminal
+    wide.print(table(datasets), soft_wrap=True)
+    if not datasets:
         for run in found:
-            for note in run.running[:SHOWN]:
-                console.print(
-                    f"run {run.run}, shard {note.shard} is at work on {note.where}", highlight=False, markup=False
-                )
-            for note in run.failed[:SHOWN]:
-                console.print(f"run {run.run}, shard {note.shard} failed: {note.error}", highlight=False, markup=False)
-            if run.temporary:
-                text = f"run {run.run}: {run.temporary} rejects are temporary; `pti run ... --retry-rejects` tries them"
-                console.print(text, highlight=False, markup=False)
+            _line(f"run {run.run} is of {run.dataset}")
 
 
 def _time_left(seconds: float | None) -> str:
@@ -86,50 +99,48 @@ def _time_left(seconds: float | None) -> str:
     return f"{seconds / 3600:.1f} h" if seconds > 5400 else f"{seconds / 60:.1f} min"
 
 
-@app.command()
-def check(root: Root, name: RunName = None) -> None:
+def check(root: Root, name: RunName = None, credentials: Credentials = None) -> None:
     """Read every file of the runs under ROOT and compare it with its checksum; the next run does again what is lost."""
-    with _one_sentence():
-        from rich.progress import track
+    from rich.progress import track
 
-        from pti_core.checking import check_run
-        from pti_core.store import Store
+    from pti_core.checking import check_run
+    from pti_core.store import Store
 
-        store, damaged = Store(root), 0
-        for run in _runs(store, root, name):
-            shards = len(store.markers(run))
-            for found in track(check_run(store, run), f"run {run}", shards, console=console, transient=True):
-                for problem in found.problems:
-                    console.print(f"run {run}, shard {found.shard}: {problem}", highlight=False, markup=False)
-                damaged += bool(found.problems)
-            console.print(f"run {run}: {shards} shards read", highlight=False)
-        if damaged:
-            shards_are = "1 shard is" if damaged == 1 else f"{damaged} shards are"
-            raise RuntimeError(f"{shards_are} not as written; the same `pti run` again does what is damaged once more")
+    use_credentials(credentials)
+    store, damaged = Store(root), 0
+    for run in _runs(store, root, name):
+        shards = len(store.markers(run))
+        for found in track(check_run(store, run), f"run {run}", shards, console=console, transient=True):
+            for problem in found.problems:
+                console.print(f"run {run}, shard {found.shard}: {problem}", highlight=False, markup=False)
+            damaged += bool(found.problems)
+        console.print(f"run {run}: {shards} shards read", highlight=False)
+    if damaged:
+        shards_are = "1 shard is" if damaged == 1 else f"{damaged} shards are"
+        raise RuntimeError(f"{shards_are} not as written; the same `pti run` again does what is damaged once more")
 
 
-@app.command()
-def show(root: Root, name: RunName = None) -> None:
+def show(root: Root, name: RunName = None, credentials: Credentials = None) -> None:
     """The medians, the rejects and the pictures of a finished run."""
-    with _one_sentence():
-        from flows.console import show_summary
-        from pti_core.store import Store
+    from flows.console import show_summary
+    from pti_core.store import Store
 
-        store = Store(root)
-        runs = _runs(store, root, name)
-        newest = max(runs, key=lambda run: (store.read_config(run).get("created", ""), run))
-        from pti_core.status import run_status
+    use_credentials(credentials)
+    store = Store(root)
+    runs = _runs(store, root, name)
+    newest = max(runs, key=lambda run: (store.read_config(run).get("created", ""), run))
+    from pti_core.status import run_status
 
-        state = run_status(store, newest)
-        if state.state != "done":
-            done = f"{state.images_done} of {state.images} images"
-            raise ValueError(f"run {newest} is unfinished ({done} done); the same `pti run` again finishes it")
-        from pti_core.report import summary
-        from pti_core.runs import load_run
+    state = run_status(store, newest)
+    if state.state != "done":
+        done = f"{state.images_done} of {state.images} images"
+        raise ValueError(f"run {newest} is unfinished ({done} done); the same `pti run` again finishes it")
+    from pti_core.report import summary
+    from pti_core.runs import load_run
 
-        show_summary(console, summary(load_run(root, newest)), root)
-        if len(runs) > 1:
-            console.print(f"other runs here: {', '.join(r for r in runs if r != newest)}", highlight=False)
+    show_summary(console, summary(load_run(root, newest)), root, len(store.runs()) == 1)
+    if len(runs) > 1:
+        console.print(f"other runs here: {', '.join(r for r in runs if r != newest)}", highlight=False)
 
 
 def _runs(store: Any, root: str, name: str | None = None) -> list[str]:
@@ -174,17 +185,34 @@ def _sentence(error: Exception) -> str:
     return str(error) or type(error).__name__
 
 
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"pti {version('pti-at-scale')}")
+        raise typer.Exit
+
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
+
+
+@app.callback(help="Pivotal Tuning Inversion at scale.", epilog="Start with: pti run demo -o out/demo --preset demo")
+def _pti(
+    show_version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None: ...
+
+
+def _add(to: typer.Typer, *commands: Callable[..., None], cls: type[TyperCommand] | None = None) -> None:
+    for command in commands:
+        to.command(cls=cls)(_one_sentence()(command))
+
+
+_add(app, run_cli.run, cls=run_cli.RunCommand)
+_add(app, status, show, report_cli.report, edit_cli.edit, generator_cli.export, check)
+_add(app, alpha_cli.alpha_study, encoder_cli.train_encoder, align_cli.align)
 generators = typer.Typer(no_args_is_help=True, help="Generators as files: fetch, inspect, convert.")
 app.add_typer(generators, name="generator")
-generators.command()(_one_sentence()(generator_cli.fetch))
-generators.command()(_one_sentence()(generator_cli.inspect))
-generators.command()(_one_sentence()(generator_cli.convert))
-app.command()(_one_sentence()(run_cli.run))
-app.command()(_one_sentence()(edit_cli.edit))
-app.command()(_one_sentence()(alpha_cli.alpha_study))
-app.command()(_one_sentence()(encoder_cli.train_encoder))
-app.command()(_one_sentence()(generator_cli.export))
-app.command()(_one_sentence()(report_cli.report))
+_add(generators, generator_cli.fetch, generator_cli.inspect, generator_cli.convert)
 
 
 def main() -> None:

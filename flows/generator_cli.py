@@ -1,4 +1,4 @@
-"""What `pti` does with generators as files: `generator inspect`, `generator convert`, `export`."""
+"""What `pti` does with generators as files, `generator fetch`, `inspect` and `convert`; and `export`, of a result."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+
+from flows import options
 
 
 class Format(StrEnum):
@@ -26,11 +28,13 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace files that
 def inspect(
     generator: GeneratorRef,
     as_json: Annotated[bool, typer.Option("--json", help="As JSON, all digits and the whole architecture.")] = False,
+    credentials: options.Credentials = None,
 ) -> None:
     """Say what a generator is: kind, resolution, num_ws, parameters, SHA-256, statistics of W."""
     from pti_core.generators.checkpoints import load_generator
     from pti_core.generators.checkpoints.convert import describe
 
+    options.use_credentials(credentials)
     found = describe(load_generator(generator))
     if as_json:
         typer.echo(json.dumps(found, indent=2))
@@ -78,6 +82,7 @@ def convert(
     output: Annotated[Path, typer.Argument(help="File to write: .safetensors, .pt (rosinality), .pth (state dict).")],
     format: Annotated[Format | None, typer.Option(help="Format of OUTPUT; what its name asks for if left out.")] = None,
     overwrite: Overwrite = False,
+    credentials: options.Credentials = None,
 ) -> None:
     """Write a generator in another format. What cannot be expressed there is refused."""
     from pti_core.generators.checkpoints import load_generator
@@ -85,33 +90,83 @@ def convert(
 
     chosen = format.value if format else format_for(output)
     check_free(output, overwrite)
+    options.use_credentials(credentials)
     loaded = load_generator(generator)
     remarks = write_generator(loaded.generator, output, chosen, overwrite, loaded.notes)
     _wrote(output, chosen, remarks)
 
 
 def export(
-    root: Annotated[str, typer.Argument(help="Root of the tables: a folder or any fsspec URL.")],
-    image_id: Annotated[str, typer.Argument(help="Image, as in the pivots table.")],
-    format: Annotated[Format, typer.Option(help="Format of the generator's file.")] = Format.safetensors,
-    run: Annotated[str | None, typer.Option("--run", help="Name of the run, where several have the image.")] = None,
+    root: options.Root,
+    image_id: Annotated[str | None, typer.Argument(help="Image, as in the pivots table.")] = None,
+    images: Annotated[
+        str | None,
+        typer.Option(
+            "--images",
+            metavar="FOLDER",
+            help="Write the inverted images there instead, as PNG: the one that is named, or all of the run.",
+        ),
+    ] = None,
+    format: Annotated[
+        Format | None, typer.Option(help="Format of the generator's file; safetensors if left out.")
+    ] = None,
+    run: Annotated[
+        str | None,
+        typer.Option("--run", help="Name of the run; the one that has the image, or for all images the newest."),
+    ] = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="File to write; the image's name if left out.")
+        Path | None, typer.Option("--output", "-o", help="The generator's file; the image's name if left out.")
     ] = None,
     overwrite: Overwrite = False,
+    credentials: options.Credentials = None,
 ) -> None:
-    """Write the tuned generator of an image, for other tools, and its pivot beside it (.pivot.npz).
+    """Write the tuned generator of an image, for other tools, and its pivot beside it (.pivot.npz); or the images.
 
     The pivot's file has w [1, num_ws, w_dim] as NVIDIA's projected_w.npz has, and noise_00, noise_01, ... [H, W].
-    The generator's own noise maps are those of the pivot.
+    The generator's own noise maps are those of the pivot. With --images files that are there are kept.
     """
+    if images is not None:
+        if output is not None or format is not None:
+            raise ValueError("--images writes pictures, --output and --format a generator: give one or the other")
+        options.use_credentials(credentials)
+        _export_images(root, images, image_id, run, overwrite)
+        return
+    if image_id is None:
+        raise ValueError("which image? give its image_id, or --images FOLDER for the pictures of all")
     from pti_core.export import export_image
 
-    done = export_image(root, image_id, format.value, run, output, overwrite)
-    _wrote(done.generator, format.value, done.remarks)
+    options.use_credentials(credentials)
+    chosen = (format or Format.safetensors).value
+    done = export_image(root, image_id, chosen, run, output, overwrite)
+    _wrote(done.generator, chosen, done.remarks)
     Console().print(
         f"wrote {done.pivot}: w [1, num_ws, w_dim], noise maps", highlight=False, markup=False, soft_wrap=True
     )
+
+
+def _export_images(root: str, folder: str, image_id: str | None, run: str | None, overwrite: bool) -> None:
+    from rich.progress import Progress
+
+    from pti_core.export import export_images
+
+    console = Console()
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task("images", total=None)
+        done = export_images(
+            root,
+            folder,
+            image_id,
+            run,
+            overwrite,
+            lambda done, total: progress.update(task, completed=done, total=total),
+        )
+    kept = f"; {done.kept} there already (--overwrite draws them anew)" if done.kept else ""
+    text = f"wrote {done.written} {'image' if done.written == 1 else 'images'} of run {done.run} to {folder}{kept}"
+    console.print(text, highlight=False, markup=False, soft_wrap=True)
+    if done.unfinished:
+        are = "1 shard is" if done.unfinished == 1 else f"{done.unfinished} shards are"
+        text = f"note: {are} unfinished and left out; `pti run` again finishes the run"
+        console.print(text, style="yellow", highlight=False, markup=False, soft_wrap=True)
 
 
 def _wrote(path: Path, format: str, remarks: list[str]) -> None:

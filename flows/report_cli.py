@@ -7,6 +7,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from flows import options
+
 
 def report(
     root: Annotated[str, typer.Argument(help="Root of the tables: a folder or any fsspec URL.")],
@@ -18,6 +20,7 @@ def report(
         bool,
         typer.Option("--one-file", help="Hold all pictures in the page, to send it; above 300 they lie beside it."),
     ] = False,
+    credentials: options.Credentials = None,
 ) -> None:
     """Write the report of a run, a page to open in a browser: runs/<run>/report/index.html.
 
@@ -29,6 +32,7 @@ def report(
     from pti_core.runs import find_run
 
     count = _count(images, DRAWN)
+    options.use_credentials(credentials)
     opened = find_run(root, run)
     console = Console()
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:

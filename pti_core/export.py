@@ -1,9 +1,11 @@
-"""One result as files for other tools: the tuned generator with its stored delta applied, and its pivot."""
+"""Results as files for other tools: a tuned generator with its delta applied and its pivot; the inverted images."""
 
 from __future__ import annotations
 
 import difflib
 import re
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,11 +13,16 @@ from typing import Any
 import numpy as np
 import torch
 
+from pti_core import images
+from pti_core.device import exact_convolutions
 from pti_core.generators.checkpoints import load_generator
 from pti_core.generators.checkpoints.convert import SUFFIXES, check_free, write_generator
 from pti_core.generators.checkpoints.whole import whole
-from pti_core.runs import Run, RunError, Stored, engine_for, load_run, read_stored
+from pti_core.parallel import one_at_a_time
+from pti_core.runs import Run, RunError, Stored, engine_for, find_run, load_run, read_stored
+from pti_core.status import nothing_done
 from pti_core.store import Store
+from pti_core.tables import records
 
 NAMED = 3  # image ids in a message
 
@@ -81,6 +88,85 @@ def export_image(
     with whole(pivot_path) as part, part.open("wb") as npz:
         np.savez(npz, **arrays)
     return Exported(opened.name, path, pivot_path, remarks)
+
+
+@dataclass(frozen=True)
+class ExportedImages:
+    """Pictures in a folder."""
+
+    run: str
+    written: int
+    kept: int  # were there already
+    unfinished: int  # shards of the run that have no results yet
+
+
+def export_images(
+    root: str,
+    folder: str | Path,
+    image_id: str | None = None,
+    run: str | None = None,
+    overwrite: bool = False,
+    on_progress: Callable[[int, int], object] = lambda done, total: None,
+) -> ExportedImages:
+    """Write what the tuned generators draw at their pivots as PNG, at the generator's resolution.
+
+    All finished images of a run (the newest where `run` is None), or one. Each has its image_id as its path below
+    `folder`, with `.png` at the end. What is there is kept unless `overwrite`; so the same call again does the rest.
+    `on_progress(done, total)` counts images.
+
+    Raises ExportError for an unknown run or image, a run without results, or two images with one path.
+    """
+    if "://" in str(folder):
+        raise ExportError(f"{folder}: a folder on this machine expected")
+    if image_id is None:
+        opened = find_run(root, run)
+        done = set(opened.store.done(opened.name))
+        if not done:
+            raise ExportError(nothing_done(opened))
+        frame = opened.store.read("pivots", run=opened.name, columns=["image_id", "shard"])
+        shards = dict(zip(frame["image_id"], frame["shard"], strict=True))
+        wanted = {name: int(shard) for name, shard in shards.items() if shard in done}
+        unfinished = opened.manifest.shards - len(done)
+    else:
+        opened, pivot = _find(root, image_id, run)
+        wanted, unfinished = {image_id: int(pivot["shard"])}, 0
+    paths = {name: Path(folder) / _picture_path(name) for name in wanted}
+    path, count = Counter(paths.values()).most_common(1)[0] if paths else (None, 1)
+    if count > 1:
+        both = " and ".join(repr(name) for name in paths if paths[name] == path)
+        raise ExportError(f"{both} would both be {path}; export one at a time, each to a folder of its own")
+    missing: dict[int, list[str]] = {}
+    for name, shard in wanted.items():
+        if overwrite or not paths[name].exists():
+            missing.setdefault(shard, []).append(name)
+    written, kept = 0, len(wanted) - sum(map(len, missing.values()))
+    on_progress(kept, len(wanted))
+
+    def one(pivot: dict[str, Any], check: Callable[[], None]) -> None:
+        check()
+        stored = _stored(opened, pivot)
+        with torch.no_grad(), exact_convolutions(stored.ws.device):
+            image = stored.generator.synthesis(stored.ws, noise=stored.noise)
+        path = paths[pivot["image_id"]]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with whole(path) as part:
+            images.picture(images.to_uint8(image.cpu().numpy())[0]).save(part, "PNG")
+
+    for shard, names in sorted(missing.items()):
+        engine = engine_for(opened)
+        where = [("shard", "==", shard), ("image_id", "in", names)]
+        with one_at_a_time(engine.device):
+            for _ in engine.in_parallel(one, records(opened.store.read("pivots", run=opened.name, filters=where))):
+                written += 1
+                on_progress(kept + written, len(wanted))
+    return ExportedImages(opened.name, written, kept, unfinished)
+
+
+def _picture_path(image_id: str) -> str:
+    """Below a folder, whatever an image is called in an archive or table."""
+    parts = [part.replace("\\", "_") for part in image_id.split("/") if part not in ("", ".", "..")]
+    path = "/".join(parts) or "image"
+    return path if path.lower().endswith(".png") else f"{path}.png"
 
 
 def _find(root: str, image_id: str, name: str | None) -> tuple[Run, dict[str, Any]]:

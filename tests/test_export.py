@@ -1,5 +1,6 @@
 """A result as files for other tools: each is loaded back and draws the same image."""
 
+import json
 import shutil
 
 import numpy as np
@@ -8,10 +9,11 @@ import torch
 from conftest import QUICK_SETTINGS
 from PIL import Image
 
-from pti_core.export import ExportError, export_image
+from pti_core.export import ExportError, _picture_path, export_image, export_images
 from pti_core.freezing import freeze
 from pti_core.generators.checkpoints import CheckpointError, load_generator, save_generator
 from pti_core.generators.stylegan2 import StyleGAN2
+from pti_core.images import to_uint8
 from pti_core.presets import configure
 from pti_core.runs import engine_for, load_run, read_stored
 from pti_core.shards import invert_shard, measure_shard
@@ -179,3 +181,76 @@ def test_the_command(root, tmp_path):
     assert result.exit_code == 1
     assert "no image 'a/9.png'" in result.output
     assert "Traceback" not in result.output
+
+
+def test_the_images_of_a_run_as_files(root, tmp_path):
+    folder, seen = tmp_path / "faces", []
+    done = export_images(str(root), folder, on_progress=lambda done, total: seen.append((done, total)))
+    assert (done.run, done.written, done.kept, done.unfinished) == (only_run(root), 3, 0, 0)
+    assert seen == [(0, 3), (1, 3), (2, 3), (3, 3)]
+    assert sorted(str(p.relative_to(folder)) for p in folder.rglob("*.*")) == ["a/0.png", "a/1.png", "b/2.png"]
+    for name in ("a/0.png", "a/1.png", "b/2.png"):
+        expected = to_uint8(drawn_from_tables(root, name)[0].numpy())[0]
+        assert np.array_equal(np.array(Image.open(folder / name)), expected)
+    (folder / "a/0.png").unlink()
+    (folder / "a/1.png").write_text("precious")
+    again = export_images(str(root), folder)
+    assert (again.written, again.kept) == (1, 2)
+    assert (folder / "a/1.png").read_text() == "precious"
+    assert export_images(str(root), folder, "a/1.png", overwrite=True).written == 1
+    assert Image.open(folder / "a/1.png").size == (32, 32)
+
+
+def test_where_the_picture_of_an_image_lies(root, tmp_path):
+    assert _picture_path("a/0.PNG") == "a/0.PNG"
+    assert _picture_path("a/0.jpg") == "a/0.jpg.png"
+    assert _picture_path("0.png@2") == "0.png@2.png"
+    assert _picture_path("../../etc/x.png") == _picture_path("/etc/x.png") == "etc/x.png"
+    both = tmp_path / "both"
+    shutil.copytree(root, both)
+    run = load_run(str(both), only_run(both))
+    part = run.store.parts("pivots", run.name, 0)[0]
+    names = {"a/0.png": "../b/2.png"}
+    frame = run.store.read_part(part)
+    frame["image_id"] = frame["image_id"].replace(names)
+    frame.to_parquet(both / part)
+    marker = next((both / "runs" / run.name / "done").iterdir())
+    content = json.loads(marker.read_text())
+    for file in content["files"]:
+        if file["path"] == part:
+            file["bytes"] = (both / part).stat().st_size
+    marker.write_text(json.dumps(content))
+    with pytest.raises(ExportError, match=r"'../b/2.png' and 'b/2.png' would both be .*; export one at a time"):
+        export_images(str(both), tmp_path / "faces")
+    assert not (tmp_path / "faces").exists()
+
+
+def test_images_that_cannot_be_exported(root, data, checkpoint, tmp_path):
+    folder = tmp_path / "faces"
+    with pytest.raises(ExportError, match=r"'broken.png' was rejected"):
+        export_images(str(root), folder, "broken.png")
+    with pytest.raises(ExportError, match="s3://faces: a folder on this machine expected"):
+        export_images(str(root), "s3://faces")
+    freeze(str(data), str(tmp_path / "out"), checkpoint, configure("demo", SETTINGS))
+    with pytest.raises(ExportError, match="no finished shard yet"):
+        export_images(str(tmp_path / "out"), folder)
+    assert not folder.exists()
+
+
+def test_the_command_for_images(root, tmp_path):
+    from typer.testing import CliRunner
+
+    from flows.cli import app
+
+    folder, run = tmp_path / "faces", only_run(root)
+    result = CliRunner().invoke(app, ["export", str(root), "a/0.png", "--images", str(folder)])
+    assert result.output == f"wrote 1 image of run {run} to {folder}\n"
+    result = CliRunner().invoke(app, ["export", str(root), "--images", str(folder)])
+    assert result.output == f"wrote 2 images of run {run} to {folder}; 1 there already (--overwrite draws them anew)\n"
+    for options, sentence in (
+        ([], "error: which image?"),
+        (["--images", str(folder), "-o", "x.pt"], "error: --images writes pictures"),
+    ):
+        result = CliRunner().invoke(app, ["export", str(root), *options])
+        assert result.exit_code == 1
+        assert sentence in result.output
