@@ -28,7 +28,7 @@ SHOT: Final = 256
 SHOT_QUALITY: Final = 85  # of WebP
 
 _EXPECTED = "RGB with 8 bits a channel expected"
-_CONVERT = "re-save it as RGB or run with --convert"
+_CONVERT = "re-save it as RGB and add it with --extend, or start with --convert (a new run)"
 _GREY16 = ("I;16", "I;16B", "I;16L", "I;16N")
 _COLOUR_MODES = {
     "L": "grey image (mode L)",

@@ -30,6 +30,7 @@ LOOKED_FOR: Final = f"files named {' '.join(sorted(EXTENSIONS))} are looked for,
 _CHECKSUMS = ("ETag", "etag", "md5Hash", "md5", "checksum", "crc32c", "CRC")  # S3, GCS, Azure, archives
 _MODIFIED = ("mtime", "LastModified", "last_modified", "updated", "modified", "date_time")
 _BRACES = re.compile(r"\{(?:(\d+)\.\.(\d+)|([^{}]*,[^{}]*))\}")
+_NO_BUCKET = ("s3://", "s3a://", "gs://", "gcs://")
 _MOST = 1_000_000  # files that braces may name
 _CHUNK = 16_384  # entries that are held at the same time by one thread
 _AT_ONCE = 16
@@ -85,6 +86,8 @@ def _numbers(first: str, last: str) -> list[str]:
 def _split(address: str, options: Mapping[str, Any]) -> tuple[Any, str]:
     """File system, and path in it."""
     path = local_path(address)
+    if address in _NO_BUCKET:
+        raise DatasetError(f"dataset {address!r}: no bucket is named; name a bucket, as in {address}faces")
     fs, path = (LocalFileSystem(), path) if path is not None else file_system(address, options)
     return fs, path if "?" in path else path.rstrip("/")
 

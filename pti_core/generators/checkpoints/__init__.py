@@ -12,7 +12,7 @@ from pathlib import Path
 
 from fsspec.implementations.local import LocalFileSystem
 
-from pti_core.connections import file_system
+from pti_core.connections import file_system, without_secrets
 from pti_core.datasets import redact
 from pti_core.generators.base import Generator
 from pti_core.generators.cache import FETCHABLE_NAMES, cached
@@ -131,16 +131,18 @@ def _local(ref: str) -> Iterator[Path]:
         try:
             with fs.open(inner, "rb") as file:
                 shutil.copyfileobj(file, copy, 2**20)
-        except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
-            raise CheckpointError(missing) from None
+        except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
+            why = error.__cause__  # of fsspec, whose FileNotFoundError is of hosts that do not answer as well
+            raise CheckpointError(_unreadable(why, "fetched") if isinstance(why, Exception) else missing) from None
         except (OSError, ValueError, ImportError) as error:
             raise CheckpointError(_unreadable(error)) from error
         copy.flush()
         yield Path(copy.name)
 
 
-def _unreadable(error: Exception) -> str:
-    return f"cannot be read ({type(error).__name__}: {error}); check the path or the address"
+def _unreadable(error: Exception, done: str = "read") -> str:
+    why = without_secrets(redact(reason(error)))
+    return f"cannot be {done} ({type(error).__name__}: {why}); check the path or the address"
 
 
 def _what(head: bytes) -> str:
