@@ -40,7 +40,7 @@ def test_run_ends_with_tables_a_summary_and_no_noise(finished):
     assert result.returncode == 0, result.stderr
     assert "Traceback" not in result.stdout + result.stderr
     assert result.stderr == ""
-    for text in ("pivot", "tuned", "stored", "LPIPS", "1 images were rejected", "broken.png", "contact_sheet.png"):
+    for text in ("pivot", "tuned", "stored", "LPIPS", "1 image was rejected", "broken.png", "contact_sheet.png"):
         assert text in result.stdout
     assert f'pandas.read_parquet("{folder}/out/metrics")' in result.stdout
     assert "images/s" in result.stdout  # progress, as lines, since this is no terminal

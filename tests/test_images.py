@@ -119,8 +119,9 @@ def test_colour_modes_are_refused_or_converted(kind: str) -> None:
 
 
 def test_message_reads_as_documented() -> None:
-    expected = "palette image (mode P), RGB with 8 bits a channel expected; re-save it as RGB or run with --convert"
-    assert refused(encoded(PALETTE)) == f"image_id 'a/b.png': {expected}"
+    expected = "palette image (mode P), RGB with 8 bits a channel expected"
+    way_out = "re-save it as RGB and add it with --extend, or start with --convert (a new run)"
+    assert refused(encoded(PALETTE)) == f"image_id 'a/b.png': {expected}; {way_out}"
 
 
 def test_16_bit_white_is_inverted_where_tiff_says_that_white_is_zero() -> None:
