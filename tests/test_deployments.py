@@ -121,3 +121,14 @@ def test_the_image_gets_every_package():
     ignore = (ROOT / "deployments/Dockerfile.dockerignore").read_text().split("\n")
     setuptools = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
     assert {f"!{name.rstrip('*')}" for name in setuptools["packages"]["find"]["include"]} <= set(ignore)
+
+
+def test_the_licences_of_all_that_is_shipped_are_there_and_in_the_image():
+    """setuptools only warns of a pattern that finds no file."""
+    ignore = (ROOT / "deployments/Dockerfile.dockerignore").read_text().split("\n")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    found = {path for pattern in project["license-files"] for path in ROOT.glob(pattern)}
+    names = {str(path.relative_to(ROOT)) for path in found}
+    assert {"LICENSE", "LICENSES/BSD-3-Clause-torchvision.txt", "LICENSES/CC-BY-NC-SA-4.0.txt"} <= names
+    assert set(project["license"].split(" AND ")) == {"Apache-2.0", "BSD-3-Clause", "CC-BY-NC-SA-4.0"}
+    assert {f"!{name.split('/')[0]}" for name in names} <= set(ignore)
