@@ -199,7 +199,7 @@ def whole_bytes(generator: Generator) -> int:
 def as_markdown(points: Sequence[Point], whole: int) -> str:
     """The comparison as a table."""
     text = (
-        "| codec | setting | KB an image | most | % of fp32 | LPIPS loss | worst | PSNR loss, dB | worst | encode s |\n"
+        "| codec | setting | KB, image | most | % of fp32 | LPIPS loss | worst | PSNR loss, dB | worst | encode s |\n"
         "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |\n"
     )
     for p in points:
@@ -228,7 +228,7 @@ def plot(points: Sequence[Point], whole: int, path: Path) -> None:
         if len(own) == 1:
             axes.annotate(family, (x[0], y[0]), (0, 8), textcoords="offset points", ha="center", color=colour)
     axes.set(xscale="log", yscale="log", xlim=(left, 60), ylim=(least * 0.75, None))
-    axes.set_xlabel("bytes an image, % of the float32 generator")
+    axes.set_xlabel("bytes per image, % of the float32 generator")
     axes.set_ylabel("LPIPS lost by storing")
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g} %")
     axes.set_yticks([least, 1e-4, 1e-3, 1e-2], ["none", "0.0001", "0.001", "0.01"])

@@ -2,7 +2,7 @@
 
     python -m benchmarks.steps --generator pocket            # a Markdown table; --compile adds torch.compile (a minute)
 
-Milliseconds an image and step, the median of runs that take turns, one thread on a CPU as the engine uses it.
+Milliseconds per image and step, the median of runs that take turns, one thread on a CPU as the engine uses it.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ def works(name: str, device: str, compiled: bool) -> dict[str, tuple[Work, int]]
 
 
 def timed(todo: Mapping[str, tuple[Work, int]], device: str, rounds: int) -> dict[str, float]:
-    """Milliseconds an image, medians; all take turns, so that a disturbance hits all."""
+    """Milliseconds per image, medians; all take turns, so that a disturbance hits all."""
     times: dict[str, list[float]] = {name: [] for name in todo}
     for turn in range(rounds + 2):
         for name, (work, images) in todo.items():
@@ -149,7 +149,7 @@ def main() -> None:
         rows[f"{ONE}, memory given back at every free"] = float(done.stdout)
     keep_freed_memory()
     rows |= timed(works(args.generator, args.device, args.compile), args.device, args.rounds)
-    print("| a step of tuning or search, forward and backward | ms an image |\n| --- | ---: |")
+    print("| a step of tuning or search, forward and backward | ms per image |\n| --- | ---: |")
     for name, value in rows.items():
         print(f"| {name} | {value:.1f} |")
 

@@ -125,7 +125,7 @@ def reading(root: str, table: str, run: str, alone: bool) -> str:
 def _show_medians(console: Console, summary: dict[str, Any]) -> None:
     table = Table(title=f"run {summary['run']}: medians of {summary['images']} images", title_justify="left")
     table.add_column("stage")
-    for heading in ("LPIPS", "MSE", "PSNR dB", "SSIM", "steps", "s an image"):
+    for heading in ("LPIPS", "MSE", "PSNR dB", "SSIM", "steps", "s per image"):
         table.add_column(heading, justify="right")
     for stage, row in summary["medians"].items():
         forms = {"lpips": ".4f", "mse": ".4f", "psnr": ".2f", "ssim": ".3f", "steps": ".0f", "seconds": ".1f"}
@@ -135,7 +135,7 @@ def _show_medians(console: Console, summary: dict[str, Any]) -> None:
     if summary["locality"]:
         text = ", ".join(f"{name} {value:.4f}" for name, value in summary["locality"].items())
         console.print(f"old against new generator, median LPIPS: {text}", highlight=False)
-    console.print(f"weight deltas: {summary['delta_bytes'] / 2**20:.2f} MiB an image", highlight=False)
+    console.print(f"weight deltas: {summary['delta_bytes'] / 2**20:.2f} MiB per image", highlight=False)
 
 
 def _number(value: float | None, form: str) -> str:

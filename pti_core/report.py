@@ -75,7 +75,7 @@ def _some_shards(run: Run) -> list[tuple[str, str, list[int]]] | None:
 
 @torch.no_grad()
 def contact_sheet(run: Run, engine: Engine, limit: int = MAX_ROWS) -> Image.Image:
-    """A row an image: target, pivot, tuned as stored, and edits of the base and of the tuned generator, side by side.
+    """A row per image: target, pivot, tuned as stored, and edits of the base and of the tuned generator, side by side.
 
     The directions are the two principal components of W that change the mean image most.
     """

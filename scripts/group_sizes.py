@@ -3,7 +3,7 @@
     python scripts/group_sizes.py
 
 Pivots are searched once, and generators tuned at them for each image alone, for every two neighbours, and so on. Leaves
-group_sizes.md (medians), group_sizes.png and group_sizes.parquet (a row an image and size) in the output folder. The
+group_sizes.md (medians), group_sizes.png and group_sizes.parquet (one row per image and size) in the output folder. The
 same command again does what is missing: what is found is kept by settings, data set and generator.
 """
 
@@ -35,8 +35,8 @@ COLUMNS = {
     "drift_w_r": ("drift at w_r", decimals(4)),
     "drift_w_z": ("drift at w_z", decimals(4)),
     "steps": ("steps", decimals(0)),
-    "seconds": ("s an image", decimals(1)),
-    "delta_bytes": ("delta MiB an image", decimals(2, 2**20)),
+    "seconds": ("s per image", decimals(1)),
+    "delta_bytes": ("delta MiB per image", decimals(2, 2**20)),
 }
 INK, SECOND = "#2563eb", "#d97706"
 
@@ -62,7 +62,7 @@ def plot(rows: pd.DataFrame) -> Figure:
     size = rows.groupby("group_size")["delta_bytes"].mean() / 2**20
     bars = stored.bar([str(n) for n in size.index], size, color=INK, width=0.6)
     stored.bar_label(bars, [f"{value:.2g}" for value in size], fontsize=8, padding=2)
-    stored.set_title("weight delta, MiB an image", fontsize=10)
+    stored.set_title("weight delta, MiB per image", fontsize=10)
     for axes in (target, drift):
         axes.set_xscale("log", base=2)
         axes.set_xticks(sorted(rows["group_size"].unique()), [str(n) for n in sorted(rows["group_size"].unique())])

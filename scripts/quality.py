@@ -4,8 +4,8 @@
     python scripts/quality.py benchmarks/faces64.zip
 
 Prints medians over the images as a Markdown table: target against the image that the store gives (LPIPS, MSE, PSNR,
-SSIM); drift, the LPIPS of old and new generator at w_r with alpha 30 and at w_z; seconds an image; and what it takes in
-the store. Leaves quality.md, quality.csv (medians) and quality.parquet (a row an image and method) in the output
+SSIM); drift, the LPIPS of old and new generator at w_r with alpha 30 and at w_z; seconds per image; and what it takes
+in the store. Leaves quality.md, quality.csv (medians) and quality.parquet (one row per image and method) in the output
 folder, out/comparison/<name of the data set>, beside the tables of the five runs that it makes. The same command again
 does what is missing, and scripts/tradeoff.py with the same output uses three of the runs.
 """
@@ -27,7 +27,7 @@ COLUMNS = {
     "ssim": ("SSIM", decimals(3)),
     "drift_w_r": ("drift at w_r", decimals(4)),
     "drift_w_z": ("drift at w_z", decimals(4)),
-    "seconds": ("s an image", decimals(1)),
+    "seconds": ("s per image", decimals(1)),
     "pivot_bytes": ("pivot, noise KiB", decimals(0, 2**10)),
     "delta_bytes": ("delta MiB", decimals(2, 2**20)),
 }

@@ -2,7 +2,7 @@
 
     python scripts/tradeoff.py demo --output out/tradeoff
 
-Leaves tradeoff.png, tradeoff.csv (medians) and tradeoff.parquet (a row an image, method, direction and strength)
+Leaves tradeoff.png, tradeoff.csv (medians) and tradeoff.parquet (one row per image, method, direction and strength)
 in the output folder, beside the tables of the three runs that it makes. The same command again does what is missing.
 """
 
@@ -24,7 +24,7 @@ AXES = {"magnitude": "change of the attribute, 1 as asked", "correlation": "corr
 
 
 def plot(rows: pd.DataFrame, images: int) -> Figure:
-    """Distortion to the right, editability upwards; a point an image, large ones are medians."""
+    """Distortion to the right, editability upwards; a point per image, large ones are medians."""
     figure = Figure(figsize=(10, 4.4), layout="constrained")
     each = rows.groupby(["method", "image_id"], as_index=False)[["distortion", *AXES]].median()
     medians = summary(rows)

@@ -92,7 +92,7 @@ class RunProgress:
         words = f"{int(done + 1e-6):,} of {self._total:,} images"
         if done >= self._before + 1:
             rate = (done - self._before) / max(seconds, 1e-9)
-            speed = f"{rate:.2f} images a second" if rate >= 1 else f"{1 / rate:.1f} s an image"
+            speed = f"{rate:.2f} images a second" if rate >= 1 else f"{1 / rate:.1f} s per image"
             left = f", about {_duration((self._total - done) / rate)} left" if done < self._total else ""
             words += f", {speed}{left}"
         return words

@@ -23,7 +23,7 @@ COLUMNS = {  # of the table of medians: heading, decimals
     "ssim": ("SSIM", 3),
     "ms_ssim": ("MS-SSIM", 3),
     "steps": ("steps", 0),
-    "seconds": ("s an image", 1),
+    "seconds": ("s per image", 1),
 }
 
 

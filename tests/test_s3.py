@@ -121,7 +121,7 @@ def test_names_that_look_like_patterns(server: S3Server, root: str) -> None:
 
 # --- what is read of it --------------------------------------------------------------------------------------------
 
-IMAGES, TENSORS, TENSOR_BYTES = 8, 30, 350_000  # a part of the pocket generator's deltas: 10.5 MB an image
+IMAGES, TENSORS, TENSOR_BYTES = 8, 30, 350_000  # a part of the pocket generator's deltas: 10.5 MB per image
 OWN = TENSORS * TENSOR_BYTES
 
 

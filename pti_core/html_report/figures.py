@@ -52,7 +52,7 @@ OTHERS: Final[dict[str, Measure]] = {
 class Figures:
     """What the tables say of the finished shards of a run."""
 
-    images: pd.DataFrame  # a row an image: group, shard, `<stage>.<measure>` where measured, drift, seconds
+    images: pd.DataFrame  # one row per image: group, shard, `<stage>.<measure>` where measured, drift, seconds
     stages: pd.DataFrame  # medians, a row a stage: the measures, steps, seconds
     locality: pd.DataFrame  # alpha (inf at w_z), t, lpips
     rejects: list[dict[str, Any]]  # grouped: stage, error, reason, permanent, count, images (some of them)

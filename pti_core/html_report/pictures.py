@@ -1,4 +1,4 @@
-"""The pictures of a report: one sprite an image, drawn once and kept in the report's folder, a file a shard.
+"""The pictures of a report: one sprite per image, drawn once and kept in the report's folder, a file a shard.
 
 A sprite holds in its first row target, pivot, tuned (as it was drawn in memory, see `shots`) and stored, and below a
 strip of edits for each direction and generator: base and tuned along the first direction, then along the second.
