@@ -22,10 +22,10 @@ SPARE: Final = 0.1
 """Of the free memory, what is left to others: images are decoded and tables written meanwhile."""
 
 
-def room_beside(first: Callable[[], None], cores: int) -> int:
+def room_beside(first: Callable[[], None], cores: int, root: Path = Path("/")) -> int:
     """How many images `cores` can work on at once, after `first` has shown what one takes. A warning where not all can.
 
-    UnfitMachine where there is not memory enough for one.
+    UnfitMachine where there is not memory enough for one. `root` is that of `free_memory`.
     """
     try:
         one = peak(first)
@@ -34,7 +34,7 @@ def room_beside(first: Callable[[], None], cores: int) -> int:
             raise
         raise UnfitMachine("out of memory with one image alone; use a smaller generator or more memory") from error
     give_back()
-    free = free_memory()
+    free = free_memory(root)
     at_once = images_at_once(one, free, cores)
     if one and free is not None and at_once < cores:
         words = "%d of %d cores work on images: one takes %.1f GB of memory, and %.1f GB are free"

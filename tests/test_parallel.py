@@ -1,46 +1,62 @@
 """Jobs on the cores of a CPU: in order, one thread of arithmetic each, stopped when nobody wants their results."""
 
+import os
 import threading
 import time
 
 import pytest
 import torch
 
+from pti_core import parallel
 from pti_core.parallel import Stopped, available_cores, in_parallel, one_thread, use_cores
 
 CPU = torch.device("cpu")
 
 
-def test_results_come_in_order_and_several_jobs_run_at_once():
-    seen, lock, active = [], threading.Lock(), set()
+@pytest.fixture
+def workers(monkeypatch):
+    """A function that gives the process so many workers, whatever cores the machine has."""
+
+    def give(count):
+        monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(count)), raising=False)
+        monkeypatch.delenv(parallel.CORES, raising=False)
+        parallel._pool.cache_clear()
+
+    yield give
+    parallel._pool.cache_clear()  # the next one has the machine's own number
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_results_come_in_order_and_as_many_jobs_run_at_once_as_there_are_workers(workers, count):
+    workers(count)
+    together, last, threads = threading.Barrier(count, timeout=20), threading.Event(), set()
 
     def job(item, check):
-        with lock:
-            active.add(item)
-            seen.append(len(active))
-        time.sleep(0.02 * (3 - item % 3))
-        with lock:
-            active.discard(item)
+        threads.add(threading.current_thread().name)
+        together.wait()  # an error where fewer are at work
+        if item == count - 1:
+            last.set()
+        if item == 0:
+            assert last.wait(20)  # so that the first one ends after another
         return item * 10
 
-    assert list(in_parallel(job, range(9), CPU)) == [10 * i for i in range(9)]
-    assert max(seen) == min(available_cores(), 9)
+    assert list(in_parallel(job, range(3 * count), CPU)) == [10 * i for i in range(3 * count)]
+    assert len(threads) == count
 
 
-def test_what_costs_most_begins_first_and_results_keep_their_order():
-    begun, lock, gate = [], threading.Lock(), threading.Event()
+@pytest.mark.parametrize("count", [1, 3])
+def test_what_costs_most_begins_first_and_results_keep_their_order(workers, count):
+    workers(count)
+    begun, together = [], threading.Barrier(count, timeout=20)
 
     def job(item, check):
-        with lock:
-            begun.append(item)
-            if len(begun) == available_cores():
-                gate.set()
-        assert gate.wait(10)
+        begun.append(item)
+        together.wait()
         return item
 
-    items = list(range(4 * available_cores()))
+    items = list(range(4 * count))
     assert list(in_parallel(job, items, CPU, cost=float)) == items
-    assert set(begun[: available_cores()]) == set(items[-available_cores() :])
+    assert set(begun[:count]) == set(items[-count:])
 
 
 def test_a_process_can_be_told_how_many_cores_are_its_own(monkeypatch):
@@ -73,10 +89,12 @@ def test_the_caller_has_one_thread_of_arithmetic_for_as_long_as_it_asks():
     torch.set_num_threads(threads)
 
 
-def test_an_error_reaches_the_caller_and_stops_the_others():
-    stopped = threading.Event()
+def test_an_error_reaches_the_caller_and_stops_the_others(workers):
+    workers(2)
+    stopped, together = threading.Event(), threading.Barrier(2, timeout=20)
 
     def job(item, check):
+        together.wait()
         if item == 0:
             raise ValueError("the first one")
         try:
@@ -88,29 +106,33 @@ def test_an_error_reaches_the_caller_and_stops_the_others():
             raise
 
     with pytest.raises(ValueError, match="the first one"):
-        list(in_parallel(job, [0, *range(1, available_cores())], CPU))
-    if available_cores() > 1:
-        assert stopped.wait(10)
+        list(in_parallel(job, range(2), CPU))
+    assert stopped.wait(20)
 
 
-def test_a_caller_that_goes_away_stops_the_jobs():
-    ended = []
+def test_a_caller_that_goes_away_stops_the_jobs(workers):
+    workers(2)
+    ended, begun, stopped = [], threading.Event(), threading.Event()
 
     def job(item, check):
         if item == 0:
+            assert begun.wait(20)
             return 0
+        begun.set()
         try:
             while True:
                 check()
                 time.sleep(0.001)
         finally:
             ended.append(item)
+            stopped.set()
 
     results = in_parallel(job, range(4), CPU)
     assert next(results) == 0
     results.close()
+    assert stopped.wait(20)
     assert list(in_parallel(lambda item, check: item, range(8), CPU)) == list(range(8))  # the pool is free again
-    assert len(ended) <= available_cores()
+    assert len(ended) <= 2  # those that nobody had begun never do
 
 
 def test_elsewhere_one_after_the_other_in_the_callers_thread():

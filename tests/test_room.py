@@ -2,17 +2,19 @@
 
 import ctypes
 import logging
+import os
 import resource
 import subprocess
 import sys
 import threading
-import time
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
-from pti_core import room
+from pti_core import parallel
 from pti_core.device import UnfitMachine
 from pti_core.engine import Engine
 from pti_core.parallel import Stopped, allow_all, in_parallel, stop_all
@@ -113,10 +115,10 @@ def test_the_peak_is_of_the_work_alone_and_of_memory_that_earlier_work_had_given
 
 
 @LINUX
-def test_too_few_bytes_for_all_cores_are_told(monkeypatch, caplog):
-    monkeypatch.setattr(room, "free_memory", lambda: 150 * MIB)
+def test_too_few_bytes_for_all_cores_are_told(tmp_path, caplog):
+    root = machine(tmp_path, 150 * MIB, "0::/\n")
     with caplog.at_level(logging.WARNING):
-        assert room_beside(lambda: ctypes.memset(ctypes.create_string_buffer(60 * MIB), 1, 60 * MIB), 4) == 2
+        assert room_beside(lambda: ctypes.memset(ctypes.create_string_buffer(60 * MIB), 1, 60 * MIB), 4, root) == 2
     (record,) = caplog.records
     assert record.getMessage().startswith("2 of 4 cores work on images: one takes 0.1 GB of memory, and 0.2 GB are")
 
@@ -138,43 +140,62 @@ def test_other_errors_of_the_first_image_stay_what_they_are():
         room_beside(work, 4)
 
 
-def test_calls_that_share_room_keep_to_it_and_one_that_waits_can_be_stopped():
-    active, most, gate, cpu = set(), [], threading.Semaphore(1), torch.device("cpu")
+@pytest.fixture
+def two_workers(monkeypatch):
+    """The process has two workers, whatever cores the machine has; jobs that a test stopped may run again after it."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 1}, raising=False)
+    monkeypatch.delenv(parallel.CORES, raising=False)
+    parallel._pool.cache_clear()
+    yield
+    allow_all()
+    parallel._pool.cache_clear()
+
+
+def meetings(seconds):
+    """A job that waits so long for another one, and gives its item; and the list of those that met."""
+    barrier, met = threading.Barrier(2, timeout=seconds), []
 
     def job(item, check):
-        active.add(item)
-        most.append(len(active))
         check()
-        time.sleep(0.002)  # long enough to meet another
-        active.discard(item)
+        with suppress(threading.BrokenBarrierError):  # nobody came, and later jobs no more wait
+            barrier.wait()
+            met.append(item)
         return item
 
-    calls = [in_parallel(job, range(n, n + 20), cpu, room=gate) for n in (0, 100)]
-    results = [[], []]
-    threads = [threading.Thread(target=lambda i=i: results[i].extend(calls[i])) for i in (0, 1)]
-    [t.start() for t in threads]
-    [t.join() for t in threads]
-    assert (results, max(most)) == ([list(range(20)), list(range(100, 120))], 1)
+    return job, met
+
+
+def test_calls_that_share_room_keep_to_it(two_workers):
+    def met_with(room, seconds):
+        job, met = meetings(seconds)
+        calls = [in_parallel(job, range(n, n + 20), torch.device("cpu"), room=room) for n in (0, 100)]
+        results = [[], []]
+        threads = [threading.Thread(target=lambda i=i: results[i].extend(calls[i])) for i in (0, 1)]
+        [t.start() for t in threads]
+        [t.join() for t in threads]
+        assert results == [list(range(20)), list(range(100, 120))]
+        return met
+
+    assert met_with(threading.Semaphore(1), 0.3) == []
+    assert len(met_with(threading.Semaphore(2), 20)) == 40
+
+
+def test_a_call_that_waits_for_room_can_be_stopped(two_workers):
+    gate = threading.Semaphore(1)
     with gate:
-        stopping = threading.Timer(0.3, stop_all)
-        stopping.start()
+        threading.Timer(0.3, stop_all).start()
         with pytest.raises(Stopped):
-            list(in_parallel(job, range(1), cpu, room=gate))
-        allow_all()
+            list(in_parallel(lambda item, check: item, range(1), torch.device("cpu"), room=gate))
 
 
 @LINUX
-def test_an_engine_works_on_no_more_images_than_there_is_room_for(tiny_generator, monkeypatch):
-    monkeypatch.setattr(room, "free_memory", lambda: 1)
+@pytest.mark.parametrize(("free", "expected"), [(0, 0), (2**40, 8)])
+def test_an_engine_works_on_no_more_images_than_there_is_room_for(
+    free, expected, two_workers, tiny_generator, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("pti_core.engine.room_beside", partial(room_beside, root=machine(tmp_path, free, "0::/\n")))
     engine = Engine(tiny_generator, configure("demo", {"pivot.w_samples": 100}))
     engine.prepare()
-    active, most = set(), []
-
-    def job(item, check):
-        active.add(item)
-        torch.linalg.svd(torch.randn(100, 100))
-        most.append(len(active))
-        active.discard(item)
-
-    list(engine.in_parallel(job, range(8)))
-    assert max(most) == 1
+    job, met = meetings(20 if expected else 0.3)
+    assert list(engine.in_parallel(job, range(8))) == list(range(8))
+    assert len(met) == expected
