@@ -17,6 +17,7 @@ ALL = yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]
 DEPLOYMENTS = {f"{d['entrypoint'].partition(':')[2].replace('_', '-')}/{d['name']}": d for d in ALL}
 INVERSIONS = sorted(name for name in DEPLOYMENTS if name.startswith("pti/"))
 COMPOSE = ROOT / "deployments/compose.yaml"
+SERVER_WORKER = ("server", "worker")
 
 
 def flow_of(deployment):
@@ -55,6 +56,30 @@ def test_a_weekly_schedule_that_ships_inactive_and_extends(name):
 def test_what_needs_a_gpu_has_a_pool_of_its_own():
     pools = {name: d["work_pool"]["name"] for name, d in DEPLOYMENTS.items()}
     assert [name for name, pool in pools.items() if pool == pools["pti/ffhq"]] == ["pti/ffhq"]
+
+
+def test_the_kubernetes_commands_name_what_the_values_files_name():
+    """Secrets and their keys, the server's service, the pool; and each thing comes after what it needs."""
+    text = (ROOT / "deployments/README.md").read_text().partition("## Kubernetes")[2].partition("\n## ")[0]
+    server, worker = (yaml.safe_load((ROOT / f"deployments/kubernetes/{n}.yaml").read_text()) for n in SERVER_WORKER)
+    config = worker["worker"]["selfHostedServerApiConfig"]
+    service, port = re.fullmatch(r"http://([\w-]+):(\d+)/api", config["apiUrl"]).groups()
+    secret = server["server"]["basicAuth"]["existingSecret"]
+    assert config["basicAuth"]["existingSecret"] == secret
+    in_order = [
+        "docker push IMAGE",
+        f"secret generic {secret} --from-literal=auth-string=",
+        f"secret generic {server['secret']['name']} ",
+        "--from-literal=connection-string=postgresql+asyncpg://",
+        f"helm install {service} ",
+        f"port-forward svc/{service} {port}:{port}",
+        f"PREFECT_API_URL={server['server']['uiConfig']['prefectUiApiUrl']}",
+        f"work-pool create {worker['worker']['config']['workPool']} ",
+        "helm install prefect-worker ",
+        f"deploy -n ffhq --pool {worker['worker']['config']['workPool']} ",
+    ]
+    places = [text.index(part) for part in in_order]
+    assert places == sorted(places)
 
 
 def form_of(name):
