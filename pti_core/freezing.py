@@ -44,7 +44,6 @@ def freeze(
     shard_size: int = 64,
     existing: Existing = "resume",
     group_by: str | None = None,
-    name: str | None = None,
 ) -> Run:
     """Check everything that can be checked before work starts, then write config and manifest, or find them again.
 
@@ -74,10 +73,8 @@ def freeze(
     if encoder is not None:
         asked["encoder"] = encoder.sha256
     digest = config.digest(**asked)
-    name = name or run_id(digest)
+    name = run_id(digest)
     known = name in store.runs()
-    if known and store.read_config(name)["digest"] != digest:
-        raise RunError(f"run {name!r} in {store.root} was made with another configuration; choose another name for it")
 
     def listing(limit: int | None = None) -> pa.Table:
         return scan(dataset, limit=limit, group_by=group_by, without=output)

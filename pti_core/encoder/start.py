@@ -14,7 +14,7 @@ PASSES = 2
 
 
 @torch.no_grad()
-def encoded_start(encoder: Encoder, generator: Generator, images: Tensor, lpips: LPIPS, passes: int = PASSES) -> Tensor:
+def encoded_start(encoder: Encoder, generator: Generator, images: Tensor, lpips: LPIPS) -> Tensor:
     """Starts `[N, 1, w_dim]` for images `[N, C, H, W]` in [-1, 1].
 
     The encoder E falls short of what it cannot tell apart, and does so alike for an image and for its own drawing of
@@ -30,13 +30,13 @@ def encoded_start(encoder: Encoder, generator: Generator, images: Tensor, lpips:
 
     w = encoder.w_avg.expand(len(images), -1)
     best, least = w, torch.full([len(images)], torch.inf, device=images.device)
-    for step in range(passes + 2):
+    for step in range(PASSES + 2):
         image = drawn(w)
         distance = lpips.distance(lpips.features(area_downsample(image, MAX_RESOLUTION)), wanted)
         better = distance < least
         best, least = torch.where(better[:, None], w, best), torch.where(better, distance, least)
         if step == 0:
             w = goal
-        elif step <= passes:
+        elif step <= PASSES:
             w = w + goal - encoder.w_of(image, lpips)
     return best[:, None]

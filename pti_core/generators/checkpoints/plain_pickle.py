@@ -17,7 +17,6 @@ MAX_OPCODES = 500_000  # a training's 1024 pickle, three networks, needs about 4
 MAX_TEXT = 64 * 2**20  # bytes of text in a file; NVIDIA's embedded source is about 100 KiB
 MAX_LINE, MAX_INT = 1024, 64  # bytes of a name or number that is written as a line, of an integer
 KEYS = (str, int, float, bool, type(None))
-SETTERS = ("setitem", "setitems")
 
 
 class PickleError(ValueError):
