@@ -43,7 +43,8 @@ def distance_in_w(a: Tensor, b: Tensor) -> Tensor:
 def interpolate(ws_pivot: Tensor, w_z: Tensor, alpha: float) -> Interpolated:
     """w_r = w_p + radius * (w_z - w_p) / ||w_z - w_p|| (equation 4), the norm for each sample on its own.
 
-    ws_pivot: `[N, num_ws, w_dim]`; w_z: `[N, w_dim]`, mapped samples; alpha: above 0, in the paper's unit.
+    ws_pivot: `[N, num_ws, w_dim]`; w_z: `[N, w_dim]`, mapped samples; alpha: above 0, in the paper's unit. Raises
+    ValueError for another alpha.
     """
     if alpha <= 0:
         raise ValueError(

@@ -105,7 +105,10 @@ class LPIPS(nn.Module):
         self.requires_grad_(False)
 
     def features(self, images: Tensor) -> Features:
-        """Unit-length, weighted features, one `[N, C, h, w]` a layer; divided by sqrt(h w), so sums are means."""
+        """Unit-length, weighted features, one `[N, C, h, w]` a layer; divided by sqrt(h w), so sums are means.
+
+        Raises ValueError for images of another shape, or below 32 x 32.
+        """
         if images.shape[1] == 1:
             images = images.expand(-1, 3, -1, -1)
         if images.ndim != 4 or images.shape[1] != 3 or min(images.shape[2:]) < MIN_RESOLUTION:
@@ -126,7 +129,7 @@ class LPIPS(nn.Module):
         return torch.stack([(x - y).square().sum(dim=(1, 2, 3)) for x, y in zip(a, b, strict=True)]).sum(dim=0)
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
-        """LPIPS `[N]` between images."""
+        """LPIPS `[N]` between images. Raises ValueError as `features` does."""
         return self.distance(self.features(a), self.features(b))
 
 

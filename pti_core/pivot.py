@@ -105,7 +105,7 @@ def find_pivots(
     """Search the pivots of targets `[N, C, H, W]` in [-1, 1], the generator's resolution; one seed an image.
 
     The search starts at `start` (`[N, 1 or num_ws, w_dim]`), or at w_avg. The generator's parameters are not changed
-    and get no gradient. Raises ValueError where targets or starts do not fit it.
+    and get no gradient. Raises ValueError where targets or starts do not fit it, or seeds and images are not as many.
     """
     resolution, channels = generator.img_resolution, generator.img_channels
     if targets.shape[1:] != (channels, resolution, resolution):

@@ -200,7 +200,10 @@ class Stored:
 
 
 def read_stored(run: Run, engine: Engine, pivot: Mapping[str, Any]) -> Stored:
-    """Pivot, noise and tuned generator of a row of the pivots table."""
+    """Pivot, noise and tuned generator of a row of the pivots table.
+
+    Raises RunError where its delta is not in the store, DeltaError where it is damaged or of another generator.
+    """
     owner = run.config.owner(pivot["image_id"], pivot["group"])
     rows = run.store.read("deltas", run=run.name, filters=[("shard", "==", pivot["shard"]), ("owner", "==", owner)])
     if rows.empty:
@@ -209,7 +212,7 @@ def read_stored(run: Run, engine: Engine, pivot: Mapping[str, Any]) -> Stored:
 
 
 def stored_from_rows(run: Run, engine: Engine, pivot: Mapping[str, Any], rows: Sequence[Mapping[Any, Any]]) -> Stored:
-    """The same, from rows of the deltas table that were read already."""
+    """The same, from rows of the deltas table that were read already. Raises DeltaError."""
     generator = engine.stored_generator(encoded_tensors(rows, run.generator_sha256))
     device = engine.device
     w = torch.from_numpy(np.array(pivot["w"], dtype=np.float32)).view(1, -1, engine.generator.w_dim)

@@ -1,7 +1,8 @@
 """One shard: invert its images part by part, measure locality, and mark it done.
 
-A part is as many images as the engine takes at once. Every file name is a function of run, shard and part; a part that
-is there and whole (see `parts`) is not done again, apart from its images that another try may help.
+A part is `config.batch` images, or a whole group in mode "multi"; the engine may take fewer at once. Every file name is
+a function of run, shard and part; a part that is there and whole (see `parts`) is not done again, apart from its images
+that another try may help.
 """
 
 from __future__ import annotations

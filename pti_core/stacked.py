@@ -140,7 +140,7 @@ def tune_stack(
 ) -> list[Tuned]:
     """Tune a generator of its own for each of targets `[B, C, H, W]` in [-1, 1]: what `tune` gives for each alone.
 
-    `on_step` gets the LPIPS of the images that are still in work.
+    `on_step` gets the LPIPS of the images that are still in work. Raises ValueError as `tune` does.
     """
     if not len(targets) == len(pivots.w) == len(seeds):
         raise ValueError(f"{len(targets)} images, {len(pivots.w)} pivots, {len(seeds)} seeds: one each expected")

@@ -47,9 +47,9 @@ class Store:
     """The files of all runs below `root`, any fsspec URL or path. Can be pickled; holds no open file."""
 
     def __init__(self, root: str, storage_options: Mapping[str, Any] | None = None) -> None:
-        """`storage_options` go to the file system. StoreError for an unknown protocol or a missing package."""
+        """`storage_options` go to the file system. StoreError for an address with a secret, or one unknown here."""
         self.files = Files(root, storage_options)
-        self.root = self.files.root  # for f"{root}/metrics"; may hold a password, `repr` does not
+        self.root = self.files.root  # for f"{root}/metrics"; without a secret, such a root is refused
 
     def __repr__(self) -> str:
         return f"Store({self.files.name!r})"
