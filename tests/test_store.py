@@ -5,10 +5,8 @@ from __future__ import annotations
 import json
 import os
 import pickle
-import signal
 import subprocess
 import sys
-import time
 import traceback
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ from typing import Any
 import fsspec
 import pandas as pd
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
@@ -320,29 +319,42 @@ def test_marks_that_do_not_add_up_are_refused(store: Store) -> None:
     assert store.done(RUN) == {}
 
 
+def check_whole_files(folder: Path) -> None:
+    """All tables and markers that are there can be read to their ends."""
+    for path in folder.rglob("*.parquet"):
+        pq.read_table(path, partitioning=None)
+    for path in folder.rglob("*.json"):
+        json.loads(path.read_text())
+
+
 def test_killed_writers_leave_nothing_that_is_read(store: Store, tmp_path: Path) -> None:
-    """A process is killed again and again in the middle of writing; whatever it left, readers see whole files."""
+    """The kernel kills processes at a byte in the middle of a file; whatever they left, readers see whole files."""
+    do_shard(store, RUN, 0)
     script = """
-import sys, tests.test_store as t
+import os, resource, signal, sys, tests.test_store as t
 store = t.Store(sys.argv[1])
-print("go", flush=True)
-while True:
-    for shard in range(3):
-        t.do_shard(store, t.RUN, shard)
+for limit, work in [
+    (100, lambda: t.do_shard(store, t.RUN, 0, bad=2)),  # over one that is done
+    (1000, lambda: t.do_shard(store, t.RUN, 1)),
+    (200, lambda: store.write_config("second", {"digest": t.DIGEST * 100})),
+]:
+    writer = os.fork()
+    if not writer:
+        signal.signal(signal.SIGXFSZ, signal.SIG_DFL)  # which Python ignores
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+        work()
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(writer, 0)[1]) == -signal.SIGXFSZ
 """
-    for wait in (0.0, 0.01, 0.03):
-        env = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)}
-        process = subprocess.Popen([sys.executable, "-c", script, store.root], stdout=subprocess.PIPE, env=env)
-        assert process.stdout is not None
-        process.stdout.readline()
-        time.sleep(wait)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        process.stdout.close()
-        for shard, marker in store.done(RUN).items():
-            assert store.verify(marker) == [], shard
-    (tmp_path / f"out/metrics/run={RUN}/shard=00000").mkdir(parents=True, exist_ok=True)
-    (tmp_path / f"out/metrics/run={RUN}/shard=00000/.part-0.parquet.0123.tmp").write_bytes(b"half")
+    env = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)}
+    subprocess.run([sys.executable, "-c", script, store.root], env=env, timeout=120, check=True)
+    sizes = [path.stat().st_size for path in (tmp_path / "out").rglob("*") if path.is_file()]
+    assert {100, 200, 1000} <= set(sizes)  # each was in the middle of a file
+    check_whole_files(tmp_path / "out")
+    for shard, marker in store.done(RUN).items():
+        assert store.verify(marker) == [], shard
+    assert store.runs() == [RUN]
     for shard in range(3):
         do_shard(store, RUN, shard)
     assert len(pd.read_parquet(f"{store.root}/metrics")) == len(store.read("metrics")) == 5

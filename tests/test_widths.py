@@ -1,5 +1,7 @@
 """How many images at once: by a cost that a function tells."""
 
+from itertools import groupby
+
 import pytest
 import torch
 from nvidia_files import random_generator
@@ -53,7 +55,25 @@ def test_what_is_tried_is_the_search_and_the_tuning_of_this_generator(tiny_gener
     config = configure("demo", {"batch": 3, "mode": mode, "precision": precision, "pivot.w_samples": 100})
     engine = Engine(generator, config)
     shared = (engine.drawing, engine.config, engine.statistics, engine.lpips, engine.bases, engine.device)
-    at_once, stack = widths(*shared)
-    assert at_once in (1, 2, 3)
-    assert stack in ((1, 2, 3) if mode == "single" and (family, precision) != ("stylegan2", "half") else (1,))
+    sizes = []
+
+    def judged(net, given):
+        if given[0].requires_grad:  # images that were drawn to be made better
+            sizes.append(len(given[0]))
+
+    hook = engine.lpips.slices[0].register_forward_pre_hook(judged)
+    try:
+        found = widths(*shared)
+    finally:
+        hook.remove()
+    stacks = mode == "single" and (family, precision) != ("stylegan2", "half")
+    tries = []
+    for size, _ in groupby(sizes):
+        tries += [[]] if size == 1 else []
+        tries[-1].append(size)
+    assert len(tries) == (2 if stacks else 1)  # of the search, of the stack
+    for chosen, tried in zip(found, tries, strict=False):
+        assert tried in ([1, 2], [1, 2, 3])
+        assert chosen in tried[-2:]  # the last one gained, or was one too many
+    assert stacks or found[1] == 1
     assert not any(p.requires_grad for p in generator.parameters())
