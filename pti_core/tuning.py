@@ -81,7 +81,8 @@ def tune(
     stream. `at_once` images are drawn together, all by default; gradients add up, so that it decides memory and time
     only. `bases` (see `bases.input_bases`) are the directions that Adam works along, in place of the weights' own.
 
-    Raises ValueError where images, pivots and seeds are not as many, or no layer is of `config.from_resolution`.
+    Raises ValueError where images, pivots and seeds are not as many, or no layer is of at least
+    `config.from_resolution`.
     """
     if not len(targets) == len(pivots.w) == len(seeds):
         raise ValueError(f"{len(targets)} images, {len(pivots.w)} pivots, {len(seeds)} seeds: one each expected")
