@@ -31,6 +31,7 @@ from pti_core.generators.stylegan2 import StyleGAN2
 from pti_core.inversions import Delta, Inversion, Target
 from pti_core.measure import measure_locality
 from pti_core.metrics import measure
+from pti_core.parallel import one_thread
 from pti_core.perceptual import LPIPS, load_lpips, reference_lpips
 from pti_core.pivot import find_pivots
 from pti_core.presets import configure
@@ -41,7 +42,8 @@ from pti_core.tuning import tune
 RANDOM = "random-1024"  # a StyleGAN2 config-f at 1024 with random weights, for speed only
 CURVE_POINTS = 60
 PROFILED = 4  # steps of each stage
-MATRIX = ("conv", "gemm", "mm", "xmma", "cutlass", "wgrad", "dgrad", "fprop")  # in names of operators and kernels
+MATRIX = ("conv", "linear", "gemm", "mm", "xmma", "cutlass", "wgrad", "dgrad", "fprop")
+"""In names of operators and kernels that convolve or multiply matrices."""
 
 
 @dataclass
@@ -157,23 +159,37 @@ def thinned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
 
 
 def matrix_share(generator: Generator, config: RunConfig, device: str) -> float:
-    """Share of the time of a few steps that goes into convolutions and matrix products (by torch's profiler)."""
+    """Share of the time of a few steps of an image that goes into convolutions and matrix products.
+
+    Of the time by the clock, so that a GPU that waits counts as well; drawn as the engine draws, in its precision and
+    along its bases, on a CPU with one thread. By torch's profiler, which takes a little of the time itself.
+    """
+    made = Engine(generator, config, device)
     pivot = config.pivot.model_copy(update={"steps": PROFILED})
     tuning = config.tuning.model_copy(update={"steps": PROFILED, "stop_lpips": 0.0})
-    lpips, of_w = load_lpips(device=device), w_statistics(generator, 100)
+    lpips, of_w, bases = made.lpips, made.statistics, made.bases
     image = torch.zeros(1, generator.img_channels, generator.img_resolution, generator.img_resolution, device=device)
     cuda = torch.device(device).type == "cuda"
     activity = torch.profiler.ProfilerActivity.CUDA if cuda else torch.profiler.ProfilerActivity.CPU
-    found = find_pivots(generator, image, [0], pivot, of_w, lpips)  # once before: kernels are chosen
-    with torch.profiler.profile(activities=[activity]) as profile:
-        find_pivots(generator, image, [0], pivot, of_w, lpips)
-        tune(generator, image, found, [0], tuning, config.locality, lpips)
+
+    def steps() -> float:
+        begin = time.perf_counter()
+        found = find_pivots(made.drawing, image, [0], pivot, of_w, lpips)
+        tune(made.drawing, image, found, [0], tuning, config.locality, lpips, bases=bases)
+        if cuda:
+            torch.cuda.synchronize(device)
+        return time.perf_counter() - begin
+
+    with one_thread(made.device):
+        steps()  # once before: kernels are chosen
+        with torch.profiler.profile(activities=[activity]) as profile:
+            seconds = steps()
     times = {
         event.key: event.self_device_time_total if cuda else event.self_cpu_time_total
         for event in profile.key_averages()
     }
     matrix = sum(time for name, time in times.items() if any(word in name.lower() for word in MATRIX))
-    return matrix / max(sum(times.values()), 1e-9)
+    return matrix / 1e6 / seconds
 
 
 def main() -> None:
