@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -52,8 +51,8 @@ def begin(data: Path, tiny_checkpoint: str) -> Callable[[object], Run]:
 
 def work(run: Run, done: Callable[..., None] = lambda *_: None, delays: list[float] | None = None) -> int:
     """What is pending, by the flow's own tasks; how many of them failed. `done` is called after each shard."""
-    failed: list[str] = []
-    hooks = {"on_failure": [lambda task, task_run, state: failed.append(task_run.name)]}
+    failed: list[int] = []  # how often each was tried
+    hooks = {"on_failure": [lambda task, task_run, state: failed.append(task_run.run_count)]}
     options = hooks | ({"retry_delay_seconds": delays} if delays else {})
     steps = [invert_shards.with_options(**options), measure_shards.with_options(**options, on_completion=[done])]
 
@@ -69,29 +68,28 @@ def work(run: Run, done: Callable[..., None] = lambda *_: None, delays: list[flo
     try:
         all_pending()
     except ShardsFailed as error:
-        raise Ended(str(error), len(failed)) from None
+        raise Ended(str(error), failed) from None
     return len(failed)
 
 
 class Ended(Exception):
-    """The sentence of a flow that ended, and how many of its tasks had failed."""
+    """The sentence of a flow that ended, and how often each of its tasks that failed had been tried."""
 
-    def __init__(self, sentence: str, failed: int) -> None:
+    def __init__(self, sentence: str, failed: list[int]) -> None:
         super().__init__(sentence)
         self.failed = failed
 
 
-def check_ended(run: Run, sentence: str, seconds: float, **how: Any) -> None:
-    """The flow ends soon, by a sentence, after few tries, with shards done and many left."""
-    start = time.monotonic()
+def check_ended(run: Run, sentence: str, tries: int = 1, **how: Any) -> None:
+    """The flow ends by a sentence, after few tries, with shards done and many left that nobody began."""
     with pytest.raises(Ended, match=sentence) as caught:
         work(run, **how)
-    assert time.monotonic() - start < seconds
     left = run.pending()
     (told,) = re.findall(rf"^ended with (\d+) of {SHARDS} shards left; shard ", str(caught.value))
     assert len(left) <= int(told) <= len(left) + 2  # of those in flight some may have been done
     assert "same command" in str(caught.value)
-    assert 0 < caught.value.failed <= FEW
+    assert 0 < len(caught.value.failed) <= FEW
+    assert max(caught.value.failed) == tries
     assert SHARDS / 3 < len(left) < SHARDS
 
 
@@ -103,7 +101,7 @@ def check_finished(run: Run) -> None:
 def test_a_disk_that_fills_up(disk: Disk, begin: Any) -> None:
     run = begin(disk.folder / "out")
     disk.fill(150 * PAGE)
-    check_ended(run, "no space is left; .* then the same command goes on", 30)
+    check_ended(run, "no space is left; .* then the same command goes on")
     (disk.folder / "filler").unlink()
     disk.remount(LARGE)
     invert_shard(run, run.pending()[0])  # who goes on in this process can work
@@ -124,7 +122,7 @@ def test_rights_that_are_withdrawn(begin: Any, monkeypatch: pytest.MonkeyPatch) 
     with server.checking_credentials():
         use(monkeypatch, server.url, **mine)
         run = begin(f"s3://{bucket}/out")
-        check_ended(run, "cannot be written: access denied .* then the same command goes on", 60, done=withdraw)
+        check_ended(run, "cannot be written: access denied .* then the same command goes on", done=withdraw)
         server.change_policy(mine, policy("s3:*"))
         check_finished(run)
 
@@ -137,7 +135,7 @@ def test_a_data_set_that_is_away(begin: Any, data: Path, tmp_path: Path) -> None
         if len(done) == 3:
             data.rename(data.with_name("away"))
 
-    check_ended(run, "none of .* images can be read.* run the same command", 30, done=unmount, delays=[0.1, 0.1])
+    check_ended(run, "none of .* images can be read.* run the same command", tries=3, done=unmount, delays=[0.1, 0.1])
     data.with_name("away").rename(data)
     check_finished(run)
 

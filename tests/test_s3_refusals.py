@@ -6,14 +6,13 @@ import json
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import QUICK_SETTINGS
+from faulty_proxy import Proxy, proxy_to
 from s3_server import KEY, SECRET, free_port, s3_server, use
 
 from pti_core.datasets import DatasetError
@@ -42,14 +41,26 @@ def check(message: str, *secrets: str) -> None:
         assert secret not in message
 
 
-@contextmanager
-def within(seconds: float) -> Iterator[None]:
-    """What is done here takes no longer."""
-    start = time.monotonic()
-    yield
-    assert time.monotonic() - start < seconds
+def asked(proxy: Proxy) -> int:
+    """How many requests there were since the last call."""
+    count = proxy.requests.total()
+    proxy.reset()
+    return count
 
 
+def connections(listening: socket.socket) -> int:
+    """How often somebody has connected since the last call."""
+    listening.setblocking(False)
+    count = 0
+    while True:
+        try:
+            listening.accept()[0].close()
+        except BlockingIOError:
+            return count
+        count += 1
+
+
+FEW = 6  # requests that a listing takes; with the tries of what may pass they would be more
 WRONG = {
     "unknown key": "access denied",
     "wrong secret": "access denied",
@@ -72,14 +83,22 @@ def test_wrong_credentials(
         "no credentials": lambda: {"AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": ""},
         "no rights": lambda: server.user(policy("iam:GetUser")),
     }[case]()
-    with server.checking_credentials(), socket.create_server(("127.0.0.1", 0)) as silent:
+    with (
+        server.checking_credentials(),
+        socket.create_server(("127.0.0.1", 0)) as silent,
+        proxy_to(server.url) as proxy,
+    ):
         metadata = f"http://127.0.0.1:{silent.getsockname()[1]}"  # of a machine that has no such service
-        use(monkeypatch, server.url, AWS_EC2_METADATA_SERVICE_ENDPOINT=metadata, **mine)
+        use(monkeypatch, proxy.url, AWS_EC2_METADATA_SERVICE_ENDPOINT=metadata, **mine)
         refused = f"output '{out}' cannot be written: .*{WRONG[case]}"
-        with within(20), pytest.raises(StoreError, match=refused) as of_output:
+        with pytest.raises(StoreError, match=refused) as of_output:
             begin(folder, out)
-        with within(20), pytest.raises(DatasetError, match=f"dataset '{data}'.*{WRONG[case]}") as of_data:
+        nobody = case == "no credentials"
+        assert asked(proxy) == (0 if nobody else 1)
+        assert connections(silent) <= (3 if nobody else 0)
+        with pytest.raises(DatasetError, match=f"dataset '{data}'.*{WRONG[case]}") as of_data:
             begin(data, tmp_path / "out")
+        assert asked(proxy) <= (0 if nobody else FEW)
         with pytest.raises(StoreError, match=WRONG[case]) as of_runs:  # and not: there are none
             Store(out).runs()
     for caught in (of_output, of_data, of_runs):
@@ -111,24 +130,27 @@ def test_a_bucket_that_may_only_be_read_and_one_that_may_only_be_written(
 def test_a_bucket_that_does_not_exist(
     begin: Any, dataset: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    use(monkeypatch, s3_server().url)
     missing = "output 's3://nowhere/out' cannot be written: the bucket does not exist"
-    with within(10), pytest.raises(StoreError, match=missing):
-        begin(dataset(1), "s3://nowhere/out")
-    with within(10), pytest.raises(DatasetError, match="dataset 's3://nowhere/data' does not exist"):
-        begin("s3://nowhere/data", tmp_path / "out")
+    with proxy_to(s3_server().url) as proxy:
+        use(monkeypatch, proxy.url)
+        with pytest.raises(StoreError, match=missing):
+            begin(dataset(1), "s3://nowhere/out")
+        assert asked(proxy) == 1
+        with pytest.raises(DatasetError, match="dataset 's3://nowhere/data' does not exist"):
+            begin("s3://nowhere/data", tmp_path / "out")
+        assert asked(proxy) <= FEW
 
 
-def test_the_command_says_so_in_seconds(
+def test_the_command_says_so_after_one_try(
     dataset: Any, tiny_checkpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server, folder = s3_server(), dataset(1)
     out = f"s3://{server.bucket()}/out"
-    with server.checking_credentials():
-        use(monkeypatch, server.url, AWS_SECRET_ACCESS_KEY="WrongSecretKey00")
+    with server.checking_credentials(), proxy_to(server.url) as proxy:
+        use(monkeypatch, proxy.url, AWS_SECRET_ACCESS_KEY="WrongSecretKey00")
         command = [sys.executable, "-m", "flows.cli", "run", folder, "-o", out, "--generator", tiny_checkpoint]
-        with within(40):  # Python and its packages take most of it
-            done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+        assert asked(proxy) == 1
     assert done.returncode == 1
     *_, sentence = done.stderr.splitlines()  # after the lines of progress
     assert sentence.startswith(f"error: output '{out}' cannot be written: access denied")
@@ -144,20 +166,16 @@ def test_a_wrong_endpoint(case: str, begin: Any, dataset: Any, tmp_path: Path, m
     with socket.create_server(("127.0.0.1", 0)) as silent:
         port = silent.getsockname()[1] if case == "silent" else free_port()
         use(monkeypatch, f"http://{'no-such-host.invalid' if case == 'no such host' else '127.0.0.1'}:{port}")
-        with (
-            within(30),
-            pytest.raises(
-                StoreError, match=r"output 's3://x/out' cannot be written: no connection .*; check"
-            ) as caught,
-        ):
+        with pytest.raises(
+            StoreError, match=r"output 's3://x/out' cannot be written: no connection .*; check"
+        ) as caught:
             begin(dataset(1), "s3://x/out")
+        assert connections(silent) == (case == "silent")
         check(str(caught.value))
         what = r"TimeoutError: no answer within 5 s" if case == "silent" else ""
-        with (
-            within(30),
-            pytest.raises(
-                DatasetError, match=rf"dataset 's3://x/data' cannot be listed \(.*{what}.*; check"
-            ) as of_data,
-        ):
+        with pytest.raises(
+            DatasetError, match=rf"dataset 's3://x/data' cannot be listed \(.*{what}.*; check"
+        ) as of_data:
             begin("s3://x/data", tmp_path / "out")
+        assert connections(silent) == (case == "silent")
         check(str(of_data.value))
