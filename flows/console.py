@@ -134,7 +134,7 @@ def _show_medians(console: Console, summary: dict[str, Any]) -> None:
     console.print(table)
     if summary["locality"]:
         text = ", ".join(f"{name} {value:.4f}" for name, value in summary["locality"].items())
-        console.print(f"old against new generator, median LPIPS: {text}", highlight=False)
+        console.print(f"old against new generator, median LPIPS: {text}", highlight=False, soft_wrap=True)
     console.print(f"weight deltas: {summary['delta_bytes'] / 2**20:.2f} MiB per image", highlight=False)
 
 
