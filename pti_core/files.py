@@ -101,10 +101,12 @@ class Files:
         return {path: sizes[path] for path in sorted(sizes) if not path.rpartition("/")[2].startswith(".")}
 
     def exists(self, relative: str) -> bool:
-        """Whether there is such a file; one request, whatever else is in its folder."""
+        """Whether there is such a file, whatever else is in its folder. StoreError where that is not told."""
         self.fs.invalidate_cache()
-        with self.explained("read"):
-            return bool(self.fs.isfile(self.at(relative)))
+        with self.explained("read"), suppress(FileNotFoundError, NotADirectoryError):
+            # fsspec's `isfile` would take any error for a file that is not there
+            return bool(self.again(lambda: self.fs.info(self.at(relative)))["type"] == "file")
+        return False
 
     def get(self, relative: str, missing: str) -> bytes:
         """A file's content. StoreError, beginning with the text `missing`, where it is not there."""

@@ -43,6 +43,11 @@ class Refusing(MemoryFileSystem):
             raise PermissionError(13, "Forbidden")
         return super().cat_file(path, start, end, **kwargs)
 
+    def info(self, path: str, **kwargs: Any) -> dict[str, Any]:
+        if Refusing.refused in path:
+            raise PermissionError(13, "Forbidden")
+        return dict(super().info(path, **kwargs))
+
 
 @pytest.fixture
 def refuse(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
@@ -113,6 +118,16 @@ def test_what_is_not_there_is_no_refusal(refuse, tmp_path: Path) -> None:
         refuse("elsewhere")
         names = ["some/folder/a", "some/folder/b", "some/folder", "some/folder/a/b"]
         assert files.get_all(names) == {names[0]: b"a"} | dict.fromkeys(names[1:])
+        assert [files.exists(name) for name in names] == [True, False, False, False]
+
+
+def test_a_file_that_may_not_be_looked_at_is_not_missing(refuse) -> None:
+    store = Store(ROOT)
+    store.files.put("runs/abc/report/index.html", b"page")
+    assert store.exists("runs/abc/report/index.html")
+    refuse("/report/")
+    with refused(ROOT):
+        store.exists("runs/abc/report/index.html")
 
 
 def test_notes_answers_and_studies_that_may_not_be_read(refuse) -> None:
