@@ -44,13 +44,15 @@ def freeze(
     shard_size: int = 64,
     existing: Existing = "resume",
     group_by: str | None = None,
+    by: str | None = None,
 ) -> Run:
     """Check everything that can be checked before work starts, then write config and manifest, or find them again.
 
     The name is the first 12 hex digits of the digest of config, data set, limit, groups and generator, so that the
     same job resumes and a changed job makes a new run beside the old one. A run that is found again keeps its list of
     inputs (`resume`), gets new and changed files of the data set as new shards (`extend`), or is made anew
-    (`overwrite`). `remarks` of the result says what a person may want to know about it.
+    (`overwrite`). Whoever overwrites may say who they are (`by`, a flow run's id): the second time they resume.
+    `remarks` of the result says what a person may want to know about it.
 
     The generator's encoder, where the search starts at one, belongs to the digest as the generator does.
 
@@ -75,6 +77,8 @@ def freeze(
     digest = config.digest(**asked)
     name = run_id(digest)
     known = name in store.runs()
+    if known and existing == "overwrite" and by is not None and store.read_config(name).get("overwritten_by") == by:
+        existing = "resume"  # the same flow run, tried again: what it has done since stays
 
     def listing(limit: int | None = None) -> pa.Table:
         return scan(dataset, limit=limit, group_by=group_by, without=output)
@@ -93,6 +97,8 @@ def freeze(
         store.write_manifest(name, manifest)
         # The configuration is written after the manifest: a run that has one is frozen.
         content = _content(name, digest, dataset, limit, group_by, generator, found, config, encoder)
+        if by is not None and existing == "overwrite":
+            content["overwritten_by"] = by
         store.write_config(name, content)
         remarks += beside
     run = load_run(output, name)

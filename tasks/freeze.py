@@ -6,6 +6,7 @@ from typing import Any
 
 from prefect import task
 from prefect.logging import get_run_logger
+from prefect.runtime import flow_run
 
 from pti_core import freezing
 from pti_core.config import RunConfig
@@ -28,7 +29,7 @@ def freeze_manifest(
     """Freeze the run, or find it again; its name, its size, and the shards that are still to do."""
     use_credentials(credentials)
     run = freezing.freeze(
-        dataset, output, generator, RunConfig.model_validate(config), limit, shard_size, existing, group_by
+        dataset, output, generator, RunConfig.model_validate(config), limit, shard_size, existing, group_by, flow_run.id
     )
     for remark in run.remarks:
         get_run_logger().warning(remark)

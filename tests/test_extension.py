@@ -115,6 +115,19 @@ def test_overwriting_an_extended_run_leaves_one_manifest(dataset, begin, picture
     assert [p.name for p in (tmp_path / "out/runs" / run.name).glob("manifest*")] == ["manifest.parquet"]
 
 
+def test_a_run_that_is_overwritten_twice_by_the_same_is_resumed(dataset, begin, tmp_path):
+    folder = dataset(3)
+    finish(begin(folder, preset="noop"))
+    overwritten = begin(folder, preset="noop", existing="overwrite", by="flow run 1")
+    assert overwritten.pending() == [0, 1]
+    invert_shard(overwritten, 0)
+    measure_shard(overwritten, 0)
+    again = begin(folder, preset="noop", existing="overwrite", by="flow run 1")  # *Retry* on its page
+    assert (again.pending(), again.created) == ([1], overwritten.created)
+    assert begin(folder, preset="noop", existing="overwrite", by="flow run 2").pending() == [0, 1]
+    assert begin(folder, preset="noop", existing="overwrite").pending() == [0, 1]
+
+
 def test_a_changed_configuration_makes_a_new_run_and_says_so(dataset, begin):
     folder = dataset(2)
     first = begin(folder)

@@ -138,6 +138,34 @@ def test_a_workers_run_that_is_killed_or_cancelled_ends_and_the_next_one_goes_on
     check_whole(out, kept)
 
 
+def test_a_worker_that_is_told_to_end_has_its_runs_end(dataset, tmp_path, tiny_checkpoint, server):
+    """As by `docker stop`, systemd, or Slurm, whose shells start it with SIGINT ignored."""
+    out = tmp_path / "out"
+    parameters = {"dataset": str(dataset(IMAGES)), "output": str(out), "generator": tiny_checkpoint}
+    parameters |= {"preset": "demo", "shard_size": 4, "settings": SETTINGS}
+    script = f"{sys.executable} deployments/worker.py --pool pti-gpu --limit 1 & echo $!; wait"
+    shell = subprocess.Popen(["sh", "-c", script], cwd=ROOT, env=server.env, stdout=subprocess.PIPE, text=True)
+    assert shell.stdout is not None
+    worker = int(shell.stdout.readline())
+    body = {"parameters": parameters, "state": {"type": "SCHEDULED"}}
+    deployment = server.deployment("ffhq")["id"]  # no other worker takes from its pool
+    runs = [server.api("POST", f"deployments/{deployment}/create_flow_run", body)["id"] for _ in range(2)]
+    until(lambda: parts(out), "no part is written", lambda: shell.poll() is None)
+    first = next(run for run in runs if server.api("GET", f"flow_runs/{run}")["state_type"] == "RUNNING")
+    process = process_of(first)
+    os.kill(worker, signal.SIGTERM)
+    shell.communicate(timeout=120)
+    assert not alive(worker)
+    assert not alive(process)
+    (ended,) = server.wait([first], 60)
+    assert ended["state_type"] == "CRASHED", ended["state"]
+    (other,) = (run for run in runs if run != first)
+    assert server.api("GET", f"flow_runs/{other}")["state_type"] in ("SCHEDULED", "PENDING")  # the worker took no more
+    server.api("POST", f"flow_runs/{other}/set_state", {"state": {"type": "CANCELLED"}, "force": True})
+    kept = parts(out)
+    assert 0 < len(kept) < IMAGES
+
+
 def test_a_run_that_is_told_to_end_does_so_though_a_task_does_not_notice(dataset, tmp_path, tiny_checkpoint, server):
     out = tmp_path / "out"
     endless = {"pivot.steps": 2, "measure.z_samples": 1_000_000}  # the locality check of one image looks up at its end
