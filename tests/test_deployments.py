@@ -76,8 +76,10 @@ def test_the_kubernetes_commands_name_what_the_values_files_name():
         f"PREFECT_API_URL={server['server']['uiConfig']['prefectUiApiUrl']}",
         f"work-pool create {worker['worker']['config']['workPool']} ",
         "helm install prefect-worker ",
-        f"deploy -n ffhq --pool {worker['worker']['config']['workPool']} ",
+        f"deploy -n ffhq --pool {worker['worker']['config']['workPool']}",
     ]
+    assert "--arg image IMAGE" in text
+    assert "--job-variable image" not in text  # Prefect would look for the code in /opt/prefect
     places = [text.index(part) for part in in_order]
     assert places == sorted(places)
 
