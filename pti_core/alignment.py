@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from PIL import Image
 
 from pti_core.config import ImageConfig
 from pti_core.datasets import scan
+from pti_core.generators.checkpoints.whole import whole
 from pti_core.given import read_given
 from pti_core.images import ImageError, decode
 from pti_core.reading import read_bytes
@@ -145,10 +145,7 @@ def _align_one(
         except AlignmentError as error:
             done.wrong.append(f"image {image_id!r}: {error}")
             continue
-        buffer = io.BytesIO()
-        face.save(buffer, "PNG")
         path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f".{path.name}.part")
-        part.write_bytes(buffer.getvalue())
-        part.replace(path)
+        with whole(path) as part:
+            face.save(part, "PNG")
         done.written += 1
