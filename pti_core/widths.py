@@ -55,8 +55,7 @@ def widths(
 ) -> tuple[int, int]:
     """How many images to search pivots of together, and how many to tune in one stack, at most `config.batch` each.
 
-    A stack is not tried where it has no use, in mode "multi"; nor where a StyleGAN2 draws in half precision: its
-    scaling of gradients is for one image's pass.
+    A stack is not tried where it has no use, in mode "multi".
     """
     shape = (generator.img_channels, generator.img_resolution, generator.img_resolution)
     w = statistics.w_avg.view(1, 1, -1)
@@ -90,5 +89,4 @@ def widths(
 
         return fastest_width(seconds, config.batch)
 
-    stacks = config.mode == "single" and (config.precision == "fp32" or generator.kind == "mobilestylegan")
-    return fastest(search), fastest(tuning) if stacks else 1
+    return fastest(search), fastest(tuning) if config.mode == "single" else 1

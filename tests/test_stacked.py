@@ -98,6 +98,53 @@ def test_a_stack_of_mobilestylegans_draws_in_half_precision_too(tiny_generator):
     assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in stack.theta.values())
 
 
+@pytest.mark.parametrize("architecture", ["skip", "orig", "resnet"])
+@pytest.mark.parametrize(("precision", "near"), [("fp16", 5e-3), ("bf16", 4e-2)])  # its rounding
+def test_each_place_of_a_stack_in_half_precision_is_what_it_is_alone(architecture, precision, near):
+    """Gradients of very different sizes, each with a scale of its own: one scale for all would lose the smallest."""
+    generator = random_generator(32, architecture=architecture).with_precision(precision)
+    stack, sizes = Stack(generator, 3, TuningConfig()), torch.tensor([1.0, 1e-9, 1e9])
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for p in stack.theta.values():
+            p += 0.05 * torch.randn_like(p)
+    ws = generator.mapping(torch.randn(3, generator.z_dim))
+    images = stack.draw(ws)
+    (sizes * images.square().mean(dim=(1, 2, 3))).sum().backward()
+    for row, size in enumerate(sizes):
+        alone = stack.generator(row).requires_grad_(True)
+        image = alone.synthesis(ws[row : row + 1])
+        assert (images[row] - image[0]).norm() <= near * image.norm()
+        (size * image.square().mean()).backward()
+        for name, p in alone.tunable().items():
+            if p.grad is not None and p.ndim > 1:
+                difference = stack.theta[name].grad[row] - p.grad
+                assert difference.norm() <= 2 * near * p.grad.norm(), (name, row)
+
+
+def test_what_all_places_of_a_stack_share_has_no_gradient_in_half_precision():
+    """Each place's is scaled otherwise, so their sum would be none: said, and not given."""
+    stack = Stack(random_generator(32).with_precision("fp16"), 2, TuningConfig())
+    stack.drawing.generator.synthesis.b32.conv1.weight.requires_grad_(True)
+    del stack.theta["synthesis.b32.conv1.weight"]
+    with pytest.raises(RuntimeError, match="all places of a stack share"):
+        stack.draw(torch.randn(2, stack.base.num_ws, stack.base.w_dim)).square().sum().backward()
+
+
+def test_a_stack_of_stylegan2s_in_half_precision_is_tuned_as_each_alone():
+    generator = random_generator(32).with_precision("half")
+    with torch.no_grad():
+        ws = generator.mapping(torch.randn(3, generator.z_dim, generator=torch.Generator().manual_seed(4)))
+        targets = generator.synthesis(ws).clamp(-1, 1)
+    targets[:, :, 8:14, 4:28] = torch.tensor([0.9, -0.9, -0.9]).view(3, 1, 1)
+    pivots = find_pivots(generator, targets, SEEDS, PivotConfig(steps=4), w_statistics(generator, 500), load_lpips())
+    problem, config = (generator, targets, pivots), TuningConfig(steps=8, lr=1e-3, stop_lpips=0.0)
+    stacked, single = tune_stack(*problem, SEEDS, config, LOCALITY, load_lpips()), one_by_one(problem, config)
+    for a, b in zip(stacked, single, strict=True):
+        torch.testing.assert_close(a.lpips, b.lpips, atol=5e-3, rtol=2e-2)
+        assert a.generator.synthesis.precision == "half"
+
+
 def test_a_step_of_a_stack_leaves_no_gradients_in_memory(problem):
     generator, _, pivots = problem
     stack = Stack(generator, 3, TuningConfig())

@@ -61,15 +61,15 @@ class HalfPass:
 
     def enter(self, x: Tensor) -> Tensor:
         """A float32 tensor in half precision; its gradient comes back in float32 and true."""
-        return _Enter.apply(x, self)
+        return _Enter.apply(x, self, False)
 
     def leave(self, x: Tensor) -> Tensor:
         """A half-precision tensor in float32."""
-        return _Leave.apply(x, self)
+        return _Leave.apply(x, self, False)
 
     def watch(self, images: Tensor) -> Tensor:
         """The pass's images `[N, C, H, W]`, unchanged; their gradient decides the scale."""
-        return _Watch.apply(images, self)
+        return _Watch.apply(images, self, False)
 
 
 def balanced(styles: Tensor, weight: Tensor, demodulation: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -87,40 +87,75 @@ def balanced(styles: Tensor, weight: Tensor, demodulation: Tensor) -> tuple[Tens
     )
 
 
-class _Enter(Function):
+def _scale_for(scale: Tensor | float, gradient: Tensor, stacked: bool) -> Tensor | float:
+    """The scale of a pass, or those `[B]` of a stack's places, in a shape that a gradient is multiplied by."""
+    if not isinstance(scale, Tensor) or scale.ndim == 0:
+        return scale
+    if not stacked:
+        raise RuntimeError("a gradient of what all places of a stack share: each place has a scale of its own")
+    return scale.view(-1, *[1] * (gradient.ndim - 1))
+
+
+class _Crossing(Function):
+    """A tensor and its pass in, a tensor out; under `vmap` the places of a stack come first."""
+
     @staticmethod
-    def forward(ctx: Any, x: Tensor, half: HalfPass) -> Tensor:
-        ctx.half = half
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        _, ctx.half, ctx.stacked = inputs
+
+    @classmethod
+    def over_places(cls, in_dims: tuple[Any, ...], x: Tensor, half: HalfPass, stacked: bool) -> tuple[Tensor, int]:
+        if stacked:
+            raise RuntimeError("half precision in a stack of stacks")
+        return cls.apply(x.movedim(in_dims[0], 0), half, True), 0
+
+
+class _Enter(_Crossing):
+    @staticmethod
+    def forward(x: Tensor, half: HalfPass, stacked: bool) -> Tensor:
         return x.to(half.dtype)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         # A sum that overflows all the same is very large, not infinite; NaN stays NaN.
         gradient = gradients[0].clamp(*FINITE[ctx.half.dtype]).to(torch.float32)
-        return gradient / ctx.half.scale, None
+        return gradient / _scale_for(ctx.half.scale, gradient, ctx.stacked), None, None
 
-
-class _Leave(Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, half: HalfPass) -> Tensor:
-        ctx.half = half
+    def vmap(info: Any, in_dims: tuple[Any, ...], *inputs: Any) -> tuple[Tensor, int]:
+        return _Enter.over_places(in_dims, *inputs)
+
+
+class _Leave(_Crossing):
+    @staticmethod
+    def forward(x: Tensor, half: HalfPass, stacked: bool) -> Tensor:
         return x.to(torch.float32)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        return (gradients[0] * ctx.half.scale).to(ctx.half.dtype), None
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        scaled = gradients[0] * _scale_for(ctx.half.scale, gradients[0], ctx.stacked)
+        return scaled.to(ctx.half.dtype), None, None
 
-
-class _Watch(Function):
     @staticmethod
-    def forward(ctx: Any, images: Tensor, half: HalfPass) -> Tensor:
-        ctx.half = half
+    def vmap(info: Any, in_dims: tuple[Any, ...], *inputs: Any) -> tuple[Tensor, int]:
+        return _Leave.over_places(in_dims, *inputs)
+
+
+class _Watch(_Crossing):
+    @staticmethod
+    def forward(images: Tensor, half: HalfPass, stacked: bool) -> Tensor:
         return images.view_as(images)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        sums = gradients[0].abs().sum(dim=(1, 2, 3))
-        largest = sums.where(sums.isfinite(), 0).amax()  # one that is lost takes no other image with it
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        sums = gradients[0].abs().sum(dim=(-3, -2, -1))
+        largest = sums.where(sums.isfinite(), 0)  # one that is lost takes no other image with it
+        # The weights of an ordinary pass add up what its images give, so all have one scale; a stack's are its own.
+        largest = largest.amax(dim=1) if ctx.stacked else largest.amax()
         # A power of two, so that scaling rounds nothing; no synchronisation with the device.
         ctx.half.scale = torch.where(largest > 0, GRADIENT_SUM / largest, 1.0).log2().floor().clamp(-100, 100).exp2()
-        return gradients[0], None
+        return gradients[0], None, None
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], *inputs: Any) -> tuple[Tensor, int]:
+        return _Watch.over_places(in_dims, *inputs)
