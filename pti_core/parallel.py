@@ -95,6 +95,14 @@ def one_at_a_time(device: torch.device) -> AbstractContextManager[object]:
     return nullcontext() if device.type == "cpu" else _turn
 
 
+def on_idle_cores(function: Callable[[Item], Result], items: Iterable[Item], device: torch.device) -> Iterator[Result]:
+    """Results of `function(item)` in order, by all cores where the device is not the CPU, which is idle then.
+
+    On a CPU by the caller's own core alone: the others have images of theirs.
+    """
+    return map(function, items) if device.type == "cpu" else _pool().map(function, items)
+
+
 def in_parallel(
     function: Callable[[Item, Callable[[], None]], Result],
     items: Iterable[Item],

@@ -12,8 +12,8 @@ import torch
 
 from pti_core import deltas
 from pti_core.deltas import layered, table
-from pti_core.deltas.payloads import Reader
-from pti_core.deltas.symbols import decode_symbols, encode_symbols
+from pti_core.deltas.payloads import THOROUGH, Reader
+from pti_core.deltas.symbols import _dense, _sparse, decode_symbols, encode_symbols
 from pti_core.runs import encoded_tensors
 from pti_core.tables import records, to_parquet
 from pti_core.tables import table as make_table
@@ -190,6 +190,15 @@ def test_symbols_take_little_more_than_their_entropy(share):
     assert decode_symbols(Reader(data, "x"), len(symbols)).tolist() == symbols.tolist()
     p = np.unique(symbols, return_counts=True)[1] / len(symbols)
     assert 8 * len(data) < 1.12 * len(symbols) * -(p * np.log2(p)).sum()
+
+
+@pytest.mark.parametrize("share", [0.01, 0.049, 0.051, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5])
+def test_the_way_that_is_taken_is_the_shorter_one_or_hardly_longer(share):
+    rng = np.random.default_rng(2)
+    symbols = ((rng.random(50_000) < share) * np.rint(3 * rng.standard_normal(50_000))).astype(np.int32)
+    places = np.flatnonzero(symbols)
+    shortest = min(len(_dense(symbols, THOROUGH)), len(_sparse(symbols, places, THOROUGH, 0)))
+    assert len(encode_symbols(symbols)) <= 1.01 * shortest
 
 
 def test_tables_of_before_are_read():

@@ -22,6 +22,7 @@ from pti_core.deltas.layered import Decomposed, Weights, matrix_shape, pack
 from pti_core.deltas.table import EncodedTensor, check_finite, decode, encode
 from pti_core.generators.base import Generator
 from pti_core.metrics import round_uint8
+from pti_core.parallel import on_idle_cores
 from pti_core.perceptual import LPIPS, area_downsample
 from pti_core.pivot import Pivots
 
@@ -80,11 +81,12 @@ def fit(
 
     step = largest_step(lambda step: keeps(at(step)))
     if step is not None:
-        rows = []
-        for name, part in parts.items():
-            payload = pack(part.quantise(step, part.rank(step))[0])
-            rows.append(EncodedTensor(name, part.shape, codec, step if payload else 0.0, payload))
-        return rows
+        layers = (part.quantise(step, part.rank(step))[0] for part in parts.values())
+        payloads = on_idle_cores(pack, layers, images.device)
+        return [
+            EncodedTensor(name, part.shape, codec, step if payload else 0.0, payload)
+            for (name, part), payload in zip(parts.items(), payloads, strict=True)
+        ]
     rows = []
     for fallback in _FALLBACKS:
         rows = encode(delta, fallback)
