@@ -16,7 +16,8 @@ import pyarrow.compute as pc
 from pti_core.addresses import canonical, redact, refusal
 from pti_core.config import RunConfig
 from pti_core.datasets import DatasetError, read_bytes, scan
-from pti_core.encoder.files import LoadedEncoder, encoder_for
+from pti_core.encoder.files import LoadedEncoder
+from pti_core.encoder.kept import encoder_of_config, encoder_of_job, keep_encoder
 from pti_core.extension import Changes, changes, extension
 from pti_core.generators.cache import FETCHABLE_NAMES
 from pti_core.generators.checkpoints import ALIASES, BUILT_IN, LoadedGenerator
@@ -54,7 +55,8 @@ def freeze(
     (`overwrite`). Whoever overwrites may say who they are (`by`, a flow run's id): the second time they resume.
     `remarks` of the result says what a person may want to know about it.
 
-    The generator's encoder, where the search starts at one, belongs to the digest as the generator does.
+    The generator's encoder, where the search starts at one, belongs to the digest as the generator does, and is kept
+    in the run's folder.
 
     Raises StoreError, CheckpointError, EncoderError, DatasetError or RunError, each with one sentence.
     """
@@ -68,13 +70,17 @@ def freeze(
     store.check_writable()
     found = loaded(generator)
     _check_generator(found, config)
-    encoder = encoder_for(found, config.pivot.start) if config.engine == "pti" else None
     asked = {"dataset": dataset, "limit": limit, "generator": found.sha256} | (
         {"group_by": group_by} if group_by else {}
     )
-    if encoder is not None:
-        asked["encoder"] = encoder.sha256
-    digest = config.digest(**asked)
+
+    def digest_with(encoder: str | None) -> str:
+        return config.digest(**asked | ({"encoder": encoder} if encoder else {}))
+
+    encoder = None
+    if config.engine == "pti":
+        encoder = encoder_of_job(store, found, config.pivot.start, lambda sha256: run_id(digest_with(sha256)))
+    digest = digest_with(encoder.sha256 if encoder else None)
     name = run_id(digest)
     known = name in store.runs()
     if known and existing == "overwrite" and by is not None and store.read_config(name).get("overwritten_by") == by:
@@ -95,7 +101,9 @@ def freeze(
         if known or name not in store.runs():  # where another process froze it meanwhile, it is at work
             store.clear_run(name)
         store.write_manifest(name, manifest)
-        # The configuration is written after the manifest: a run that has one is frozen.
+        if encoder is not None:
+            keep_encoder(store, name, encoder)
+        # The configuration is written last: a run that has one is frozen.
         content = _content(name, digest, dataset, limit, group_by, generator, found, config, encoder)
         if by is not None and existing == "overwrite":
             content["overwritten_by"] = by
@@ -232,7 +240,7 @@ def _beside(
         differs = _differences(other["config"], config.model_dump(mode="json"))
         if other["generator"]["sha256"] != generator_sha256:
             differs.insert(0, "another generator")
-        elif (other.get("encoder") or {}).get("sha256") != encoder_sha256:
+        elif encoder_of_config(other) != encoder_sha256:
             differs.insert(0, "another encoder" if encoder_sha256 else "no encoder")
         if best is None or len(differs) < best[0]:
             best = (len(differs), name, differs)

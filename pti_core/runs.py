@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -16,7 +16,8 @@ from torch import Tensor
 from pti_core import deltas, images
 from pti_core.config import RunConfig
 from pti_core.device import best_device
-from pti_core.encoder.files import EncoderError, load_encoder
+from pti_core.encoder.files import EncoderError
+from pti_core.encoder.kept import encoder_of_config, encoder_of_run
 from pti_core.encoder.network import Encoder
 from pti_core.engine import Engine
 from pti_core.files import MissingFile
@@ -129,7 +130,7 @@ def _opened(store: Store, name: str) -> Run:
         generator=content["generator"]["source"],
         generator_sha256=content["generator"]["sha256"],
         created=content.get("created", ""),
-        encoder_sha256=(content.get("encoder") or {}).get("sha256"),
+        encoder_sha256=encoder_of_config(content),
     )
 
 
@@ -144,37 +145,37 @@ def find_run(output: str, name: str | None = None) -> Run:
     return load_run(output, max(names, key=lambda run: (store.read_config(run).get("created", ""), run)))
 
 
+@dataclass(frozen=True)
+class _Start:
+    """The encoder of a run: the same for all runs that were frozen with it."""
+
+    sha256: str | None
+    run: Run = field(compare=False)
+
+
 @once()
-def _engine(
-    generator: str, sha256: str, config: RunConfig, device: str, encoder_sha256: str | None
-) -> Engine | NoopEngine:
+def _engine(generator: str, sha256: str, config: RunConfig, device: str, start: _Start) -> Engine | NoopEngine:
     found = loaded(generator)
     if found.sha256 != sha256:
         raise RunError(f"generator {generator} has changed since the run was frozen; start a new run with it")
     if config.engine != "pti":
         return NoopEngine(found.generator, config, device)
-    return Engine(found.generator, config, device, _encoder(found, encoder_sha256))
+    return Engine(found.generator, config, device, _encoder(found, start))
 
 
-def _encoder(generator: LoadedGenerator, sha256: str | None) -> Encoder | None:
-    """The encoder that a run was frozen with. Raises RunError where this machine has none, or another one."""
-    if sha256 is None:
+def _encoder(generator: LoadedGenerator, start: _Start) -> Encoder | None:
+    """The encoder that a run was frozen with. Raises RunError where neither machine nor run has it."""
+    if start.sha256 is None:
         return None
     try:
-        found = load_encoder(generator)
+        return encoder_of_run(start.run.store, start.run.name, start.sha256, generator).encoder
     except EncoderError as error:
-        raise RunError(f"the run was frozen with an encoder: {error}") from None
-    if found.sha256 != sha256:
-        raise RunError(
-            f"the encoder {found.path} (SHA-256 {found.sha256[:12]}…) is not the one that the run was frozen with "
-            f"({sha256[:12]}…); copy that one here, or start a new run"
-        )
-    return found.encoder
+        raise RunError(str(error)) from None
 
 
 def any_engine_for(run: Run) -> Engine | NoopEngine:
     """The engine of a run, loaded once a process, on a GPU where there is one."""
-    return _engine(run.generator, run.generator_sha256, run.config, best_device(), run.encoder_sha256)
+    return _engine(run.generator, run.generator_sha256, run.config, best_device(), _Start(run.encoder_sha256, run))
 
 
 def forget_engine() -> None:

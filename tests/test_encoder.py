@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -23,7 +24,7 @@ from pti_core.parallel import Stopped, allow_all, stop_all
 from pti_core.perceptual import load_lpips
 from pti_core.pivot import find_pivots
 from pti_core.presets import configure
-from pti_core.runs import RunError, any_engine_for, load_run
+from pti_core.runs import RunError, any_engine_for, forget_engine, load_run
 from pti_core.sampling import w_statistics
 from pti_core.shards import invert_shard
 
@@ -201,8 +202,8 @@ def test_the_published_preset_starts_at_w_avg():
 def test_the_packaged_encoder_belongs_to_the_packaged_generator(cache):
     loaded = load_generator("pocket")
     found = encoder_for(loaded, "auto")
-    assert found.path.parent == files.PACKAGED
-    assert found.path.stat().st_size < 5 * 2**20
+    assert Path(found.where).parent == files.PACKAGED
+    assert len(found.content) < 5 * 2**20
     statistics, lpips = w_statistics(loaded.generator, 1000), load_lpips()
     w, images = draw(loaded.generator, statistics, range(4), "test of the encoder", 0)
     start = encoded_start(found.encoder, loaded.generator, images, lpips)[:, 0]
@@ -276,14 +277,66 @@ def test_a_run_records_its_encoder_and_another_encoder_is_another_run(
 
     save_encoder(trained.encoder, loaded.sha256, {"note": "another file"})
     assert frozen(data, out, tiny_checkpoint).name not in (with_it.name, without.name)
-    from pti_core import runs
 
-    runs._engine.cache_clear()  # a worker's process that begins now
-    with pytest.raises(RunError, match="not the one that the run was frozen with"):
-        any_engine_for(load_run(str(out), with_it.name))
+
+def test_a_run_goes_on_where_its_encoder_was_not_trained(trained, loaded, tiny_checkpoint, dataset, tmp_path, cache):
+    data, out = dataset(2), tmp_path / "out"
+    path = save_encoder(trained.encoder, loaded.sha256, {})
+    run = frozen(data, out, tiny_checkpoint)
+    at_average = frozen(data, out, tiny_checkpoint, **{"pivot.start": "w_avg"})
+    with_own = frozen(data, out, tiny_checkpoint, **{"pivot.start": "encoder"})
+    assert len({run.name, at_average.name, with_own.name}) == 3
+
+    def there():
+        """The engine of a process that begins now, on a machine with another cache."""
+        forget_engine()
+        return any_engine_for(load_run(str(out), run.name)).encoder.state_dict()
+
+    expected = there()
+    for change in (lambda: save_encoder(trained.encoder, loaded.sha256, {"note": "another file"}), path.unlink):
+        change()
+        assert all(torch.equal(value, expected[name]) for name, value in there().items())
+    # The same commands find their runs again, and only theirs.
+    assert frozen(data, out, tiny_checkpoint).name == run.name
+    assert frozen(data, out, tiny_checkpoint, **{"pivot.start": "encoder"}).name == with_own.name
+    assert frozen(data, out, tiny_checkpoint, **{"pivot.start": "w_avg"}).name == at_average.name
+    assert frozen(data, out, tiny_checkpoint, batch=3).name == run.name
+    other = frozen(data, out, tiny_checkpoint, **{"tuning.steps": 3})
+    assert other.encoder_sha256 is None
+    assert other.remarks[0].startswith("a new run beside")
+    again = freeze(
+        str(data), str(out), tiny_checkpoint, configure("demo", QUICK_SETTINGS), shard_size=3, existing="overwrite"
+    )
+    assert (again.name, again.encoder_sha256) == (run.name, run.encoder_sha256)
+    assert not path.exists()
+    there()
+
+
+def test_an_encoder_that_is_nowhere_or_not_the_runs_own_is_one_sentence(
+    trained, loaded, tiny_checkpoint, dataset, tmp_path, cache
+):
+    data, out = dataset(2), tmp_path / "out"
+    path = save_encoder(trained.encoder, loaded.sha256, {})
+    run = frozen(data, out, tiny_checkpoint)
+    kept = out / "runs" / run.name / "encoder.safetensors"
+    assert kept.read_bytes() == path.read_bytes()
+
+    def refused(text):
+        forget_engine()
+        with pytest.raises(RunError, match=text) as error:
+            any_engine_for(load_run(str(out), run.name))
+        assert "\n" not in str(error.value)
+
+    save_encoder(trained.encoder, loaded.sha256, {"note": "another file"})
+    kept.write_bytes(path.read_bytes())
+    refused(r"runs/.*/encoder\.safetensors: SHA-256 .* the run was frozen with")
+    kept.write_bytes(b"<html>")
+    refused("damaged or truncated")
+    kept.unlink()  # a run of before
+    refused("not the one that the run was frozen with")
     path.unlink()
-    with pytest.raises(RunError, match=r"no encoder on this machine; `pti train-encoder .*copy"):
-        any_engine_for(load_run(str(out), with_it.name))
+    refused(r"no encoder on this machine; `pti train-encoder .*copy")
+    assert frozen(data, out, tiny_checkpoint).name != run.name
 
 
 @pytest.mark.slow

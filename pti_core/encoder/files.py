@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -50,8 +51,9 @@ class LoadedEncoder:
 
     encoder: Encoder  # on the CPU, float32, eval mode, no gradients
     sha256: str  # of the file's bytes, hex
-    path: Path
+    where: str  # its path or address
     notes: dict[str, Any]  # figures of its training
+    content: bytes = field(repr=False)  # of the file
 
 
 def file_name(generator_sha256: str) -> str:
@@ -109,27 +111,35 @@ def encoder_for(generator: LoadedGenerator, start: Literal["auto", "w_avg", "enc
 
 def read_encoder(path: Path, generator: LoadedGenerator) -> LoadedEncoder:
     """The encoder in a file, whose every tensor is checked. Raises EncoderError with one sentence."""
-    again = f"`pti train-encoder {generator.source} --overwrite` makes it anew"
     try:
-        size = path.stat().st_size
-        if size > LARGEST:
-            raise EncoderError(f"encoder {path}: {size:,} bytes, at most {LARGEST:,} expected; {again}")
-        content = path.read_bytes()
         with path.open("rb") as file:
-            metadata = read_metadata(file, size)
+            content = file.read(LARGEST + 1)
+    except OSError as error:
+        raise EncoderError(f"encoder {path}: cannot be read ({error})") from error
+    return parse_encoder(content, str(path), generator)
+
+
+def parse_encoder(content: bytes, where: str, generator: LoadedGenerator) -> LoadedEncoder:
+    """The encoder in the bytes of a file, which `where` names in errors, whose every tensor is checked.
+
+    Raises EncoderError with one sentence.
+    """
+    again = f"`pti train-encoder {generator.source} --overwrite` makes it anew"
+    if len(content) > LARGEST:
+        raise EncoderError(f"encoder {where}: more than {LARGEST:,} bytes; {again}")
+    try:
+        metadata = read_metadata(io.BytesIO(content), len(content))
         if metadata.get("format") != FORMAT:
-            raise EncoderError(f"encoder {path}: format {metadata.get('format', 'none')[:60]!r}, {FORMAT!r} expected")
+            raise EncoderError(f"encoder {where}: format {metadata.get('format', 'none')[:60]!r}, {FORMAT!r} expected")
         if metadata.get("generator_sha256") != generator.sha256:
             theirs = metadata.get("generator_sha256", "")[:12]
             raise EncoderError(
-                f"encoder {path}: it belongs to the generator with SHA-256 {theirs}…, "
+                f"encoder {where}: it belongs to the generator with SHA-256 {theirs}…, "
                 f"{generator.source!r} has {generator.sha256[:12]}…; {again}"
             )
         shape = EncoderShape(**_Architecture.model_validate_json(metadata.get("architecture", "")).model_dump())
         notes = json.loads(metadata.get("notes", "{}"))
         tensors = safetensors.torch.load(content)
-    except OSError as error:
-        raise EncoderError(f"encoder {path}: cannot be read ({error})") from error
     except (
         CheckpointError,
         safetensors.SafetensorError,
@@ -137,24 +147,25 @@ def read_encoder(path: Path, generator: LoadedGenerator) -> LoadedEncoder:
         RecursionError,
         json.JSONDecodeError,
     ) as error:
-        raise EncoderError(f"encoder {path}: damaged or truncated ({reason(error)}); {again}") from None
+        raise EncoderError(f"encoder {where}: damaged or truncated ({reason(error)}); {again}") from None
     g = generator.generator
     if (shape.img_resolution, shape.img_channels, shape.w_dim) != (g.img_resolution, g.img_channels, g.w_dim):
-        raise EncoderError(f"encoder {path}: made for another architecture than that of {generator.source!r}; {again}")
-    return LoadedEncoder(_filled(shape, tensors, path, again), hashlib.sha256(content).hexdigest(), path, notes)
+        raise EncoderError(f"encoder {where}: made for another architecture than that of {generator.source!r}; {again}")
+    encoder = _filled(shape, tensors, where, again)
+    return LoadedEncoder(encoder, hashlib.sha256(content).hexdigest(), where, notes, content)
 
 
-def _filled(shape: EncoderShape, tensors: Mapping[str, torch.Tensor], path: Path, again: str) -> Encoder:
+def _filled(shape: EncoderShape, tensors: Mapping[str, torch.Tensor], where: str, again: str) -> Encoder:
     """An encoder with these tensors; their names, shapes and values are checked first."""
     with torch.device("meta"):
         wanted = {name: value.shape for name, value in Encoder(shape).state_dict().items()}
     found = {name: value.shape for name, value in tensors.items()}
     if found != wanted:
         odd = next(name for name in sorted(found.keys() | wanted.keys()) if found.get(name) != wanted.get(name))
-        raise EncoderError(f"encoder {path}: tensor {odd!r} is missing, left over or of another shape; {again}")
+        raise EncoderError(f"encoder {where}: tensor {odd!r} is missing, left over or of another shape; {again}")
     state = {name: value.float() for name, value in tensors.items()}
     if not all(bool(torch.isfinite(value).all()) for value in state.values()):
-        raise EncoderError(f"encoder {path}: some of its numbers are NaN or infinite; {again}")
+        raise EncoderError(f"encoder {where}: some of its numbers are NaN or infinite; {again}")
     encoder = Encoder(shape)
     encoder.load_state_dict(state)
     return encoder.eval().requires_grad_(False)
