@@ -56,7 +56,7 @@ def freeze(
     `remarks` of the result says what a person may want to know about it.
 
     The generator's encoder, where the search starts at one, belongs to the digest as the generator does, and is kept
-    in the run's folder.
+    below `output`, which other machines take it from.
 
     Raises StoreError, CheckpointError, EncoderError, DatasetError or RunError, each with one sentence.
     """
@@ -98,17 +98,19 @@ def freeze(
         sha256 = encoder.sha256 if encoder else None
         beside = _beside(store, config, dataset, found.sha256, sha256) if not known else []
         beside += _alone(inputs) if config.mode == "multi" else []
+        if encoder is not None:
+            keep_encoder(store, found.sha256, encoder)
         if known or name not in store.runs():  # where another process froze it meanwhile, it is at work
             store.clear_run(name)
         store.write_manifest(name, manifest)
-        if encoder is not None:
-            keep_encoder(store, name, encoder)
         # The configuration is written last: a run that has one is frozen.
         content = _content(name, digest, dataset, limit, group_by, generator, found, config, encoder)
         if by is not None and existing == "overwrite":
             content["overwritten_by"] = by
         store.write_config(name, content)
         remarks += beside
+    elif encoder is not None:
+        keep_encoder(store, found.sha256, encoder)  # runs of before have none in their root
     run = load_run(output, name)
     if known and existing == "extend":
         remarks += _extend(run, changes(run, listing(), limit), shard_size)

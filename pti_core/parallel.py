@@ -100,7 +100,11 @@ def on_idle_cores(function: Callable[[Item], Result], items: Iterable[Item], dev
 
     On a CPU by the caller's own core alone: the others have images of theirs.
     """
-    return map(function, items) if device.type == "cpu" else _pool().map(function, items)
+    if device.type == "cpu":
+        yield from map(function, items)
+        return
+    with ThreadPoolExecutor(available_cores(), "pti-idle") as pool:
+        yield from pool.map(function, items)
 
 
 def in_parallel(

@@ -150,7 +150,7 @@ class _Start:
     """The encoder of a run: the same for all runs that were frozen with it."""
 
     sha256: str | None
-    run: Run = field(compare=False)
+    store: Store = field(compare=False)
 
 
 @once()
@@ -164,18 +164,20 @@ def _engine(generator: str, sha256: str, config: RunConfig, device: str, start: 
 
 
 def _encoder(generator: LoadedGenerator, start: _Start) -> Encoder | None:
-    """The encoder that a run was frozen with. Raises RunError where neither machine nor run has it."""
+    """The encoder that a run was frozen with. Raises RunError where neither machine nor root has it."""
     if start.sha256 is None:
         return None
     try:
-        return encoder_of_run(start.run.store, start.run.name, start.sha256, generator).encoder
+        return encoder_of_run(start.store, start.sha256, generator).encoder
     except EncoderError as error:
         raise RunError(str(error)) from None
 
 
 def any_engine_for(run: Run) -> Engine | NoopEngine:
     """The engine of a run, loaded once a process, on a GPU where there is one."""
-    return _engine(run.generator, run.generator_sha256, run.config, best_device(), _Start(run.encoder_sha256, run))
+    return _engine(
+        run.generator, run.generator_sha256, run.config, best_device(), _Start(run.encoder_sha256, run.store)
+    )
 
 
 def forget_engine() -> None:

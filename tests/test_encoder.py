@@ -279,64 +279,83 @@ def test_a_run_records_its_encoder_and_another_encoder_is_another_run(
     assert frozen(data, out, tiny_checkpoint).name not in (with_it.name, without.name)
 
 
+def engine_there(run):
+    """The engine of a run in a process that begins now."""
+    forget_engine()
+    return any_engine_for(load_run(str(run.store.root), run.name))
+
+
 def test_a_run_goes_on_where_its_encoder_was_not_trained(trained, loaded, tiny_checkpoint, dataset, tmp_path, cache):
     data, out = dataset(2), tmp_path / "out"
     path = save_encoder(trained.encoder, loaded.sha256, {})
     run = frozen(data, out, tiny_checkpoint)
     at_average = frozen(data, out, tiny_checkpoint, **{"pivot.start": "w_avg"})
-    with_own = frozen(data, out, tiny_checkpoint, **{"pivot.start": "encoder"})
-    assert len({run.name, at_average.name, with_own.name}) == 3
-
-    def there():
-        """The engine of a process that begins now, on a machine with another cache."""
-        forget_engine()
-        return any_engine_for(load_run(str(out), run.name)).encoder.state_dict()
-
-    expected = there()
+    required = frozen(data, out, tiny_checkpoint, **{"pivot.start": "encoder"})
+    assert len({run.name, at_average.name, required.name}) == 3
+    expected = engine_there(run).encoder.state_dict()
     for change in (lambda: save_encoder(trained.encoder, loaded.sha256, {"note": "another file"}), path.unlink):
         change()
-        assert all(torch.equal(value, expected[name]) for name, value in there().items())
-    # The same commands find their runs again, and only theirs.
-    assert frozen(data, out, tiny_checkpoint).name == run.name
-    assert frozen(data, out, tiny_checkpoint, **{"pivot.start": "encoder"}).name == with_own.name
+        found = engine_there(run).encoder.state_dict()
+        assert all(torch.equal(value, expected[name]) for name, value in found.items())
+    # The same commands find their runs again, also after an overwriting one was cut off; others start there too.
+    run.store.clear_run(run.name)
+    for existing in ("overwrite", "resume", "extend"):
+        config = configure("demo", QUICK_SETTINGS | {"batch": 3})
+        again = freeze(str(data), str(out), tiny_checkpoint, config, shard_size=3, existing=existing)
+        assert (again.name, again.encoder_sha256) == (run.name, run.encoder_sha256)
+    assert frozen(data, out, tiny_checkpoint, **{"pivot.start": "encoder"}).name == required.name
     assert frozen(data, out, tiny_checkpoint, **{"pivot.start": "w_avg"}).name == at_average.name
-    assert frozen(data, out, tiny_checkpoint, batch=3).name == run.name
-    other = frozen(data, out, tiny_checkpoint, **{"tuning.steps": 3})
-    assert other.encoder_sha256 is None
-    assert other.remarks[0].startswith("a new run beside")
-    again = freeze(
-        str(data), str(out), tiny_checkpoint, configure("demo", QUICK_SETTINGS), shard_size=3, existing="overwrite"
-    )
-    assert (again.name, again.encoder_sha256) == (run.name, run.encoder_sha256)
+    assert frozen(data, out, tiny_checkpoint, **{"tuning.steps": 3}).encoder_sha256 == run.encoder_sha256
+    assert engine_there(again).encoder is not None
     assert not path.exists()
-    there()
 
 
-def test_an_encoder_that_is_nowhere_or_not_the_runs_own_is_one_sentence(
+def test_of_several_encoders_that_of_the_jobs_newest_run_is_taken(
+    trained, loaded, tiny_checkpoint, dataset, tmp_path, cache
+):
+    data, out = dataset(2), tmp_path / "out"
+    runs = []
+    for note in range(3):
+        path = save_encoder(trained.encoder, loaded.sha256, {"note": note})
+        runs.append(frozen(data, out, tiny_checkpoint, **{"tuning.steps": 2 + note // 2}))
+    path.unlink()
+    assert len({run.encoder_sha256 for run in runs}) == 3
+    assert frozen(data, out, tiny_checkpoint, **{"tuning.steps": 2}).name == runs[1].name
+    assert frozen(data, out, tiny_checkpoint, **{"tuning.steps": 3}).name == runs[2].name
+    assert frozen(data, out, tiny_checkpoint, **{"tuning.steps": 4}).encoder_sha256 == runs[2].encoder_sha256
+
+
+def test_an_encoder_that_is_nowhere_or_damaged_is_one_sentence(
     trained, loaded, tiny_checkpoint, dataset, tmp_path, cache
 ):
     data, out = dataset(2), tmp_path / "out"
     path = save_encoder(trained.encoder, loaded.sha256, {})
     run = frozen(data, out, tiny_checkpoint)
-    kept = out / "runs" / run.name / "encoder.safetensors"
-    assert kept.read_bytes() == path.read_bytes()
+    content = path.read_bytes()
+    kept = out / "encoders" / loaded.sha256 / f"{run.encoder_sha256}.safetensors"
+    assert kept.read_bytes() == content
 
     def refused(text):
-        forget_engine()
         with pytest.raises(RunError, match=text) as error:
-            any_engine_for(load_run(str(out), run.name))
+            engine_there(run)
         assert "\n" not in str(error.value)
 
     save_encoder(trained.encoder, loaded.sha256, {"note": "another file"})
     kept.write_bytes(path.read_bytes())
-    refused(r"runs/.*/encoder\.safetensors: SHA-256 .* the run was frozen with")
+    refused(r"encoders/.*\.safetensors: SHA-256 .* that of its name expected; copy")
     kept.write_bytes(b"<html>")
-    refused("damaged or truncated")
-    kept.unlink()  # a run of before
+    refused(r"damaged or truncated \(.*\); copy the one there")
+    with kept.open("wb") as file:
+        file.truncate(files.LARGEST + 1)
+    refused("at most 67,108,864 expected")
+    kept.unlink()  # a root of before
     refused("not the one that the run was frozen with")
     path.unlink()
     refused(r"no encoder on this machine; `pti train-encoder .*copy")
     assert frozen(data, out, tiny_checkpoint).name != run.name
+    path.write_bytes(content)
+    assert frozen(data, out, tiny_checkpoint).name == run.name
+    assert kept.read_bytes() == content  # whoever has it brings it
 
 
 @pytest.mark.slow

@@ -101,7 +101,7 @@ def test_a_stack_of_mobilestylegans_draws_in_half_precision_too(tiny_generator):
 @pytest.mark.parametrize("architecture", ["skip", "orig", "resnet"])
 @pytest.mark.parametrize(("precision", "near"), [("fp16", 5e-3), ("bf16", 4e-2)])  # its rounding
 def test_each_place_of_a_stack_in_half_precision_is_what_it_is_alone(architecture, precision, near):
-    """Gradients of very different sizes, each with a scale of its own: one scale for all would lose the smallest."""
+    """Gradients of very different sizes, each with a scale of its own: in fp16 one for all would lose the smallest."""
     generator = random_generator(32, architecture=architecture).with_precision(precision)
     stack, sizes = Stack(generator, 3, TuningConfig()), torch.tensor([1.0, 1e-9, 1e9])
     torch.manual_seed(0)

@@ -16,7 +16,6 @@ from pti_core.deltas.payloads import FAST, THOROUGH, Reader, section
 _ZERO, _DENSE, _GAPS = 0, 1, 2  # the first byte; a dense one is followed by the width, 1, 2 or 4 bytes
 _JUMP = 255  # a gap byte that moves on by 255 without a symbol
 _DEPTH = 24  # magnitudes of magnitudes: ends long before this, since each time one is taken off
-_RARE = 20  # where at most one of so many is not zero, storing each of them is never the shorter way
 _MOVES = np.minimum(np.arange(1, 257), _JUMP).astype(np.int32)  # how far a gap byte moves on
 _ZIGZAG = np.array([n // 2 if n % 2 == 0 else -(n + 1) // 2 for n in range(256)], np.int32)
 
@@ -33,8 +32,6 @@ def encode_symbols(symbols: Integers, level: int = THOROUGH, depth: int = 0) -> 
         return bytes([_ZERO])
     if depth == _DEPTH or 2 * len(places) > len(symbols):
         return _dense(symbols, level)
-    if _RARE * len(places) < len(symbols):
-        return _sparse(symbols, places, level, depth)
     dense, sparse = _dense(symbols, FAST), _sparse(symbols, places, FAST, depth)
     if level == FAST:
         return min(sparse, dense, key=len)

@@ -119,12 +119,12 @@ def read_encoder(path: Path, generator: LoadedGenerator) -> LoadedEncoder:
     return parse_encoder(content, str(path), generator)
 
 
-def parse_encoder(content: bytes, where: str, generator: LoadedGenerator) -> LoadedEncoder:
+def parse_encoder(content: bytes, where: str, generator: LoadedGenerator, again: str | None = None) -> LoadedEncoder:
     """The encoder in the bytes of a file, which `where` names in errors, whose every tensor is checked.
 
-    Raises EncoderError with one sentence.
+    Raises EncoderError with one sentence, which ends in `again`, or in how to train one.
     """
-    again = f"`pti train-encoder {generator.source} --overwrite` makes it anew"
+    again = again or f"`pti train-encoder {generator.source} --overwrite` makes it anew"
     if len(content) > LARGEST:
         raise EncoderError(f"encoder {where}: more than {LARGEST:,} bytes; {again}")
     try:

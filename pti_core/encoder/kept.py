@@ -1,21 +1,30 @@
-"""The encoder of a run, kept beside its configuration: who goes on with the run elsewhere finds it there."""
+"""Encoders beside the runs that start at them: whoever goes on with a run elsewhere finds its encoder there."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from typing import Any, Final, Literal
 
-from pti_core.encoder.files import EncoderError, LoadedEncoder, encoder_for, find_encoder, load_encoder, parse_encoder
-from pti_core.files import MissingFile
+from pti_core.encoder.files import (
+    LARGEST,
+    EncoderError,
+    LoadedEncoder,
+    encoder_for,
+    find_encoder,
+    load_encoder,
+    parse_encoder,
+)
 from pti_core.generators.checkpoints import LoadedGenerator
 from pti_core.store import Store
 
-NAME: Final = "encoder.safetensors"
+FOLDER: Final = "encoders"  # of a root; encoders/<SHA-256 of the generator>/<SHA-256 of the encoder>.safetensors
+_SUFFIX: Final = ".safetensors"
 
 
-def keep_encoder(store: Store, run: str, encoder: LoadedEncoder) -> None:
-    """Write a run's encoder into its folder. Raises StoreError."""
-    store.files.put(f"runs/{run}/{NAME}", encoder.content)
+def keep_encoder(store: Store, generator_sha256: str, encoder: LoadedEncoder) -> None:
+    """Write an encoder into the root, where it is not there. Raises StoreError."""
+    if _kept(store, generator_sha256).get(encoder.sha256) != len(encoder.content):
+        store.files.put(_path(generator_sha256, encoder.sha256), encoder.content)
 
 
 def encoder_of_config(content: Mapping[str, Any]) -> str | None:
@@ -30,27 +39,25 @@ def encoder_of_job(
     start: Literal["auto", "w_avg", "encoder"],
     name_with: Callable[[str | None], str],
 ) -> LoadedEncoder | None:
-    """What `pivot.start` asks for: None is w_avg.
+    """What `pivot.start` asks for: this machine's encoder of the generator, else the root's; None is w_avg.
 
-    Where this machine has no encoder of the generator, that of the run which was begun elsewhere with the same job:
-    `name_with` gives the name that the job's run has with an encoder of a SHA-256, or with none. Raises EncoderError
-    as `encoder_for`, StoreError where the runs cannot be read.
+    `name_with` gives the name that the job's run has with an encoder of a SHA-256, or with none: a run that is there
+    decides. Raises EncoderError as `encoder_for` and for a damaged file, StoreError where the root cannot be read.
     """
-    if start != "w_avg" and find_encoder(generator.sha256) is None:
-        runs = store.runs()
-        for run in [] if name_with(None) in runs else runs:
-            sha256 = encoder_of_config(store.read_config(run))
-            if sha256 is not None and name_with(sha256) == run:
-                found = _kept(store, run, sha256, generator)
-                if found is not None:
-                    return found
-    return encoder_for(generator, start)
+    if start == "w_avg" or find_encoder(generator.sha256) is not None:
+        return encoder_for(generator, start)
+    kept = _kept(store, generator.sha256)
+    runs = store.runs() if kept else []
+    if not kept or name_with(None) in runs:
+        return encoder_for(generator, start)
+    choice = [sha256 for sha256 in kept if name_with(sha256) in runs] or list(kept)
+    return _read(store, choice[0] if len(choice) == 1 else _newest(store, choice), generator)
 
 
-def encoder_of_run(store: Store, run: str, sha256: str, generator: LoadedGenerator) -> LoadedEncoder:
-    """The encoder that a run was frozen with: this machine's, or else the one in the run's folder.
+def encoder_of_run(store: Store, sha256: str, generator: LoadedGenerator) -> LoadedEncoder:
+    """The encoder that a run was frozen with: this machine's, or else the one in the root.
 
-    Raises EncoderError where neither is it, StoreError where the folder cannot be read.
+    Raises EncoderError where neither is it, StoreError where the root cannot be read.
     """
     try:
         local, why = load_encoder(generator), ""
@@ -58,9 +65,8 @@ def encoder_of_run(store: Store, run: str, sha256: str, generator: LoadedGenerat
         local, why = None, str(error)
     if local is not None and local.sha256 == sha256:
         return local
-    kept = _kept(store, run, sha256, generator)
-    if kept is not None:
-        return kept
+    if sha256 in _kept(store, generator.sha256):
+        return _read(store, sha256, generator)
     if local is None:
         raise EncoderError(f"the run was frozen with an encoder: {why}")
     raise EncoderError(
@@ -69,16 +75,30 @@ def encoder_of_run(store: Store, run: str, sha256: str, generator: LoadedGenerat
     )
 
 
-def _kept(store: Store, run: str, sha256: str, generator: LoadedGenerator) -> LoadedEncoder | None:
-    """None where the run's folder has none, as in runs of before."""
-    try:
-        content = store.files.get(f"runs/{run}/{NAME}", f"run {run!r} has no encoder")
-    except MissingFile:
-        return None
-    found = parse_encoder(content, f"{store.root}/runs/{run}/{NAME}", generator)
+def _path(generator_sha256: str, sha256: str) -> str:
+    return f"{FOLDER}/{generator_sha256}/{sha256}{_SUFFIX}"
+
+
+def _kept(store: Store, generator_sha256: str) -> dict[str, int]:
+    """Bytes of a generator's encoders in the root, by their SHA-256."""
+    found = store.files.find(f"{FOLDER}/{generator_sha256}", maxdepth=1)
+    names = {path.rpartition("/")[2]: size for path, size in found.items()}
+    return {name.removesuffix(_SUFFIX): size for name, size in names.items() if name.endswith(_SUFFIX)}
+
+
+def _newest(store: Store, choice: list[str]) -> str:
+    """The one that the newest run started at; the first where none did."""
+    configs = [store.read_config(run) for run in store.runs()]
+    used = [(config.get("created", ""), encoder_of_config(config)) for config in configs]
+    return max([(created, sha256) for created, sha256 in used if sha256 in choice], default=("", choice[0]))[1] or ""
+
+
+def _read(store: Store, sha256: str, generator: LoadedGenerator) -> LoadedEncoder:
+    path, remedy = _path(generator.sha256, sha256), "copy the one there that its runs were frozen with, or remove it"
+    where = f"{store.root}/{path}"
+    if (size := _kept(store, generator.sha256).get(sha256, 0)) > LARGEST:
+        raise EncoderError(f"encoder {where}: {size:,} bytes, at most {LARGEST:,} expected; {remedy}")
+    found = parse_encoder(store.files.get(path, f"encoder {sha256[:12]}… is not"), where, generator, remedy)
     if found.sha256 != sha256:
-        raise EncoderError(
-            f"encoder {found.where}: SHA-256 {found.sha256[:12]}…, the run was frozen with {sha256[:12]}…; "
-            "copy that one there, or start a new run"
-        )
+        raise EncoderError(f"encoder {where}: SHA-256 {found.sha256[:12]}…, that of its name expected; {remedy}")
     return found
