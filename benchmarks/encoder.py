@@ -63,7 +63,7 @@ def search(engine: Engine, images: Tensor, start: str, settings: dict[str, Any])
             w = encoded_start(engine.encoder, engine.generator, image, engine.lpips)
         if steps:
             on_step = lambda step, lpips: check()  # noqa: E731
-            found = find_pivots(engine.drawing, image, [seed], config, engine.statistics, engine.lpips, on_step, w)
+            found = find_pivots(engine.drawing, image, [seed], config, engine.statistics, engine.judge, on_step, w)
         else:
             w = engine.statistics.w_avg[None, None] if w is None else w
             found = Pivots(w, initial_noise(engine.generator, ImageRandom([seed]), config), engine.generator.num_ws)

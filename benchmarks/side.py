@@ -167,7 +167,7 @@ def matrix_share(generator: Generator, config: RunConfig, device: str) -> float:
     made = Engine(generator, config, device)
     pivot = config.pivot.model_copy(update={"steps": PROFILED})
     tuning = config.tuning.model_copy(update={"steps": PROFILED, "stop_lpips": 0.0})
-    lpips, of_w, bases = made.lpips, made.statistics, made.bases
+    lpips, of_w, bases = made.judge, made.statistics, made.bases
     image = torch.zeros(1, generator.img_channels, generator.img_resolution, generator.img_resolution, device=device)
     cuda = torch.device(device).type == "cuda"
     activity = torch.profiler.ProfilerActivity.CUDA if cuda else torch.profiler.ProfilerActivity.CPU

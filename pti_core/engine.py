@@ -27,7 +27,7 @@ from pti_core.encoder.network import Encoder
 from pti_core.encoder.start import encoded_start
 from pti_core.first_pass import first_pass
 from pti_core.generators.base import Generator
-from pti_core.generators.half import precision_for
+from pti_core.generators.half import multiplies_bf16, precision_for
 from pti_core.inversions import Delta, Failure, Found, Inversion, Measures, Result, Stage, Target
 from pti_core.measure import measure_fit
 from pti_core.memory import free_memory, keep_freed_memory, shortage
@@ -72,8 +72,14 @@ class Engine:
 
     @cached_property
     def lpips(self) -> LPIPS:
-        """The perceptual distance of losses and measures."""
+        """The perceptual distance of measures."""
         return load_lpips(self.config.net, str(self.device))
+
+    @cached_property
+    def judge(self) -> LPIPS:
+        """The perceptual distance of losses: in half precision where drawing is and the processor multiplies bf16."""
+        half = self.config.precision != "fp32" and multiplies_bf16(self.device)
+        return self.lpips.in_half_precision() if half else self.lpips
 
     @cached_property
     def statistics(self) -> WStatistics:
@@ -95,7 +101,7 @@ class Engine:
         UnfitMachine where there is not memory enough for one image alone.
         """
         with self._making:
-            shared = (self.drawing, self.config, self.statistics, self.lpips, self.bases)
+            shared = (self.drawing, self.config, self.statistics, self.judge, self.lpips, self.bases)
             if self.device.type == "cpu" and self._room is None:
 
                 def alone() -> None:
@@ -129,7 +135,7 @@ class Engine:
         self.prepare()
         if not self._tried:
             self.at_once, self.stack = widths(
-                self.drawing, self.config, self.statistics, self.lpips, self.bases, self.device
+                self.drawing, self.config, self.statistics, self.judge, self.bases, self.device
             )
             self._tried = True
         batches = [targets[i : i + self.at_once] for i in range(0, len(targets), self.at_once)]
@@ -179,7 +185,7 @@ class Engine:
             [seed_for(t.image_id, "pivot", self.config.seed) for t in batch],
             self.config.pivot,
             self.statistics,
-            self.lpips,
+            self.judge,
             on_step,
             encoded_start(self.encoder, self.generator, images, self.lpips) if self.encoder else None,
         )
@@ -249,7 +255,7 @@ class Engine:
 
         images, pivots = self._together(members)
         seeds = [seed_for(m.target.image_id, "tuning", config.seed) for m in members]
-        common = (self.drawing, images, pivots, seeds, config.tuning, config.locality, self.lpips, on_step)
+        common = (self.drawing, images, pivots, seeds, config.tuning, config.locality, self.judge, on_step)
         return tune_stack(*common, self.bases) if len(job) > 1 else [tune(*common, at_once, self.bases)]
 
     def _results(

@@ -29,6 +29,7 @@ def first_pass(
     generator: Generator,
     config: RunConfig,
     statistics: WStatistics,
+    judge: LPIPS,
     lpips: LPIPS,
     bases: Bases | None,
     check: Callable[[], None] = lambda: None,
@@ -36,16 +37,16 @@ def first_pass(
     """A step of the search, two of tuning and the gradients of the stored delta, for a grey image on a CPU.
 
     Both steps of tuning have the locality term, and the second the optimiser's state beside it: so memory is seen at
-    its most, whatever the term's interval.
+    its most, whatever the term's interval. `judge` is the LPIPS of losses, `lpips` that of measures.
     `check` is called between them: a caller that wants no more of it raises there.
     """
     check()
     size = generator.img_resolution
     grey = torch.zeros(1, generator.img_channels, size, size)
-    pivots = find_pivots(generator, grey, [0], config.pivot.model_copy(update={"steps": 1}), statistics, lpips)
+    pivots = find_pivots(generator, grey, [0], config.pivot.model_copy(update={"steps": 1}), statistics, judge)
     check()
     tuning = config.tuning.model_copy(update={"steps": 2, "stop_lpips": 0.0})
     locality = config.locality.model_copy(update={"interval": 1})
-    tuned = tune(generator, grey, pivots, [0], tuning, locality, lpips, bases=bases)
+    tuned = tune(generator, grey, pivots, [0], tuning, locality, judge, bases=bases)
     check()
     importance(tuned.generator, grey, pivots, lpips, tuning.max_resolution)

@@ -238,13 +238,13 @@ def test_features_of_a_large_group_are_made_a_few_at_a_time(tiny_generator, targ
     kept = by_id(invert(tiny_generator, group, settings, at_once=2)[0])
     monkeypatch.setattr("pti_core.tuning.KEPT", 3)
     engine = Engine(tiny_generator, configure("demo", {**QUICK, **settings}))
-    features, most = engine.lpips.features, []
+    features, most = engine.judge.features, []
 
     def counted(images):
         most.append(len(images))
         return features(images)
 
-    monkeypatch.setattr(engine.lpips, "features", counted)
+    monkeypatch.setattr(engine.judge, "features", counted)
     engine.at_once = 2
     anew = by_id(list(engine.invert(group)))
     assert max(most) == 2

@@ -28,9 +28,8 @@ def test_it_draws_changes_no_weight_and_asks_for_no_gradient(tiny_generator, fam
 
     hook = engine.drawing.synthesis.register_forward_hook(drawn)  # copies of the generator have it too
     try:
-        first_pass(
-            engine.drawing, engine.config, engine.statistics, engine.lpips, engine.bases, lambda: seen.append("check")
-        )
+        shared = (engine.drawing, engine.config, engine.statistics, engine.judge, engine.lpips, engine.bases)
+        first_pass(*shared, lambda: seen.append("check"))
     finally:
         hook.remove()
     steps = [list(draws) for checking, draws in groupby(seen, lambda one: one == "check") if not checking]

@@ -75,3 +75,27 @@ def test_images_with_channels_last_in_memory_give_the_same_bits():
         distance.sum().backward()
         found.append((distance.detach(), x.grad))
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+@pytest.mark.parametrize("size", [32, 128])
+@pytest.mark.parametrize("noise", [0.3, 0.03])
+def test_half_precision_judges_nearly_the_same_also_near_the_target(size, noise):
+    lpips, (target, _) = load_lpips(), pair(size, 1)
+    target = torch.nn.functional.avg_pool2d(target, 5, 1, 2)
+    image = (target + noise * torch.randn(target.shape, generator=torch.Generator().manual_seed(1))).requires_grad_(
+        True
+    )
+    half, before = lpips.in_half_precision(), {name: value.clone() for name, value in lpips.state_dict().items()}
+    found = {}
+    for name, net in (("fp32", lpips), ("bf16", half)):
+        features = net.features(target)
+        assert all(f.dtype == torch.float32 for f in features)
+        distance = net.distance(net.features(image), features).sum()
+        found[name] = distance.detach(), *torch.autograd.grad(distance, image)
+    (exact, gradient), (near, other) = found.values()
+    torch.testing.assert_close(near, exact, atol=0, rtol=0.02)
+    assert not torch.equal(other, gradient)
+    assert torch.cosine_similarity(gradient.flatten(), other.flatten(), dim=0) > 0.99
+    assert other.norm() / gradient.norm() == pytest.approx(1, abs=0.05)
+    assert half.distance(half.features(target), half.features(target)) == 0
+    assert all(torch.equal(value, before[name]) for name, value in lpips.state_dict().items())

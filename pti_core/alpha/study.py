@@ -125,7 +125,7 @@ def tuned_with(
         [seed_for(image_id, "tuning", config.seed)],
         config.tuning.model_copy(update={"stop_lpips": 0.0}),
         locality,
-        engine.lpips,
+        engine.judge,
         lambda step, lpips: on_step(step),
         engine.at_once,
         engine.bases,
