@@ -88,7 +88,7 @@ class LPIPS(nn.Module):
     Images are `[N, 3, H, W]` (or one channel, repeated) in [-1, 1], at least 32 x 32.
     """
 
-    dtype = torch.float32  # of the net after its first convolution; features are float32 in any case
+    net_dtype: torch.dtype | None = None  # of the net after its first convolution, where it is not the images'
 
     shift: Tensor
     scale: Tensor
@@ -116,7 +116,7 @@ class LPIPS(nn.Module):
         """
         new = copy.deepcopy(self)
         new.slices[1:].to(torch.bfloat16)
-        new.dtype = torch.bfloat16
+        new.net_dtype = torch.bfloat16
         return new
 
     def features(self, images: Tensor) -> Features:
@@ -132,8 +132,8 @@ class LPIPS(nn.Module):
         x = (images.contiguous() - self.shift) / self.scale
         features = []
         for i, part in enumerate(self.slices):
-            x = part(x.to(self.dtype) if i else x)
-            found = x.float()
+            x = part(x.to(self.net_dtype) if i and self.net_dtype else x)
+            found = x.to(images.dtype)
             norm = found.square().sum(dim=1, keepdim=True).sqrt() + 1e-10
             root = getattr(self, f"root{i}") / (x.shape[2] * x.shape[3]) ** 0.5
             features.append(found / norm * root)

@@ -213,14 +213,14 @@ def test_the_quick_presets_draw_in_what_auto_chooses_and_measure_in_float32(has,
     for preset, precision in expected.items():
         engine = Engine(tiny_generator, configure(preset))
         assert engine.drawing.synthesis.precision == precision
-        assert engine.judge.dtype == (torch.bfloat16 if precision == "half" else torch.float32)
+        assert engine.judge.net_dtype == (torch.bfloat16 if precision == "half" else None)
         assert engine.generator.synthesis.precision == "fp32"
-        assert engine.lpips.dtype == torch.float32
+        assert engine.lpips.net_dtype is None
 
 
-@pytest.mark.parametrize(("has", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])
+@pytest.mark.parametrize(("has", "dtype"), [(True, torch.bfloat16), (False, None)])
 def test_losses_are_judged_in_bf16_only_where_that_is_fast(has, dtype, monkeypatch):
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: has)
-    for precision, expected in (("half", dtype), ("fp32", torch.float32)):
+    for precision, expected in (("half", dtype), ("fp32", None)):
         engine = Engine(random_generator(32), configure("demo", {"precision": precision}))
-        assert (engine.judge.dtype, engine.lpips.dtype) == (expected, torch.float32)
+        assert (engine.judge.net_dtype, engine.lpips.net_dtype) == (expected, None)
