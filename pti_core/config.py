@@ -164,7 +164,7 @@ class RunConfig(Frozen):
         "fp32",
         description="Of drawing in pivot and tuning; weights, measures and tables are float32. `half`: a StyleGAN2's "
         "top layers in fp16 on a GPU, in bf16 on a CPU; a MobileStyleGAN in bf16. `auto`: `half` for a MobileStyleGAN "
-        "on a CPU with instructions for it, else `fp32`. With such a CPU `half` is of the losses' LPIPS too.",
+        "on a CPU with instructions for it, else `fp32`. There `half` is also of LPIPS in the losses.",
     )
     codec: Literal["adaptive", "sparse", "svd", "int4", "int8", "fp16"] = Field(
         "adaptive",

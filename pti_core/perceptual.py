@@ -108,11 +108,11 @@ class LPIPS(nn.Module):
         self.requires_grad_(False)
 
     def in_half_precision(self) -> LPIPS:
-        """A copy for losses whose net computes in bf16 but for its first convolution, which images would lose more in.
+        """A copy for losses whose net computes in bf16.
 
-        Where the processor multiplies bf16 it takes half the time. Distances are within a hundredth of the float32
-        ones, gradients point the same way (a cosine of 0.994 and more), also near the target: both sides are rounded
-        alike.
+        All but its first convolution: rounded to bf16, images would lose what two near ones differ by. Where the
+        processor multiplies bf16 the rest takes half the time. Distances are within a hundredth of the float32 ones,
+        gradients point the same way (a cosine of 0.994 and more), also near the target: both sides are rounded alike.
         """
         new = copy.deepcopy(self)
         new.slices[1:].to(torch.bfloat16)

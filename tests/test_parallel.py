@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from pti_core import parallel
-from pti_core.parallel import Stopped, available_cores, in_parallel, one_thread, use_cores
+from pti_core.parallel import Stopped, available_cores, in_parallel, on_idle_cores, one_thread, use_cores
 
 CPU = torch.device("cpu")
 
@@ -42,6 +42,20 @@ def test_results_come_in_order_and_as_many_jobs_run_at_once_as_there_are_workers
 
     assert list(in_parallel(job, range(3 * count), CPU)) == [10 * i for i in range(3 * count)]
     assert len(threads) == count
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])  # only named: what is done is not the device's
+def test_idle_cores_all_help_where_the_cpu_is_not_the_device(workers, device):
+    workers(3)
+    together, threads = threading.Barrier(1 if device == "cpu" else 3, timeout=20), set()
+
+    def job(item):
+        threads.add(threading.current_thread())
+        together.wait()
+        return item * 10
+
+    assert list(on_idle_cores(job, iter(range(6)), torch.device(device))) == [0, 10, 20, 30, 40, 50]
+    assert threads == {threading.current_thread()} if device == "cpu" else len(threads) == 3
 
 
 @pytest.mark.parametrize("count", [1, 3])

@@ -51,7 +51,8 @@ def encoder_of_job(
     if not kept or name_with(None) in runs:
         return encoder_for(generator, start)
     choice = [sha256 for sha256 in kept if name_with(sha256) in runs] or list(kept)
-    return _read(store, choice[0] if len(choice) == 1 else _newest(store, choice), generator)
+    sha256 = choice[0] if len(choice) == 1 else _newest(store, choice)
+    return _read(store, sha256, kept[sha256], generator)
 
 
 def encoder_of_run(store: Store, sha256: str, generator: LoadedGenerator) -> LoadedEncoder:
@@ -65,8 +66,9 @@ def encoder_of_run(store: Store, sha256: str, generator: LoadedGenerator) -> Loa
         local, why = None, str(error)
     if local is not None and local.sha256 == sha256:
         return local
-    if sha256 in _kept(store, generator.sha256):
-        return _read(store, sha256, generator)
+    kept = _kept(store, generator.sha256)
+    if sha256 in kept:
+        return _read(store, sha256, kept[sha256], generator)
     if local is None:
         raise EncoderError(f"the run was frozen with an encoder: {why}")
     raise EncoderError(
@@ -87,18 +89,18 @@ def _kept(store: Store, generator_sha256: str) -> dict[str, int]:
 
 
 def _newest(store: Store, choice: list[str]) -> str:
-    """The one that the newest run started at; the first where none did."""
-    configs = [store.read_config(run) for run in store.runs()]
-    used = [(config.get("created", ""), encoder_of_config(config)) for config in configs]
-    return max([(created, sha256) for created, sha256 in used if sha256 in choice], default=("", choice[0]))[1] or ""
+    """The one that the newest run started at; any where none did."""
+    configs = sorted((store.read_config(run) for run in store.runs()), key=lambda config: config.get("created", ""))
+    last = {encoder_of_config(config): place for place, config in enumerate(configs)}
+    return max(choice, key=lambda sha256: last.get(sha256, -1))
 
 
-def _read(store: Store, sha256: str, generator: LoadedGenerator) -> LoadedEncoder:
+def _read(store: Store, sha256: str, size: int, generator: LoadedGenerator) -> LoadedEncoder:
     path, remedy = _path(generator.sha256, sha256), "copy the one there that its runs were frozen with, or remove it"
     where = f"{store.root}/{path}"
-    if (size := _kept(store, generator.sha256).get(sha256, 0)) > LARGEST:
+    if size > LARGEST:
         raise EncoderError(f"encoder {where}: {size:,} bytes, at most {LARGEST:,} expected; {remedy}")
-    found = parse_encoder(store.files.get(path, f"encoder {sha256[:12]}… is not"), where, generator, remedy)
+    found = parse_encoder(store.files.get(path, f"the encoder {sha256[:12]}… is gone"), where, generator, remedy)
     if found.sha256 != sha256:
         raise EncoderError(f"encoder {where}: SHA-256 {found.sha256[:12]}…, that of its name expected; {remedy}")
     return found
