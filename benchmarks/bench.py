@@ -113,7 +113,7 @@ def plot(sides: dict[str, dict[str, Any]]) -> Figure:
     figure = Figure(figsize=(8, 4.6), layout="constrained")
     axes = figure.subplots()
     for (name, found), colour in zip(sides.items(), COLOURS, strict=False):
-        for row in found["rows"]:
+        for row in (row for row in found["rows"] if row["curve"]):
             seconds, values = zip(*row["curve"], strict=True)
             axes.plot(seconds, values, color=colour, alpha=0.3, linewidth=1)
         rows = pd.DataFrame(found["rows"])
@@ -147,6 +147,16 @@ def check_small(args: argparse.Namespace) -> None:
         sys.exit(f"the engine ends at {quality:.2f} times the plain loop's LPIPS; at most {LPIPS_LOSS} expected")
 
 
+def write(sides: dict[str, dict[str, Any]], args: argparse.Namespace) -> str:
+    """Table, plot and all rows of what has been measured; the table."""
+    args.output.mkdir(parents=True, exist_ok=True)
+    table = f"{machine(args.device)}, medians of {len(sides[PAPER]['rows'])} images\n\n{markdown(summary(sides))}"
+    (args.output / "bench.md").write_text(table + "\n")
+    (args.output / "bench.json").write_text(json.dumps(sides))
+    plot(sides).savefig(args.output / "bench.png", dpi=130)
+    return table
+
+
 def main() -> None:
     """Parse the arguments, run the sides, write the table, the plot and all rows."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -173,23 +183,18 @@ def main() -> None:
         sys.exit(f"{last} does not exist, there is no plain loop to keep; leave out --again")
     if args.again:
         kept = json.loads(last.read_text())[PAPER]
-    sides = {}
+    sides = {PAPER: kept or run_side("plain", "paper", args, {})}
+    if not kept:
+        write(sides, args)  # after each side: what has been measured stays, whatever ends the next ones
     pays = torch.device(args.device).type == "cuda" or multiplies_bf16(torch.device(args.device))
     for preset in args.preset or ["fast", "demo"]:
         for precision in args.precision or (["half", "fp32"] if pays else ["fp32"]):
             name = f"engine, {preset}, {precision}"
             sides[name] = run_side("engine", preset, args, settings | {"precision": precision})
+            if len({tuple(row["image_id"] for row in side["rows"]) for side in sides.values()}) > 1:
+                sys.exit(f"{last} is of other images; leave out --again")
             print(f"{name} is done", file=sys.stderr, flush=True)
-    names = [row["image_id"] for row in next(iter(sides.values()))["rows"]]
-    if kept and [row["image_id"] for row in kept["rows"]] != names:
-        sys.exit(f"{last} is of other images; leave out --again")
-    sides = {PAPER: kept or run_side("plain", "paper", args, {})} | sides
-    args.output.mkdir(parents=True, exist_ok=True)
-    table = f"{machine(args.device)}, medians of {len(next(iter(sides.values()))['rows'])} images\n\n"
-    table += markdown(summary(sides))
-    (args.output / "bench.md").write_text(table + "\n")
-    (args.output / "bench.json").write_text(json.dumps(sides))
-    plot(sides).savefig(args.output / "bench.png", dpi=130)
+            table = write(sides, args)
     print(f"{table}\n\nplot  {args.output / 'bench.png'}")
 
 

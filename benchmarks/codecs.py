@@ -93,7 +93,7 @@ def cases(run: Run, limit: int) -> Iterator[Case]:
     for pivot in records(run.store.read("pivots", run=run.name))[:limit]:
         stored = read_stored(run, engine, pivot)
         pixels = run.read_input(pivot["uri"], pivot["image_id"], engine.generator.img_resolution).pixels
-        image = torch.from_numpy(to_float(pixels))[None]
+        image = torch.from_numpy(to_float(pixels))[None].to(engine.device)
         old = engine.generator.tunable()
         delta = {name: p - old[name] for name, p in stored.generator.tunable().items()}
         pivots = Pivots(stored.ws, stored.noise, engine.generator.num_ws)
@@ -111,7 +111,7 @@ def draw(generator: Generator, image: Tensor, pivots: Pivots, lpips: torch.nn.Mo
 def each_tensor(case: Case, codec: str, encoder: Callable[[np.ndarray], tuple[float, bytes]]) -> Rows:
     """Encode tensor by tensor."""
     return [
-        deltas.EncodedTensor(name, tuple(value.shape), codec, *encoder(value.numpy()))
+        deltas.EncodedTensor(name, tuple(value.shape), codec, *encoder(value.cpu().numpy()))
         for name, value in case.delta.items()
     ]
 

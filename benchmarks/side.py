@@ -8,11 +8,12 @@ Started by `benchmarks.bench`, so that its peak memory and its threads are its o
 from __future__ import annotations
 
 import json
+import math
 import resource
 import statistics
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from torch import Tensor
 
 from benchmarks.reference import invert
 from pti_core.config import MeasureConfig, RunConfig
+from pti_core.device import exact_convolutions
 from pti_core.encoder.files import encoder_for
 from pti_core.encoder.network import Encoder
 from pti_core.engine import Engine
@@ -33,16 +35,17 @@ from pti_core.measure import measure_locality
 from pti_core.metrics import measure
 from pti_core.parallel import one_thread
 from pti_core.perceptual import LPIPS, load_lpips, reference_lpips
-from pti_core.pivot import find_pivots
+from pti_core.pivot import Pivots, find_pivots
 from pti_core.presets import configure
 from pti_core.retuning import load_targets
 from pti_core.sampling import w_statistics
+from pti_core.stacked import tune_stack
 from pti_core.tuning import tune
 
 RANDOM = "random-1024"  # a StyleGAN2 config-f at 1024 with random weights, for speed only
 CURVE_POINTS = 60
 PROFILED = 4  # steps of each stage
-MATRIX = ("conv", "linear", "gemm", "mm", "xmma", "cutlass", "wgrad", "dgrad", "fprop")
+MATRIX = ("conv", "linear", "gemm", "mm", "xmma", "nvjet", "cutlass", "winograd", "wgrad", "dgrad", "fprop")
 """In names of operators and kernels that convolve or multiply matrices."""
 
 
@@ -81,15 +84,27 @@ def drift(old: Generator, new: Generator, ws: Tensor, image_id: str, lpips: LPIP
     return near, far
 
 
+def with_few_steps(config: RunConfig) -> RunConfig:
+    """The same method, cut short."""
+    few = config.pivot.model_copy(update={"steps": 2}), config.tuning.model_copy(update={"steps": 2})
+    return config.model_copy(update={"pivot": few[0], "tuning": few[1]})
+
+
+def begin_peak(device: str) -> None:
+    """The peak of a GPU's memory begins here: after what was only tried."""
+    if torch.device(device).type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
 def plain(generator: Generator, targets: Sequence[Target], config: RunConfig, device: str) -> list[Row]:
     """The plain loop, on all cores or the GPU."""
     generator = generator.to(device)  # type: ignore[attr-defined]
     of_w, lpips, package = w_statistics(generator), load_lpips(device=device), reference_lpips().to(device)
     rows = []
     if torch.device(device).type != "cpu":  # the first pass of a GPU chooses kernels: no image's time
-        few = config.pivot.model_copy(update={"steps": 2}), config.tuning.model_copy(update={"steps": 2})
-        first = config.model_copy(update={"pivot": few[0], "tuning": few[1]})
-        invert(generator, targets[0].image.to(device), "first", first, of_w.w_avg, of_w.w_std, package)
+        few = with_few_steps(config)
+        invert(generator, targets[0].image.to(device), "first", few, of_w.w_avg, of_w.w_std, package)
+    begin_peak(device)
     for target in targets:
         start, curve = time.perf_counter(), []
 
@@ -99,9 +114,9 @@ def plain(generator: Generator, targets: Sequence[Target], config: RunConfig, de
         image = target.image.to(device)
         found = invert(generator, image, target.image_id, config, of_w.w_avg, of_w.w_std, package, on_step)
         seconds, ws = found.pivot_seconds + found.tuning_seconds, found.w.expand(1, generator.num_ws, -1)
-        with torch.no_grad():
+        with torch.no_grad(), exact_convolutions(image.device):
             before, after = (g.synthesis(ws, noise=found.noise) for g in (generator, found.generator))
-        tuned, pivot = (measure(image[None], drawn, lpips)[0] for drawn in (after, before))
+            tuned, pivot = (measure(image[None], drawn, lpips)[0] for drawn in (after, before))
         steps, state = config.pivot.steps + config.tuning.steps, found.generator.state_dict()  # type: ignore[attr-defined]
         size = sum(t.numel() * 4 for t in [*state.values(), found.w, *found.noise])
         near, far = drift(generator, found.generator, ws, target.image_id, lpips)
@@ -115,15 +130,18 @@ def engine(
     generator: Generator, targets: Sequence[Target], config: RunConfig, device: str, encoder: Encoder | None = None
 ) -> list[Row]:
     """The engine, all images in one call, as a part of a shard."""
+    if torch.device(device).type != "cpu":  # what a GPU loads and chooses when it is first used is no image's time
+        list(Engine(generator, with_few_steps(config), device, encoder).invert(targets[:1]))
     found = Engine(generator, config, device, encoder)
     found.prepare()
-    if found.device.type != "cpu":  # the first batch of a GPU tries widths and chooses kernels: no image's time
-        list(found.invert(targets[: config.batch]))
+    begin_peak(device)
     seen: dict[str, list[tuple[str, float]]] = {}
     start = time.perf_counter()
 
-    def on_step(stage: str, name: str, _step: int, lpips: Tensor) -> None:
-        seen.setdefault(name, []).append((stage, float(lpips.median())))
+    def on_step(stage: str, names: Sequence[str], _step: int, lpips: Tensor) -> None:
+        for name, value in zip(names, lpips.tolist(), strict=True):
+            if not math.isnan(value):  # of an image that is finished
+                seen.setdefault(name, []).append((stage, value))
 
     results = list(found.invert(targets, on_step=on_step))
     seconds = (time.perf_counter() - start) / len(targets)
@@ -161,35 +179,50 @@ def thinned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
 def matrix_share(generator: Generator, config: RunConfig, device: str) -> float:
     """Share of the time of a few steps of an image that goes into convolutions and matrix products.
 
-    Of the time by the clock, so that a GPU that waits counts as well; drawn as the engine draws, in its precision and
-    along its bases, on a CPU with one thread. By torch's profiler, which takes a little of the time itself.
+    Of the time by the clock, so that a GPU that waits counts as well; drawn as the engine draws, in its precision,
+    along its bases, as many images at once, on a CPU with one thread. By torch's profiler, which takes a little itself.
     """
     made = Engine(generator, config, device)
     pivot = config.pivot.model_copy(update={"steps": PROFILED})
     tuning = config.tuning.model_copy(update={"steps": PROFILED, "stop_lpips": 0.0})
     lpips, of_w, bases = made.judge, made.statistics, made.bases
-    image = torch.zeros(1, generator.img_channels, generator.img_resolution, generator.img_resolution, device=device)
+    made.prepare()  # finds how many images are searched, and tuned, together on a GPU
+    shape = (generator.img_channels, generator.img_resolution, generator.img_resolution)
+    together, stack = (torch.zeros(n, *shape, device=device) for n in (made.at_once, made.stack))
     cuda = torch.device(device).type == "cuda"
     activity = torch.profiler.ProfilerActivity.CUDA if cuda else torch.profiler.ProfilerActivity.CPU
 
-    def steps() -> float:
-        begin = time.perf_counter()
-        found = find_pivots(made.drawing, image, [0], pivot, of_w, lpips)
-        tune(made.drawing, image, found, [0], tuning, config.locality, lpips, bases=bases)
-        if cuda:
-            torch.cuda.synchronize(device)
-        return time.perf_counter() - begin
+    def search() -> Pivots:
+        return find_pivots(made.drawing, together, range(len(together)), pivot, of_w, lpips)
+
+    start = search()[[0] * len(stack)]
+
+    def tuned() -> None:
+        common = (made.drawing, stack, start, range(len(stack)), tuning, config.locality, lpips)
+        if len(stack) > 1:
+            tune_stack(*common, bases=bases)
+        else:
+            tune(*common, bases=bases)
+
+    def share(work: Callable[[], object], images: int) -> tuple[float, float]:
+        """Seconds an image: in convolutions and matrix products, and by the clock."""
+        work()  # once before: kernels are chosen
+        with torch.profiler.profile(activities=[activity]) as profile:
+            begin = time.perf_counter()
+            work()
+            if cuda:
+                torch.cuda.synchronize(device)
+            seconds = time.perf_counter() - begin
+        times = {
+            event.key: event.self_device_time_total if cuda else event.self_cpu_time_total
+            for event in profile.key_averages()
+        }
+        matrix = sum(time for name, time in times.items() if any(word in name.lower() for word in MATRIX))
+        return matrix / 1e6 / images, seconds / images
 
     with one_thread(made.device):
-        steps()  # once before: kernels are chosen
-        with torch.profiler.profile(activities=[activity]) as profile:
-            seconds = steps()
-    times = {
-        event.key: event.self_device_time_total if cuda else event.self_cpu_time_total
-        for event in profile.key_averages()
-    }
-    matrix = sum(time for name, time in times.items() if any(word in name.lower() for word in MATRIX))
-    return matrix / 1e6 / seconds
+        found = [share(search, len(together)), share(tuned, len(stack))]
+    return sum(matrix for matrix, _ in found) / sum(seconds for _, seconds in found)
 
 
 def main() -> None:

@@ -62,6 +62,20 @@ def _adds_doubles(device: str, what: str) -> bool:
     return True
 
 
+def check_alive(device: str) -> None:
+    """After an error: UnfitMachine where the device does nothing any more, as a GPU after a fault.
+
+    Until the process ends another try would fail like the last one, and so would all other images.
+    """
+    try:
+        torch.ones(2, device=device).sum().item()
+    except (RuntimeError, AssertionError) as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            return
+        reason = str(error).strip().split("\n")[0][:150]
+        raise UnfitMachine(f"device {device!r} has failed ({reason}); start the worker or the command again") from error
+
+
 @contextmanager
 def exact_convolutions(device: torch.device) -> Iterator[None]:
     """Convolutions in float32 on NVIDIA's GPUs too, where cuDNN rounds their factors to TF32's 10 bits by default.

@@ -35,7 +35,7 @@ from pti_core.parallel import available_cores, in_parallel, one_thread
 from pti_core.perceptual import LPIPS, load_lpips
 from pti_core.pivot import Pivots, find_pivots
 from pti_core.progress import OnImageStep, OnProgress, WorkCounter
-from pti_core.room import room_beside
+from pti_core.room import room_beside, too_small_for_one
 from pti_core.sampling import WStatistics, seed_for, w_statistics
 from pti_core.stacked import tune_stack
 from pti_core.tuning import Tuned, tune, tuned_names
@@ -57,7 +57,11 @@ class Engine:
     ) -> None:
         keep_freed_memory()
         self.device = torch.device(device)
-        self.generator: Generator = generator.to(self.device).eval().requires_grad_(False)  # type: ignore[attr-defined]
+        try:
+            moved = generator.to(self.device)  # type: ignore[attr-defined]
+        except (RuntimeError, MemoryError) as error:
+            raise too_small_for_one(error) from None
+        self.generator: Generator = moved.eval().requires_grad_(False)
         precision = precision_for(config.precision, generator.kind, self.device)
         config = config.model_copy(update={"precision": precision})
         self.drawing = self.generator.with_precision(precision)  # the same weights; what is optimised through
@@ -68,7 +72,7 @@ class Engine:
         self.stack = 1  # images that are tuned together, each with weights of its own
         self._making = Lock()
         self._room: Semaphore | None = None  # for jobs on a CPU, once a first image has shown what it takes
-        self._tried = self.device.type == "cpu"  # an image a core is best there; elsewhere widths are tried once
+        self._prepared = False
 
     @cached_property
     def lpips(self) -> LPIPS:
@@ -96,18 +100,29 @@ class Engine:
             return input_bases(self.generator, self.statistics.samples)
 
     def prepare(self) -> None:
-        """Make what jobs share, once where several shards begin together; see `first_pass`.
+        """Make what jobs share, once where several shards begin together; see `first_pass` and `widths`.
 
         UnfitMachine where there is not memory enough for one image alone.
         """
         with self._making:
-            shared = (self.drawing, self.config, self.statistics, self.judge, self.lpips, self.bases)
-            if self.device.type == "cpu" and self._room is None:
+            if self._prepared:
+                return
+            try:
+                shared = (self.drawing, self.config, self.statistics, self.judge)
+                bases = self.bases
+            except (RuntimeError, MemoryError) as error:
+                raise too_small_for_one(error) from None
+            if self.device.type == "cpu":  # an image a core is best there
 
                 def alone() -> None:
-                    list(in_parallel(lambda _, check: first_pass(*shared, check), [None], self.device))
+                    list(
+                        in_parallel(lambda _, check: first_pass(*shared, self.lpips, bases, check), [None], self.device)
+                    )
 
                 self._room = Semaphore(room_beside(alone, available_cores()))
+            else:
+                self.at_once, self.stack = widths(*shared, bases, self.device)
+            self._prepared = True
 
     def in_parallel(
         self,
@@ -133,11 +148,6 @@ class Engine:
         """
         counter = WorkCounter(self.config, len(targets), on_progress, on_step)
         self.prepare()
-        if not self._tried:
-            self.at_once, self.stack = widths(
-                self.drawing, self.config, self.statistics, self.judge, self.bases, self.device
-            )
-            self._tried = True
         batches = [targets[i : i + self.at_once] for i in range(0, len(targets), self.at_once)]
         owners: dict[str, list[Found]] = {}
         for found in self.in_parallel(partial(self._pivots, counter), batches):
@@ -170,12 +180,12 @@ class Engine:
     def _search(
         self, counter: WorkCounter, batch: Sequence[Target], check: Callable[[], None]
     ) -> list[Found | Failure]:
-        distance = torch.zeros(len(batch))
+        distance, ids = torch.zeros(len(batch)), [target.image_id for target in batch]
 
         def on_step(step: int, lpips: Tensor) -> None:
             check()
             distance.copy_(lpips)
-            counter.step("pivot", batch[0].image_id, step, lpips)
+            counter.step("pivot", ids[0], ids, step, lpips)
 
         start = time.perf_counter()
         images = torch.stack([t.image for t in batch]).to(self.device)
@@ -248,13 +258,14 @@ class Engine:
     ) -> list[Tuned]:
         """One tuned generator for each owner."""
         config, members = self.config, [m for _, found in job for m in found]
+        ids = [m.target.image_id for m in members]
 
         def on_step(step: int, lpips: Tensor) -> None:
             check()
-            counter.step("tuning", job[0][0], step, lpips)
+            counter.step("tuning", job[0][0], ids, step, lpips)
 
         images, pivots = self._together(members)
-        seeds = [seed_for(m.target.image_id, "tuning", config.seed) for m in members]
+        seeds = [seed_for(name, "tuning", config.seed) for name in ids]
         common = (self.drawing, images, pivots, seeds, config.tuning, config.locality, self.judge, on_step)
         return tune_stack(*common, self.bases) if len(job) > 1 else [tune(*common, at_once, self.bases)]
 

@@ -21,6 +21,8 @@ _SHORT = (  # in the messages of torch and of its libraries
     "bad_alloc",
     "out of memory",  # of the CUDA driver, where another process has filled the device
     "ALLOC_FAILED",  # of cuBLAS and cuDNN
+    "ALLOCATION_FAILED",  # of cuDNN 9, on the device and on the host
+    "NOT_INITIALIZED when calling `cublasCreate",  # where torch itself has taken all of the device
     "unable to find an engine",  # of cuDNN, where no way to convolve has got the memory it works in
 )
 TOP_PAD = 256 * 2**20

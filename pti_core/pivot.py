@@ -21,7 +21,7 @@ from pti_core.perceptual import LPIPS, area_downsample
 from pti_core.sampling import ImageRandom, WStatistics
 
 OnStep = Callable[[int, Tensor], None]
-"""Called after each step with its number (from 1) and the LPIPS of every image `[N]`."""
+"""Called with each step's number (from 1) and the LPIPS of every image `[N]`, on the CPU; NaN of a finished one."""
 
 SMALLEST_NOISE = 8  # the pyramid of the noise regularisation ends here
 
@@ -161,5 +161,5 @@ def find_pivots(
         if optimise_noise:
             normalize_noise(noise)
         if on_step is not None:
-            on_step(step + 1, distance.detach())
+            on_step(step + 1, distance.detach().cpu())
     return Pivots(w.detach(), [n.detach() for n in noise], generator.num_ws)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from threading import Lock
 from typing import Literal
@@ -25,8 +26,8 @@ class Progress:
 
 
 OnProgress = Callable[[Progress], None]
-OnImageStep = Callable[[Literal["pivot", "tuning"], str, int, Tensor], None]
-"""Stage, name of what is in work (an image, a group, the first of a batch), step from 1, LPIPS `[N]` before it."""
+OnImageStep = Callable[[Literal["pivot", "tuning"], Sequence[str], int, Tensor], None]
+"""Stage, ids of the images that are worked on together, step from 1, their LPIPS `[N]` before it (see `OnStep`)."""
 
 
 class WorkCounter:
@@ -44,20 +45,23 @@ class WorkCounter:
         self.work: dict[tuple[str, str], float] = {}
         self.lpips: dict[tuple[str, str], list[float]] = {}  # of what is in work
 
-    def step(self, stage: Literal["pivot", "tuning"], name: str, step: int, lpips: Tensor) -> None:
-        """Step `step` of the images that go by `name` is done; their LPIPS `[N]`."""
+    def step(
+        self, stage: Literal["pivot", "tuning"], name: str, images: Sequence[str], step: int, lpips: Tensor
+    ) -> None:
+        """Step `step` of these images, which together go by `name`, is done; their LPIPS `[N]` (see `OnStep`)."""
         steps, key = self.steps[stage], (stage, name)
         with self.lock:
             if self.on_step is not None:
-                self.on_step(stage, name, step, lpips)
+                self.on_step(stage, images, step, lpips)
             self.work[key] = len(lpips) * step * self.cost[stage]
-            self.lpips[key] = lpips.tolist()
+            self.lpips[key] = [value for value in lpips.tolist() if not math.isnan(value)]
             values = [value for (s, _), found in self.lpips.items() if s == stage for value in found]
             if stage == "pivot" and step == steps:
                 del self.lpips[key]
             share = min(1.0, sum(self.work.values()) / self.total)
             if self.on_progress is not None:
-                self.on_progress(Progress(stage, step, steps, sum(values) / len(values), len(values), share))
+                mean = sum(values) / len(values) if values else math.nan
+                self.on_progress(Progress(stage, step, steps, mean, len(values), share))
 
     def finish(self, name: str, images: int) -> None:
         """An owner is tuned, maybe before its last step."""

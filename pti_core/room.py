@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import Final
 
 from pti_core.device import UnfitMachine
-from pti_core.memory import is_out_of_memory
+from pti_core.memory import shortage
 
 SPARE: Final = 0.1
 """Of the free memory, what is left to others: images are decoded and tables written meanwhile."""
@@ -30,9 +30,7 @@ def room_beside(first: Callable[[], None], cores: int, root: Path = Path("/")) -
     try:
         one = peak(first)
     except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-        raise UnfitMachine("out of memory with one image alone; use a smaller generator or more memory") from error
+        raise too_small_for_one(error) from None
     give_back()
     free = free_memory(root)
     at_once = images_at_once(one, free, cores)
@@ -40,6 +38,13 @@ def room_beside(first: Callable[[], None], cores: int, root: Path = Path("/")) -
         words = "%d of %d cores work on images: one takes %.1f GB of memory, and %.1f GB are free"
         logging.getLogger(__name__).warning(words, at_once, cores, one / 1e9, free / 1e9)
     return at_once
+
+
+def too_small_for_one(error: RuntimeError | MemoryError) -> UnfitMachine:
+    """What to raise where not even one image fits; an error that is not out of memory is raised again."""
+    words = str(shortage(error)).strip().split("\n")[0][:150]
+    advice = "use a smaller generator or more memory, or free what others hold"
+    return UnfitMachine(f"out of memory with one image alone; {advice} ({words})")
 
 
 def images_at_once(one: int | None, free: int | None, most: int) -> int:

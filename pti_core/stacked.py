@@ -18,11 +18,18 @@ from pti_core.bases import Bases, turned, turned_back
 from pti_core.config import LocalityConfig, TuningConfig
 from pti_core.falling import FallingRate
 from pti_core.generators.base import Generator
-from pti_core.locality import interpolate
 from pti_core.perceptual import LPIPS, area_downsample
 from pti_core.pivot import OnStep, Pivots
-from pti_core.sampling import ImageRandom, sample_w
-from pti_core.tuning import Tuned, adam, locality_loss, moved_copy, tuned_names
+from pti_core.sampling import ImageRandom
+from pti_core.tuning import (
+    Tuned,
+    adam,
+    locality_loss,
+    locality_places,
+    locality_weight,
+    moved_copy,
+    tuned_names,
+)
 
 SHRINK = 0.75
 """The stack is made smaller once at most this share of it is in work: every size needs kernels of its own to be chosen,
@@ -78,8 +85,8 @@ class Stack:
         return images
 
     @torch.no_grad()
-    def step(self, factors: Sequence[float]) -> None:
-        """One step of Adam, each place with its own factor of the learning rate, and the pull back."""
+    def step(self, factors: Tensor) -> None:
+        """One step of Adam, each place with its own factor `[B]` of the learning rate, and the pull back."""
         for name, p in self.theta.items():
             way = self.ways[name] if name in self.moved else None
             gradient, p.grad = p.grad, None
@@ -88,11 +95,10 @@ class Stack:
                 gradient = vmap(turned, (0, None))(gradient, way)
             self.updates[name].grad = gradient
         self.adam.step()
-        places = torch.tensor(factors, device=next(iter(self.theta.values())).device)
         for (name, p), old in zip(self.theta.items(), self.old, strict=True):
             if self.updates[name].grad is None:
                 continue
-            way, factor = self.ways[name], places.view(-1, *[1] * (p.ndim - 1))
+            way, factor = self.ways[name], factors.view(-1, *[1] * (p.ndim - 1))
             turned_too = name in self.moved
             moved, origin = (self.moved[name], old.new_zeros(())) if turned_too else (p, old)
             moved.addcmul_(self.updates[name], factor)
@@ -140,7 +146,7 @@ def tune_stack(
 ) -> list[Tuned]:
     """Tune a generator of its own for each of targets `[B, C, H, W]` in [-1, 1]: what `tune` gives for each alone.
 
-    `on_step` gets the LPIPS of the images that are still in work. Raises ValueError as `tune` does.
+    Raises ValueError as `tune` does.
     """
     if not len(targets) == len(pivots.w) == len(seeds):
         raise ValueError(f"{len(targets)} images, {len(pivots.w)} pivots, {len(seeds)} seeds: one each expected")
@@ -161,26 +167,26 @@ def tune_stack(
     working, step, distance = list(at), 0, torch.full((len(targets),), torch.inf)  # places that are not finished
     while step < config.steps:
         images = stack.draw(ws, noise)
-        distance = lpips.distance(lpips.features(area_downsample(images, config.max_resolution)), features)
-        values = distance.tolist()
+        loss = lpips.distance(lpips.features(area_downsample(images, config.max_resolution)), features)
+        distance = loss.detach().cpu()  # all that a step waits for a GPU
         for row in working:
-            factors[at[row]] = rates[at[row]].factor(step, values[row])
+            factors[at[row]] = rates[at[row]].factor(step, float(distance[row]))
         leave([row for row in working if factors[at[row]] is None], distance, step)
         working = [row for row in working if factors[at[row]] is not None]
         if not working:
             break
-        mse = (images - targets).square().mean(dim=(1, 2, 3))
-        (config.lpips_weight * distance + config.mse_weight * mse).sum().backward()
         if on_step is not None:
-            on_step(step + 1, distance.detach()[working])
-        if locality.enabled and locality.weight > 0 and step % locality.interval == 0:
-            weight = locality.weight * locality.interval / locality.samples
-            for _ in range(locality.samples):
-                w_z = sample_w(generator, random)
-                ws_r = interpolate(ws, bases.w_along(w_z) if bases else w_z, locality.alpha).ws
-                loss_r = locality_loss(stack.base, stack.draw, ws_r, locality, config.max_resolution, lpips)
-                (weight * loss_r).sum().backward()
-        stack.step([factors[image] or 0.0 for image in at])
+            of_all = torch.full((len(seeds),), torch.nan)
+            of_all[[at[row] for row in working]] = distance[working]
+            on_step(step + 1, of_all)
+        places = locality_places(generator, ws, random, locality, bases, step)
+        rate = torch.tensor([factors[image] or 0.0 for image in at], device=targets.device)
+        mse = (images - targets).square().mean(dim=(1, 2, 3))
+        (config.lpips_weight * loss + config.mse_weight * mse).sum().backward()
+        for ws_r in places:
+            loss_r = locality_loss(stack.base, stack.draw, ws_r, locality, config.max_resolution, lpips)
+            (locality_weight(locality) * loss_r).sum().backward()
+        stack.step(rate)
         step += 1
         if len(working) <= SHRINK * len(at):
             stack.keep(working)

@@ -32,7 +32,7 @@ class Tuned:
 
     generator: Generator  # theta*
     steps: int
-    lpips: Tensor  # [N], of the last step, before its update
+    lpips: Tensor  # [N], on the CPU: of the last step, before its update
 
     def delta(self, base: Generator) -> dict[str, Tensor]:
         """theta* - theta, by parameter name."""
@@ -120,22 +120,19 @@ def tune(
             distances.append(now.detach())
             if part is not parts[-1]:
                 loss.backward()
-        distance = torch.cat(distances)
+        distance = torch.cat(distances).cpu()  # all that a step waits for a GPU
         if on_step is not None:
             on_step(step + 1, distance)
         factor = rate.factor(step, float(distance.max()))
         if factor is None:
             break  # before the update: this theta* is the one that was just measured
+        places = locality_places(generator, ws, random, locality, bases, step)
         loss.backward()
         optimizer.param_groups[0]["lr"] = config.lr * factor
-        if locality.enabled and locality.weight > 0 and step % locality.interval == 0:
-            weight = locality.weight * locality.interval / locality.samples
-            for _ in range(locality.samples):
-                w_z = sample_w(generator, random)
-                ws_r = interpolate(ws, bases.w_along(w_z) if bases else w_z, locality.alpha).ws
-                for part in parts:
-                    loss_r = locality_loss(base, new.synthesis, ws_r[part], locality, config.max_resolution, lpips)
-                    (weight * loss_r).sum().backward()
+        for ws_r in places:
+            for part in parts:
+                loss_r = locality_loss(base, new.synthesis, ws_r[part], locality, config.max_resolution, lpips)
+                (locality_weight(locality) * loss_r).sum().backward()
         for p, added, turn in zip(parameters, moved, turns, strict=True):
             if turn is not None and p.grad is not None:
                 added.grad, p.grad = turned(p.grad, turn), None
@@ -179,6 +176,25 @@ def pull_back(parameters: Sequence[Tensor], old: Sequence[Tensor], ways: Sequenc
     if share > 0:
         for p, q, way in zip(parameters, old, ways, strict=True):
             p.lerp_(q.expand_as(p), share if way is None else way.shares(share, p))  # type: ignore[arg-type]
+
+
+def locality_places(
+    generator: Generator, ws: Tensor, random: ImageRandom, config: LocalityConfig, bases: Bases | None, step: int
+) -> list[Tensor]:
+    """The points w_r of a step, as ws `[N, num_ws, w_dim]`: `config.samples` of them, or none where it has no term.
+
+    Random numbers come from the CPU, and a GPU's work until then is waited for. So they are drawn where nothing is to
+    be waited for: right after the images' LPIPS was read.
+    """
+    if not (config.enabled and config.weight > 0 and step % config.interval == 0):
+        return []
+    samples = (sample_w(generator, random) for _ in range(config.samples))
+    return [interpolate(ws, bases.w_along(w_z) if bases else w_z, config.alpha).ws for w_z in samples]
+
+
+def locality_weight(config: LocalityConfig) -> float:
+    """What the loss at one point counts, so that samples and intervals change what is computed and not the sum."""
+    return config.weight * config.interval / config.samples
 
 
 def locality_loss(

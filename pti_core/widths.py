@@ -14,11 +14,13 @@ from pti_core.generators.base import Generator
 from pti_core.memory import shortage
 from pti_core.perceptual import LPIPS
 from pti_core.pivot import Pivots, find_pivots
+from pti_core.room import too_small_for_one
 from pti_core.sampling import WStatistics
 from pti_core.stacked import tune_stack
 from pti_core.tuning import tune
 
 GAIN = 0.95  # a width is worth it if an image then costs at most this share
+MISSES = 2  # doublings in a row without it, after which no more are tried
 STEPS = 4  # of the work that are timed
 
 
@@ -26,20 +28,26 @@ def fastest_width(seconds: Callable[[int], float], most: int) -> int:
     """The width from 1, 2, 4, … up to `most` at which an image costs least.
 
     `seconds(width)` does a little of the work for so many images and tells how long it took. Doubling ends where it
-    gains less than a twentieth, or where memory ends: an out-of-memory error of a width is its answer, any other error
-    is raised. `most` itself is tried too, where it is no power of two.
+    gains less than a twentieth twice in a row (two images together are drawn in another way than one, which costs more
+    by itself), or where memory ends: an out-of-memory error of a width is its answer, any other error is raised. `most`
+    itself is tried too, where it is no power of two.
+
+    UnfitMachine where there is not memory enough for one.
     """
-    best, cost, width = 1, math.inf, 1
+    best, cost, width, missed = 1, math.inf, 1, 0
     while True:
         try:
             now = seconds(width) / width
         except (RuntimeError, MemoryError) as error:
+            if width == 1:
+                raise too_small_for_one(error) from None
             shortage(error)
             break
-        if now > GAIN * cost:
-            break
-        best, cost = width, now
-        if width == most:
+        if now <= GAIN * cost:
+            best, cost, missed = width, now, 0
+        else:
+            missed += 1
+        if width == most or missed == MISSES:
             break
         width = min(2 * width, most)
     return best
@@ -83,7 +91,7 @@ def widths(
             return time.perf_counter() - start
 
         def seconds(n: int) -> float:
-            took(n, 1)  # the first time also chooses kernels and gets memory
+            took(n, 1 + STEPS)  # the first time also chooses kernels and gets memory, some of it at the second step
             before = took(n, 1)
             return max(took(n, 1 + STEPS) - before, 1e-9)  # without what is done once, however many steps
 

@@ -9,7 +9,7 @@ from prefect import Task, task
 from prefect.client.schemas.objects import State, TaskRun
 
 from pti_core import shards
-from pti_core.device import UnfitMachine
+from pti_core.device import UnfitMachine, best_device, check_alive
 from pti_core.files import OutputRefused
 from pti_core.notes import NoteBook
 from pti_core.parallel import Stopped
@@ -80,4 +80,6 @@ def _noted(run: Run, number: int, work: Callable[[int], Item]) -> Item:
         raise
     except Exception as error:
         NoteBook(run.store.files, run.name, number).failed(str(error) or type(error).__name__)
+        if isinstance(error, RuntimeError) and not isinstance(error, UnfitMachine):
+            check_alive(best_device())
         raise

@@ -2,11 +2,12 @@
 
 python on_second_device.py LIBRARY '[["run", "data", ...], ["edit", ...]]'
 
-With an empty LIBRARY they run on the CPU.
+With an empty LIBRARY they run on the CPU. A command `["benchmarks.side", ...]` runs that module.
 """
 
 import json
 import sys
+from importlib import import_module
 from types import ModuleType
 
 import torch
@@ -29,12 +30,11 @@ def main() -> None:
     library, commands = sys.argv[1:]
     if library:
         add_device(library)
-    from flows.cli import main as pti
-
-    for command in json.loads(commands):
-        sys.argv = ["pti", *command]
+    for name, *arguments in json.loads(commands):
+        of_pti = not name.startswith("benchmarks.")
+        sys.argv = ["pti", name, *arguments] if of_pti else [name, *arguments]
         try:
-            pti()
+            import_module("flows.cli" if of_pti else name).main()
         except SystemExit as end:
             if end.code:
                 raise

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from pti_core.device import UnfitMachine, best_device, exact_convolutions
+from pti_core.device import UnfitMachine, best_device, check_alive, exact_convolutions
 from pti_core.memory import halved, is_out_of_memory, shortage
 
 
@@ -19,6 +19,13 @@ def test_a_device_that_cannot_be_used_is_a_sentence_and_never_the_cpu_instead(mo
     sentence = rf"^PTI_DEVICE '{device}' cannot be used \(.+\); PTI_DEVICE=cpu uses the CPU$"
     with pytest.raises(UnfitMachine, match=sentence):
         best_device()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="CUDA works here")
+def test_a_device_that_has_failed_makes_the_machine_unfit_and_not_each_shard_in_turn():
+    check_alive("cpu")
+    with pytest.raises(UnfitMachine, match=r"device 'cuda' has failed \(.*\); start the worker or the command again"):
+        check_alive("cuda")
 
 
 def test_convolutions_are_exact_for_a_while_on_nvidia_s_gpus_only():

@@ -134,3 +134,21 @@ def test_the_device_is_taken_and_a_tensor_elsewhere_is_an_error(library, work, e
     done = subprocess.run([sys.executable, "-c", "\n".join(lines)], env=ENVIRONMENT, capture_output=True, text=True)
     assert (done.returncode == 0) == (error is None), done.stderr
     assert error is None or error in done.stderr
+
+
+@pytest.mark.parametrize("side", ["plain", "engine"])
+def test_a_side_of_the_benchmark_has_a_row_and_a_curve_of_every_image(library, checkpoints, pictures, tmp_path, side):
+    (tmp_path / "data").mkdir()
+    for i, picture in enumerate(pictures[:5]):
+        Image.fromarray(picture).save(tmp_path / "data" / f"{i}.png")
+    settings = {name: value for name, value in QUICK.items() if side == "engine" or name != "precision"}
+    said = {"side": side, "preset": "fast", "settings": settings, "images": str(tmp_path / "data"), "limit": None}
+    said |= {"generator": str(checkpoints["mobilestylegan"]), "device": "second"}
+    run(library, ["benchmarks.side", json.dumps(said), tmp_path / "out.json"])
+    found = json.loads((tmp_path / "out.json").read_text())
+    assert [row["image_id"] for row in found["rows"]] == [f"{i}.png" for i in range(5)]
+    for row in found["rows"]:
+        assert len(row["curve"]) >= row["steps"] > 0
+        assert row["curve"][-1][0] > row["curve"][0][0]
+    if side == "engine":
+        assert 0 < found["matrix"] < 1
