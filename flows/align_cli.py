@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -16,7 +15,7 @@ def align(
     landmarks: Annotated[
         str, typer.Argument(help="CSV or Parquet: image_id, left_eye_x, left_eye_y, right_eye_x, ... mouth_right_y.")
     ],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the faces, PNG.")],
+    output: Annotated[str, typer.Option("--output", "-o", help="Folder for the faces, PNG.")],
     size: Annotated[int, typer.Option(min=16, help="Pixels of a side: the generator's resolution or more.")] = 1024,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Make faces anew that are there.")] = False,
 ) -> None:

@@ -25,12 +25,13 @@ def train_encoder(
     """Train an encoder from image to w on a generator's own samples: runs then need fewer steps for the pivot."""
     from flows.console import ProgressView
     from pti_core.encoder.files import find_encoder
-    from pti_core.encoder.making import make
+    from pti_core.encoder.making import check, make
     from pti_core.generators.checkpoints import load_generator
     from tasks.credentials import use_credentials
 
+    check(generator, folder)  # what is wrong is found here, before Prefect is started: it stores what it is given
     use_credentials(credentials)
-    sha256 = load_generator(generator).sha256  # what is wrong is found here, before Prefect is started
+    sha256 = load_generator(generator).sha256
     if not overwrite and not folder and find_encoder(sha256):
         made = make(generator, samples, drawing_steps)
     else:

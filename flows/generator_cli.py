@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 
 from flows import options
+from pti_core.addresses import redact, refusal
+
+if TYPE_CHECKING:
+    from pti_core.generators.checkpoints import LoadedGenerator
 
 
 class Format(StrEnum):
@@ -31,11 +35,10 @@ def inspect(
     credentials: options.Credentials = None,
 ) -> None:
     """Say what a generator is: kind, resolution, num_ws, parameters, SHA-256, statistics of W."""
-    from pti_core.generators.checkpoints import load_generator
     from pti_core.generators.checkpoints.convert import describe
 
     options.use_credentials(credentials)
-    found = describe(load_generator(generator))
+    found = describe(_loaded(generator))
     if as_json:
         typer.echo(json.dumps(found, indent=2))
         return
@@ -48,6 +51,22 @@ def inspect(
     for name, value in _rows(found):
         table.add_row(name, value)
     Console().print(table, highlight=False, markup=False)
+
+
+def _loaded(generator: str) -> LoadedGenerator:
+    """A generator. A ValueError for an address with a secret, as of `pti run`."""
+    from pti_core.generators.checkpoints import load_generator
+
+    if refused := refusal("generator", generator):
+        raise ValueError(refused)
+    return load_generator(generator)
+
+
+def _file(text: str) -> Path:
+    """The path of a file to write. A ValueError for a URL, of which `Path` would make a path."""
+    if "://" in text:
+        raise ValueError(f"{redact(text)}: a file on this machine expected")
+    return Path(text)
 
 
 def _rows(found: dict[str, Any]) -> list[tuple[str, str]]:
@@ -79,21 +98,21 @@ def fetch(name: Annotated[str, typer.Argument(help="Which one: mobile-ffhq.")]) 
 
 def convert(
     generator: GeneratorRef,
-    output: Annotated[Path, typer.Argument(help="File to write: .safetensors, .pt (rosinality), .pth (state dict).")],
+    output: Annotated[str, typer.Argument(help="File to write: .safetensors, .pt (rosinality), .pth (state dict).")],
     format: Annotated[Format | None, typer.Option(help="Format of OUTPUT; what its name asks for if left out.")] = None,
     overwrite: Overwrite = False,
     credentials: options.Credentials = None,
 ) -> None:
     """Write a generator in another format. What cannot be expressed there is refused."""
-    from pti_core.generators.checkpoints import load_generator
     from pti_core.generators.checkpoints.convert import check_free, format_for, write_generator
 
-    chosen = format.value if format else format_for(output)
-    check_free(output, overwrite)
+    path = _file(output)
+    chosen = format.value if format else format_for(path)
+    check_free(path, overwrite)
     options.use_credentials(credentials)
-    loaded = load_generator(generator)
-    remarks = write_generator(loaded.generator, output, chosen, overwrite, loaded.notes)
-    _wrote(output, chosen, remarks)
+    loaded = _loaded(generator)
+    remarks = write_generator(loaded.generator, path, chosen, overwrite, loaded.notes)
+    _wrote(path, chosen, remarks)
 
 
 def export(
@@ -115,7 +134,7 @@ def export(
         typer.Option("--run", help="Name of the run; the one that has the image, or for all images the newest."),
     ] = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="The generator's file; the image's name if left out.")
+        str | None, typer.Option("--output", "-o", help="The generator's file; the image's name if left out.")
     ] = None,
     overwrite: Overwrite = False,
     credentials: options.Credentials = None,
@@ -137,7 +156,8 @@ def export(
 
     options.use_credentials(credentials)
     chosen = (format or Format.safetensors).value
-    done = export_image(root, image_id, chosen, run, output, overwrite)
+    path = None if output is None else _file(output)
+    done = export_image(root, image_id, chosen, run, path, overwrite)
     _wrote(done.generator, chosen, done.remarks)
     Console().print(
         f"wrote {done.pivot}: w [1, num_ws, w_dim], noise maps", highlight=False, markup=False, soft_wrap=True

@@ -11,6 +11,8 @@ from typing import Annotated, Any
 
 import typer
 
+from pti_core.addresses import refusal
+
 
 class RunnerKind(StrEnum):
     """Where tasks run."""
@@ -71,6 +73,8 @@ def resources_of(given: list[str] | None) -> dict[str, float] | None:
 
 def check_runner(name: str, address: str | None, resources: Mapping[str, float] | None) -> None:
     """Raise RunnerError for what can be seen to be wrong without reaching a cluster."""
+    if address and (refused := refusal("address", address)):
+        raise RunnerError(refused)
     if name == "threads":
         given = f"--address {address}" if address else f"--resource {_first(resources)}" if resources else None
         if given:

@@ -13,6 +13,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from PIL import Image
 
+from pti_core.addresses import redact
 from pti_core.config import ImageConfig
 from pti_core.datasets import scan
 from pti_core.generators.checkpoints.whole import whole
@@ -87,7 +88,7 @@ def _enough(photograph: Image.Image, corners: Landmarks) -> tuple[Image.Image, L
 def align(
     dataset: str,
     landmarks: str,
-    output: Path,
+    output: str | Path,
     size: int = 1024,
     overwrite: bool = False,
     on_progress: Callable[[int, int], None] | None = None,
@@ -96,8 +97,12 @@ def align(
 
     Those of an image with several are `1-1.png`, `1-2.png`, ...
     `landmarks` is a CSV or Parquet file with `image_id` and `COLUMNS`, a row a face. What cannot be read or aligned is
-    left out and told. Files that are there are kept. Raises AlignmentError for a table that is none, DatasetError.
+    left out and told. Files that are there are kept. Raises AlignmentError for a table that is none and an output that
+    is no folder of this machine, DatasetError.
     """
+    if "://" in str(output):
+        raise AlignmentError(f"{redact(str(output))}: a folder on this machine expected")
+    output = Path(output)
     table = read_given(landmarks, "landmarks", COLUMNS, AlignmentError)
     listing = scan(dataset, without=str(output))
     ids, uris = listing["image_id"].to_pylist(), listing["uri"].to_pylist()
@@ -105,7 +110,7 @@ def align(
     if not faces.keys() & set(ids):
         named = f"{next(iter(faces), None)!r}, the data set {ids[0]!r}"
         raise AlignmentError(
-            f"landmarks {landmarks!r}: none of them is of an image of the data set (they name {named})"
+            f"landmarks {redact(landmarks)!r}: none of them is of an image of the data set (they name {named})"
         )
     done, stems = Aligned(), Counter(map(_stem, ids))
     for i, (image_id, uri) in enumerate(zip(ids, uris, strict=True)):

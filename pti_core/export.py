@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from pti_core import images
+from pti_core.addresses import redact
 from pti_core.device import exact_convolutions
 from pti_core.generators.checkpoints import load_generator
 from pti_core.generators.checkpoints.convert import SUFFIXES, check_free, write_generator
@@ -117,7 +118,7 @@ def export_images(
     Raises ExportError for an unknown run or image, a run without results, or two images with one path.
     """
     if "://" in str(folder):
-        raise ExportError(f"{folder}: a folder on this machine expected")
+        raise ExportError(f"{redact(str(folder))}: a folder on this machine expected")
     if image_id is None:
         opened = find_run(root, run)
         done = set(opened.store.done(opened.name))

@@ -8,6 +8,7 @@ from typing import Final
 
 import pandas as pd
 
+from pti_core.addresses import redact, refusal
 from pti_core.reading import read_bytes
 
 MISSING: Final = ["", "NA", "N/A", "#N/A", "n/a", "NaN", "nan", "NULL", "null", "None"]
@@ -18,9 +19,11 @@ def read_given(uri: str, what: str, numbers: Sequence[str], kind: type[ValueErro
     """The columns `numbers` (float64, NaN where empty) of a `.csv` or `.parquet`, and its `image_id` as the index.
 
     Names are text: 0001 is not 1, and NA is not missing. Raises `kind`, beginning with the words `what`, for another
-    file, a missing column and text where a number belongs.
+    file, a missing column, text where a number belongs, and an address with a secret.
     """
-    name = f"{what} {uri!r}"
+    if refused := refusal(what, uri):
+        raise kind(refused)
+    name = f"{what} {redact(uri)!r}"
     try:
         data = io.BytesIO(read_bytes(uri))
         if not uri.lower().endswith((".csv", ".parquet")):

@@ -7,6 +7,7 @@ from typing import Any
 from prefect import task
 from prefect.artifacts import create_markdown_artifact
 
+from pti_core.addresses import redact
 from pti_core.encoder import making
 from pti_core.shards import ShardProgress
 from tasks.credentials import use_credentials
@@ -32,6 +33,6 @@ def make_encoder(
         report(ShardProgress(0, share * samples, samples, None, doing))
 
     made = making.make(generator, samples, drawing_steps, seed, overwrite, folder, on_training)
-    description = f"Encoder of generator {generator}"
+    description = f"Encoder of generator {redact(generator)}"
     create_markdown_artifact(key="encoder", markdown=made["markdown"], description=description)
     return made

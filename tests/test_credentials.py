@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from io import BytesIO
 from pathlib import Path
@@ -17,9 +17,18 @@ import pandas as pd
 import pytest
 from conftest import QUICK_SETTINGS
 from PIL import Image
+from typer.testing import CliRunner
 
+from flows.cli import app
+from flows.options import check_runner
 from pti_core.addresses import canonical, redact, secret_in
+from pti_core.alignment import align
 from pti_core.datasets import DatasetError, read_bytes, scan
+from pti_core.directions.files import read_vectors
+from pti_core.directions.learned import read_scores
+from pti_core.directions.specs import parse
+from pti_core.encoder.making import make
+from pti_core.export import export_images
 from pti_core.files import StoreError
 from pti_core.freezing import freeze
 from pti_core.presets import configure
@@ -90,8 +99,55 @@ def test_an_address_with_a_secret_is_refused_without_it(address: str, tmp_path: 
     assert not out.exists()
 
 
+@pytest.mark.parametrize("address", WITH_SECRETS)
+def test_so_is_that_of_what_an_edit_an_alignment_and_a_training_are_given(address: str, tmp_path: Path) -> None:
+    calls: list[Callable[[], object]] = [
+        lambda: parse(address),
+        lambda: parse(f"{address}:name=smile"),
+        lambda: parse(f"learned:{address}:layers=coarse"),
+        lambda: read_vectors(address),
+        lambda: read_scores(address),
+        lambda: align("demo", address, tmp_path / "out"),
+        lambda: make(address, 16, 0),
+        lambda: check_runner("threads", address, None),
+    ]
+    for call in calls:
+        with pytest.raises(ValueError, match=r"the address holds .*AWS_PROFILE") as caught:
+            call()
+        assert SECRET not in str(caught.value)
+    for call in (
+        lambda: align("demo", "points.csv", f"s3://key:{SECRET}@bucket/x"),
+        lambda: make("pocket", 16, 0, folder=f"s3://key:{SECRET}@bucket/x"),
+        lambda: export_images("out", f"s3://key:{SECRET}@bucket/x"),
+    ):
+        with pytest.raises(ValueError, match="a folder on this machine expected") as caught:
+            call()
+        assert SECRET not in str(caught.value)
+
+
+def test_the_commands_refuse_it_before_prefect_is_started(tmp_path: Path) -> None:
+    address, place = f"http://bob:{SECRET}@host/g.safetensors", f"s3://key:{SECRET}@bucket/g.pt"
+    for arguments, says in (
+        (["train-encoder", address], "generator 'http://host/g.safetensors': the address holds"),
+        (["train-encoder", "pocket", "--folder", place], "folder 's3://bucket/g.pt': a folder on this machine"),
+        (["generator", "inspect", address], "generator 'http://host/g.safetensors': the address holds"),
+        (["generator", "convert", address, f"{tmp_path}/g.pt"], "generator 'http://host/g.safetensors': the address"),
+        (["generator", "convert", "pocket", place], "s3://bucket/g.pt: a file on this machine expected"),
+        (["export", str(tmp_path), "1.png", "-o", place], "s3://bucket/g.pt: a file on this machine expected"),
+        (["align", "demo", "points.csv", "-o", place], "s3://bucket/g.pt: a folder on this machine expected"),
+        (["edit", str(tmp_path), "-d", f"learned:{address}"], "direction 'http://host/g.safetensors': the address"),
+        (["edit", str(tmp_path), "--address", place], "address 's3://bucket/g.pt': the address holds"),
+    ):
+        result = CliRunner().invoke(app, arguments)
+        printed = " ".join(result.output.split())
+        assert result.exit_code == 1, printed
+        assert says in printed
+        assert SECRET not in printed
+
+
 @pytest.mark.parametrize("address", WITHOUT)
 def test_other_addresses_are_fine(address: str) -> None:
+    assert parse(address).source == parse(f"{address}:name=smile").source == address
     assert secret_in(address) is None
     assert secret_in(canonical(address)) is None
 

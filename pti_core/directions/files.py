@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pti_core.addresses import redact, refusal
 from pti_core.directions.direction import DirectionError
 from pti_core.reading import read_bytes
 
@@ -23,31 +24,34 @@ MAX_BYTES: Final = 64 * 2**20
 def read_vectors(uri: str) -> dict[str, Tensor]:
     """The arrays of numbers in a direction's file (any fsspec URL), by name; of a file with a single one, `""`.
 
-    Raises DirectionError for another kind of file, a damaged one, one that is too large, and one with anything but
-    numbers.
+    Raises DirectionError for another kind of file, a damaged one, one that is too large, one with anything but
+    numbers, and an address with a secret.
     """
+    if refused := refusal("direction", uri):
+        raise DirectionError(refused)
+    name = redact(uri)
     suffix = PurePosixPath(uri).suffix.lower()
     if suffix not in READERS:
         raise DirectionError(
-            f"direction {uri!r}: a file {', '.join(READERS)} expected, or pca:K, sefa:K, learned:TABLE"
+            f"direction {name!r}: a file {', '.join(READERS)} expected, or pca:K, sefa:K, learned:TABLE"
         )
     try:
         data = read_bytes(uri)
     except OSError as error:
-        raise DirectionError(f"direction {uri!r} cannot be read ({error}); check its path") from error
+        raise DirectionError(f"direction {name!r} cannot be read ({error}); check its path") from error
     try:
         _check_size(data)
         found = READERS[suffix](data)
     except DirectionError as error:
-        raise DirectionError(f"direction {uri!r}: {error}") from None
+        raise DirectionError(f"direction {name!r}: {error}") from None
     except Exception as error:  # a hostile file can make numpy, torch and zipfile raise nearly anything
         reason = f"{type(error).__name__}: {str(error)[:120]}"
         raise DirectionError(
-            f"direction {uri!r} holds more than plain numbers, or is damaged ({reason}); "
+            f"direction {name!r} holds more than plain numbers, or is damaged ({reason}); "
             "it is refused, nothing of it was run"
         ) from None
     if not found:
-        raise DirectionError(f"direction {uri!r} holds no array of numbers")
+        raise DirectionError(f"direction {name!r} holds no array of numbers")
     return found
 
 
@@ -56,11 +60,11 @@ def choose(vectors: dict[str, Tensor], uri: str, key: str | None, fits: Callable
     names = ", ".join(sorted(vectors))
     if key is not None:
         if key not in vectors:
-            raise DirectionError(f"direction {uri!r} has no array {key!r}; there are: {names or 'none'}")
+            raise DirectionError(f"direction {redact(uri)!r} has no array {key!r}; there are: {names or 'none'}")
         return vectors[key]
     fitting = vectors if len(vectors) == 1 else {name: v for name, v in vectors.items() if fits(v)}
     if len(fitting) != 1:
-        raise DirectionError(f"direction {uri!r} holds several arrays ({names}); choose one with :key=NAME")
+        raise DirectionError(f"direction {redact(uri)!r} holds several arrays ({names}); choose one with :key=NAME")
     return next(iter(fitting.values()))
 
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from pti_core.addresses import redact
 from pti_core.directions.direction import DirectionError
 from pti_core.given import read_given
 
@@ -46,7 +47,7 @@ def read_scores(uri: str) -> pd.Series[float]:
     scores = scores.dropna()
     if scores.index.has_duplicates:
         twice = scores.index[scores.index.duplicated()][0]
-        raise DirectionError(f"labels {uri!r}: image {twice!r} has two scores; keep one")
+        raise DirectionError(f"labels {redact(uri)!r}: image {twice!r} has two scores; keep one")
     return scores
 
 

@@ -10,6 +10,7 @@ from typing import Final
 
 import torch
 
+from pti_core.addresses import refusal
 from pti_core.directions.direction import Direction, DirectionError, make_direction
 from pti_core.directions.factors import pick, principal_components, style_factors, visible_directions
 from pti_core.directions.files import choose, read_vectors
@@ -34,8 +35,10 @@ class Spec:
 
 
 def parse(text: str) -> Spec:
-    """`SOURCE[:layers=...][:name=...][:key=...]`. Raises DirectionError for another option."""
+    """`SOURCE[:layers=...][:name=...][:key=...]`. DirectionError for another option, an address with a secret."""
     source, options = text.strip(), {}
+    if refused := refusal("direction", source.removeprefix("learned:")):
+        raise DirectionError(refused)
     while match := re.fullmatch(r"(.+):(\w+)=([^:]*)", source):
         source, option, value = match.groups()
         if option not in OPTIONS or not value:

@@ -23,9 +23,10 @@ from typing import Any, Final
 import numpy as np
 import torch
 
+from pti_core.addresses import redact
 from pti_core.directions import Direction, DirectionError
 from pti_core.directions.learned import Learned, learn, read_scores
-from pti_core.directions.specs import VISIBLE, resolve
+from pti_core.directions.specs import VISIBLE, parse, resolve
 from pti_core.editing.identity import face_embedding_name
 from pti_core.engine import Engine
 from pti_core.files import MissingFile
@@ -89,8 +90,10 @@ def plan(
     no deltas, an unknown image or a strength that is none; DirectionError; RunError for no such run; StoreError where
     the output cannot be read.
     """
-    run = find_run(root, name)
     directions = [VISIBLE] if directions is None else directions
+    for text in directions:
+        parse(text)  # what is wrong with it as a text is said before anything is read
+    run = find_run(root, name)
     strengths = DEFAULT_STRENGTHS if strengths is None else strengths
     wrong = [s for s in strengths if not math.isfinite(s) or s == 0]
     if wrong or not strengths:
@@ -186,10 +189,12 @@ def _learned(run: Run, uri: str, engine: Engine) -> Learned:
     where = [("image_id", "in", list(scores.index))]
     pivots = run.store.read("pivots", run=run.name, columns=["image_id", "w"], filters=where)
     if not len(pivots):
-        raise DirectionError(f"labels {uri!r}: none of its {len(scores)} images is in run {run.name}")
+        raise DirectionError(f"labels {redact(uri)!r}: none of its {len(scores)} images is in run {run.name}")
     w = torch.from_numpy(np.stack([np.asarray(w, np.float32) for w in pivots["w"]]))
     w = w.view(len(w), -1, engine.generator.w_dim).mean(dim=1)
-    return learn(w, torch.tensor(scores[pivots["image_id"].astype(str)].to_list()), engine.statistics.w_std, uri)
+    return learn(
+        w, torch.tensor(scores[pivots["image_id"].astype(str)].to_list()), engine.statistics.w_std, redact(uri)
+    )
 
 
 def _freeze(run: Run, direction: Direction) -> str:

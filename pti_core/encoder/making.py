@@ -5,11 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from pti_core.addresses import redact, refusal
 from pti_core.device import best_device
-from pti_core.encoder.files import find_encoder, read_encoder, save_encoder
+from pti_core.encoder.files import EncoderError, find_encoder, read_encoder, save_encoder
 from pti_core.encoder.training import OnTraining, TrainingConfig, train_encoder
 from pti_core.generators.checkpoints import load_generator
 from pti_core.perceptual import load_lpips
+
+
+def check(generator: str, folder: str | None = None) -> None:
+    """Raise EncoderError for a generator's address with a secret, and for a folder that is not on this machine."""
+    if refused := refusal("generator", generator):
+        raise EncoderError(refused)
+    if folder and "://" in folder:
+        raise EncoderError(f"folder {redact(folder)!r}: a folder on this machine expected")
 
 
 def make(
@@ -26,6 +35,7 @@ def make(
     Where the generator has one, it stays, unless `overwrite` is given. Returns its path, SHA-256, figures (means over
     held-out samples) and a page about it. Raises CheckpointError, EncoderError or OSError, each with one sentence.
     """
+    check(generator, folder)
     loaded = load_generator(generator)
     path, trained = None if overwrite or folder else find_encoder(loaded.sha256), False
     if path is None:
@@ -43,7 +53,7 @@ def make(
         "sha256": found.sha256,
         "trained": trained,
         "held_out": figures,
-        "markdown": _page(generator, found.sha256, path, figures),
+        "markdown": _page(loaded.source, found.sha256, path, figures),
     }
 
 
