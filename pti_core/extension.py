@@ -16,12 +16,14 @@ from typing import Final
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pti_core import images
 from pti_core.addresses import lasting
 from pti_core.reading import read_bytes
 from pti_core.runs import Run
 from pti_core.tables import assign_shards
 
 _AT_ONCE: Final = 16  # files that are read at the same time
+_ANY_SIZE: Final = 16  # pixels: whether an image can be brought to one size says whether to all
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,7 @@ class Changes:
     gone: int  # inputs of the run that the data set has no more
     grown: int = 0  # groups of the run that have more images now
     sure: bool = True  # whether the content of changed ones was looked at; else it is their size or date that differs
+    unread: int = 0  # files that look changed and could not be read to see whether they are
 
     @property
     def single(self) -> bool:
@@ -53,7 +56,8 @@ def changes(run: Run, listing: pa.Table, limit: int | None = None, most_read: in
 
     A file is known by its address (a member of an archive by its name, wherever it lies). Where its size or etag is
     another than when the run was frozen it is read, and has changed where its SHA-256 is not the pivot's: touching a
-    file, making an archive anew, or changing a file before its shard read it, is no change. Only files of finished
+    file, making an archive anew, or changing a file before its shard read it, is no change. Nor is one of a file that
+    was refused and still is, and of one that cannot be read (`unread`). Only files of finished
     shards count, since the others will be read as they are then. More than `most_read` such files are not read, and
     the result is not `sure`.
     """
@@ -62,7 +66,7 @@ def changes(run: Run, listing: pa.Table, limit: int | None = None, most_read: in
     last = dict(zip(uris, range(len(uris)), strict=True))  # the last row of an address is its newest version
     unfinished = set(run.pending())
     shard, size, etag = frozen["shard"].to_pylist(), frozen["bytes"].to_pylist(), frozen["etag"].to_pylist()
-    new, changed = [], []
+    new, changed, unread = [], [], 0
     listed = [lasting(uri) for uri in listing["uri"].to_pylist()]
     for i, (uri, bytes_, tag) in enumerate(
         zip(listed, listing["bytes"].to_pylist(), listing["etag"].to_pylist(), strict=True)
@@ -78,9 +82,15 @@ def changes(run: Run, listing: pa.Table, limit: int | None = None, most_read: in
         was = _inverted(run, {shard[last[listed[i]]] for i in changed})
         name = frozen["image_id"].to_pylist()
         address = listing["uri"].to_pylist()
+
+        def differs(i: int) -> bool | None:
+            image_id = name[last[listed[i]]]
+            return _differs(run, address[i], image_id, was.get(image_id))
+
         with ThreadPoolExecutor(_AT_ONCE, "pti-changed") as pool:
-            now = pool.map(_sha256, [address[i] for i in changed])
-            changed = [i for i, sum_ in zip(changed, now, strict=True) if was.get(name[last[listed[i]]]) != sum_]
+            found = list(pool.map(differs, changed))
+        unread = found.count(None)
+        changed = [i for i, other in zip(changed, found, strict=True) if other]
     gone = len(last.keys() - set(listed))
     taken, groups = set(frozen["image_id"].to_pylist()), set(frozen["group"].to_pylist())
     known: dict[str, str] = {}
@@ -90,7 +100,8 @@ def changes(run: Run, listing: pa.Table, limit: int | None = None, most_read: in
             if group in groups - taken:  # what is called as an image is named with it
                 known[group] = _free(group, used)
                 used.add(known[group])
-    return Changes(_named(listing, new, taken, known), _named(listing, changed, taken, known), gone, len(known), sure)
+    added, renewed = (_named(listing, rows, taken, known) for rows in (new, changed))
+    return Changes(added, renewed, gone, len(known), sure, unread)
 
 
 def _inverted(run: Run, shards: set[int]) -> dict[str, str]:
@@ -100,12 +111,22 @@ def _inverted(run: Run, shards: set[int]) -> dict[str, str]:
     return dict(zip(rows["image_id"].to_pylist(), rows["sha256"].to_pylist(), strict=True))
 
 
-def _sha256(uri: str) -> str | None:
-    """Of a file as it is now; None where it cannot be read."""
+def _differs(run: Run, uri: str, image_id: str, sha256: str | None) -> bool | None:
+    """Whether a file is another than its pivot was found for; None where it cannot be read now, which says nothing.
+
+    Without `sha256` it has no pivot: it was refused, and is the same to a reader as long as it is no image to invert.
+    """
     try:
-        return hashlib.sha256(read_bytes(uri)).hexdigest()
+        data = read_bytes(uri)
     except OSError:
         return None
+    if sha256 is not None:
+        return hashlib.sha256(data).hexdigest() != sha256
+    try:
+        images.fit(images.decode(data, image_id, run.config.image), _ANY_SIZE, image_id, run.config.image)
+    except images.ImageError:
+        return False
+    return True
 
 
 def _free(name: str, taken: set[str]) -> str:

@@ -190,13 +190,17 @@ def _check_readable(inputs: pa.Table, dataset: str) -> None:
 def _extend(run: Run, found: Changes, shard_size: int) -> list[str]:
     """Append what is new or has changed as new shards; say what was done."""
     rows = extension(found, shard_size, run.manifest.shards)
+    unread = (
+        f"{found.unread} {'file' if found.unread == 1 else 'files'} of another date or size could not be read to see"
+    )
+    left = [f"{unread} whether the content is another, and left out; extend again later"] if found.unread else []
     if not len(rows):
-        return []
+        return left
     first, last = run.manifest.shards, rows["shard"][-1].as_py()
     run.store.write_manifest(run.name, rows)
     del run.__dict__["manifest"]  # read again, now longer
     shards = f"shard {first}" if first == last else f"shards {first} to {last}"
-    remarks = [f"{found.counts()} appended as {shards}"]
+    remarks = [f"{found.counts()} appended as {shards}", *left]
     if run.config.mode == "multi":
         remarks += _alone(rows)
     if found.grown:

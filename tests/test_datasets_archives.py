@@ -98,6 +98,8 @@ def test_samples_of_a_webdataset_and_their_groups(tmp_path: Path) -> None:
     assert list(contents(path)) == ["000000.jpg", "000001.jpg", "000002.png", "sub/000002.png"]
     own = {"000002.png": "000002.png", "sub/000002.png": "sub/000002.png"}
     assert groups(path, "column:cls") == {"000000.jpg": "7", "000001.jpg": "6"} | own
+    unsaid = tar(tmp_path / "unsaid.tar", SAMPLES | {"000002.cls": b" \n"})
+    assert groups(unsaid, "column:cls") == groups(path, "column:cls")
     assert groups(path, "column:person.name") == {"000000.jpg": "000000.jpg", "000001.jpg": "Ada"} | own
     assert groups(path, "column:tags")["000001.jpg"] == '["x", 1]'
     assert refused(path, group_by="column:colour").endswith("has it; there are: cls, key, person, tags")

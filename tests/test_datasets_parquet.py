@@ -55,6 +55,9 @@ def test_images_as_hugging_face_writes_them(tmp_path: Path) -> None:
     assert contents(path, limit=2) == dict(zip(paths[:2], IMAGES, strict=False))
     assert [row["group"] for row in rows(path, group_by="column:label")] == ["1", "1.jpg", "0"]
     assert [row["group"] for row in rows(path, group_by="column:mask.path")] == paths
+    said = pa.array(["x", "", " "])
+    path_of_text = write(tmp_path / "text.parquet", image=column(paths), label=said)
+    assert [row["group"] for row in rows(path_of_text, group_by="column:label")] == ["x", *paths[1:]]
     assert refused(path, group_by="column:colour").endswith("has it; there are: id, label, mask")
     assert contents(f"parquet://mask::{path}").keys() == set(paths)
     assert "no column 'label' with images; there are 'image', 'mask'" in refused(f"parquet://label::{path}")

@@ -105,6 +105,39 @@ def test_files_that_were_only_touched_are_not_inverted_again(dataset, begin, pic
     assert begin(folder, preset="noop", existing="extend").remarks == ("1 changed file is appended as shard 2",)
 
 
+def test_touched_files_that_cannot_be_read_now_are_not_taken_for_changed(dataset, begin, pictures, monkeypatch):
+    folder = dataset(3)
+    finish(begin(folder, preset="noop"))
+    for name in ("0.png", "2.png"):
+        os.utime(folder / name, ns=(1, 1))
+
+    def away(uri):
+        raise OSError("503")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("pti_core.extension.read_bytes", away)
+        extended = begin(folder, preset="noop", existing="extend")
+    assert ids(extended) == ["0.png", "1.png", "2.png"]
+    assert extended.remarks == (
+        "2 files of another date or size could not be read to see whether the content is another, and left out; "
+        "extend again later",
+    )
+    Image.fromarray(pictures[5]).save(folder / "2.png")
+    assert ids(begin(folder, preset="noop", existing="extend")) == ["0.png", "1.png", "2.png", "2.png@2"]
+
+
+def test_a_refused_file_is_appended_again_only_when_it_has_become_an_image(dataset, begin, pictures):
+    folder = dataset(2)
+    (folder / "1.png").write_bytes(b"no image")
+    finish(begin(folder, preset="noop"))
+    for again in (b"no image", b"still none, and longer"):
+        (folder / "1.png").write_bytes(again)
+        os.utime(folder / "1.png", ns=(len(again), 1))
+        assert ids(begin(folder, preset="noop", existing="extend")) == ["0.png", "1.png"]
+    Image.fromarray(pictures[5]).save(folder / "1.png")
+    assert ids(begin(folder, preset="noop", existing="extend")) == ["0.png", "1.png", "1.png@2"]
+
+
 def test_overwriting_an_extended_run_leaves_one_manifest(dataset, begin, pictures, tmp_path):
     folder = dataset(2)
     finish(begin(folder))

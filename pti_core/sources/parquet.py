@@ -206,7 +206,9 @@ def _labels(content: pq.ParquetFile, column: str) -> Any:
         return pa.nulls(content.metadata.num_rows, pa.large_string())
     if pa.types.is_nested(found.type):
         return text([label(value) for value in found.to_pylist()])
-    return found.cast(pa.large_string())
+    found = found.cast(pa.large_string())
+    empty = pc.equal(pc.utf8_trim_whitespace(found), "")
+    return pc.if_else(empty, pa.scalar(None, pa.large_string()), found)  # an empty one is none
 
 
 class _Reader:

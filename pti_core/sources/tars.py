@@ -211,7 +211,8 @@ def _note_label(file: IO[bytes], member: _Member, column: str, labels: dict[str,
     data = file.read(member.size)
     with suppress(ValueError):  # a damaged label leaves its image alone in a group
         if kind == column:
-            labels[_sample(member.name)] = data.decode().strip()
+            if said := data.decode().strip():  # an empty one is none
+                labels[_sample(member.name)] = said
         elif (found := label(field_of(content := json.loads(data), column))) is not None:
             labels.setdefault(_sample(member.name), found)
         elif isinstance(content, dict):
