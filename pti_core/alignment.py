@@ -19,6 +19,7 @@ from pti_core.datasets import scan
 from pti_core.generators.checkpoints.whole import whole
 from pti_core.given import read_given
 from pti_core.images import ImageError, decode
+from pti_core.names import plain_path
 from pti_core.reading import read_bytes
 
 POINTS: Final = ("left_eye", "right_eye", "mouth_left", "mouth_right")  # left and right as one sees them
@@ -118,7 +119,7 @@ def align(
             done.without.append(image_id)
         else:
             # Two images that differ by their extension alone keep it.
-            name = _stem(image_id) if stems[_stem(image_id)] == 1 else image_id
+            name = _stem(image_id) if stems[_stem(image_id)] == 1 else plain_path(image_id)
             _align_one(image_id, uri, faces[image_id], output / name, size, overwrite, done)
         if on_progress is not None:
             on_progress(i + 1, len(ids))
@@ -126,7 +127,7 @@ def align(
 
 
 def _stem(image_id: str) -> str:
-    return str(PurePosixPath(image_id).with_suffix(""))
+    return str(PurePosixPath(plain_path(image_id)).with_suffix(""))
 
 
 def _align_one(

@@ -19,6 +19,7 @@ from pti_core.device import exact_convolutions
 from pti_core.generators.checkpoints import load_generator
 from pti_core.generators.checkpoints.convert import SUFFIXES, check_free, write_generator
 from pti_core.generators.checkpoints.whole import whole
+from pti_core.names import plain_path
 from pti_core.parallel import one_at_a_time
 from pti_core.runs import Run, RunError, Stored, engine_for, find_run, load_run, read_stored
 from pti_core.status import nothing_done
@@ -164,9 +165,8 @@ def export_images(
 
 
 def _picture_path(image_id: str) -> str:
-    """Below a folder, whatever an image is called in an archive or table."""
-    parts = [part.replace("\\", "_") for part in image_id.split("/") if part not in ("", ".", "..")]
-    path = "/".join(parts) or "image"
+    """Below a folder, as PNG."""
+    path = plain_path(image_id)
     return path if path.lower().endswith(".png") else f"{path}.png"
 
 

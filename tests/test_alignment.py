@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -80,6 +81,21 @@ def data(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def faces(folder: Path, names: list[str], rows: list[str] | None = None) -> None:
+    """A data set of the same photograph under these names, as Parquet, and a table with a face for each of `rows`."""
+    image, points = photograph(400, (210, 180), 0.25)
+    buffer = BytesIO()
+    image.save(buffer, "PNG")
+    content = {"image": [buffer.getvalue()] * len(names), "image_id": names}
+    pd.DataFrame(content).to_parquet(folder / "in.parquet")
+    numbers = dict(zip(COLUMNS, points.ravel(), strict=True))
+    pd.DataFrame([{"image_id": name} | numbers for name in rows or names]).to_csv(folder / "points.csv", index=False)
+
+
+def written(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
 def test_a_data_set_from_the_terminal(data: Path) -> None:
     arguments = ["align", str(data / "in"), str(data / "points.csv"), "-o", str(data / "out"), "--size", "64"]
     done = CliRunner().invoke(app, arguments)
@@ -95,6 +111,15 @@ def test_a_data_set_from_the_terminal(data: Path) -> None:
     again = CliRunner().invoke(app, arguments)
     assert "0 faces in" in again.output
     assert "3 were there" in again.output
+
+
+def test_no_face_is_written_outside_of_the_output(tmp_path: Path) -> None:
+    names = ["../../outside.png", "x/../../../up.png", "a/../../b.png"]
+    faces(tmp_path, names)
+    done = align(f"{tmp_path}/in.parquet", f"{tmp_path}/points.csv", tmp_path / "some/out", 64)
+    assert (done.written, done.wrong) == (3, [])
+    assert written(tmp_path / "some/out") == ["a/b.png", "outside.png", "x/up.png"]
+    assert len(list(tmp_path.rglob("*.png"))) == 3
 
 
 def test_tables_that_are_none(data: Path) -> None:

@@ -206,6 +206,7 @@ def test_where_the_picture_of_an_image_lies(root, tmp_path):
     assert _picture_path("a/0.jpg") == "a/0.jpg.png"
     assert _picture_path("0.png@2") == "0.png@2.png"
     assert _picture_path("../../etc/x.png") == _picture_path("/etc/x.png") == "etc/x.png"
+    assert _picture_path("a\\..\\b\0.png") == "a_.._b_.png"
     both = tmp_path / "both"
     shutil.copytree(root, both)
     run = load_run(str(both), only_run(both))
