@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Final
@@ -96,7 +97,7 @@ def align(
 ) -> Aligned:
     """Write the faces of a data set as PNG of `size` x `size`, `anna/1.jpg` as `output/anna/1.png`.
 
-    Those of an image with several are `1-1.png`, `1-2.png`, ...
+    Those of an image with several are `1-1.png`, `1-2.png`, ...; images that would share a file keep their extension.
     `landmarks` is a CSV or Parquet file with `image_id` and `COLUMNS`, a row a face. What cannot be read or aligned is
     left out and told. Files that are there are kept. Raises AlignmentError for a table that is none and an output that
     is no folder of this machine, DatasetError.
@@ -113,32 +114,57 @@ def align(
         raise AlignmentError(
             f"landmarks {redact(landmarks)!r}: none of them is of an image of the data set (they name {named})"
         )
-    done, stems = Aligned(), Counter(map(_stem, ids))
+    done, paths = Aligned(), _paths(ids, {name: len(rows) for name, rows in faces.items()})
     for i, (image_id, uri) in enumerate(zip(ids, uris, strict=True)):
         if image_id not in faces:
             done.without.append(image_id)
         else:
-            # Two images that differ by their extension alone keep it.
-            name = _stem(image_id) if stems[_stem(image_id)] == 1 else plain_path(image_id)
-            _align_one(image_id, uri, faces[image_id], output / name, size, overwrite, done)
+            files = [output / path for path in paths[image_id]]
+            _align_one(image_id, uri, faces[image_id], files, size, overwrite, done)
         if on_progress is not None:
             on_progress(i + 1, len(ids))
     return done
 
 
-def _stem(image_id: str) -> str:
-    return str(PurePosixPath(plain_path(image_id)).with_suffix(""))
+def _paths(ids: Sequence[str], faces: Mapping[str, int]) -> dict[str, list[str]]:
+    """Where the faces of each image go, `faces` of them: `1.png`, or `1-1.png`, `1-2.png`; no two to one file.
+
+    Images that would share a file keep their extension, as those do that differ by it alone; and where even these are
+    the same, since a name has been cleaned, they get a part of its checksum.
+    """
+    stems = Counter(_names(image_id)[0] for image_id in ids)
+    chosen = {image_id: int(stems[_names(image_id)[0]] > 1) for image_id in ids if image_id in faces}
+    while True:
+        paths: dict[str, list[str]] = {}
+        of: dict[str, list[str]] = {}  # the images of each file
+        for image_id, which in chosen.items():
+            numbers = [f"-{n + 1}" for n in range(faces[image_id])] if faces[image_id] > 1 else [""]
+            paths[image_id] = [f"{_names(image_id)[which]}{number}.png" for number in numbers]
+            for path in paths[image_id]:
+                of.setdefault(path, []).append(image_id)
+        shared = [images for images in of.values() if len(images) > 1]
+        if not shared:
+            return paths
+        shortest = {
+            name for images in shared for name in images if chosen[name] == min(map(chosen.__getitem__, images))
+        }
+        chosen |= {name: chosen[name] + 1 for name in shortest}
+
+
+def _names(image_id: str) -> tuple[str, str, str]:
+    """Without extension, with it, and one that no other image has."""
+    path = plain_path(image_id)
+    digest = hashlib.sha256(image_id.encode()).hexdigest()[:12]
+    return str(PurePosixPath(path).with_suffix("")), path, f"{path}-{digest}"
 
 
 def _align_one(
-    image_id: str, uri: str, faces: pd.DataFrame, output: Path, size: int, overwrite: bool, done: Aligned
+    image_id: str, uri: str, faces: pd.DataFrame, paths: Sequence[Path], size: int, overwrite: bool, done: Aligned
 ) -> None:
-    """The faces of an image as `output`.png, or `output`-1.png and so on."""
+    """The faces of an image, each as a file."""
     points = faces[list(COLUMNS)].to_numpy(np.float64).reshape(-1, len(POINTS), 2)
-    numbers = [f"-{n + 1}" for n in range(len(points))] if len(points) > 1 else [""]
     photograph: Image.Image | None = None
-    for number, landmarks in zip(numbers, points, strict=True):
-        path = output.with_name(f"{output.name}{number}.png")
+    for path, landmarks in zip(paths, points, strict=True):
         if path.exists() and not overwrite:
             done.kept += 1
             continue

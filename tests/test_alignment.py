@@ -122,6 +122,24 @@ def test_no_face_is_written_outside_of_the_output(tmp_path: Path) -> None:
     assert len(list(tmp_path.rglob("*.png"))) == 3
 
 
+def test_images_that_would_share_a_file_are_kept_apart(tmp_path: Path) -> None:
+    names = ["1.jpg", "1-1.jpg", "2.jpg", "2.png", "3.jpg", "b.png", "../b.png"]
+    faces(tmp_path, names, ["1.jpg", *names])
+    for times in range(2):
+        done = align(f"{tmp_path}/in.parquet", f"{tmp_path}/points.csv", tmp_path / "out", 64)
+        assert (done.written, done.kept, done.wrong) == ((0, 8, []) if times else (8, 0, []))
+    found = written(tmp_path / "out")
+    assert [name for name in found if not name.startswith("b")] == [
+        *("1-1.jpg.png", "1.jpg-1.png", "1.jpg-2.png"),
+        *("2.jpg.png", "2.png.png", "3.png"),
+    ]
+    assert len(found) == 8
+    # and where the other name is that of a third image
+    faces(tmp_path, ["1.png", "1.webp", "1.png.jpg"])
+    assert align(f"{tmp_path}/in.parquet", f"{tmp_path}/points.csv", tmp_path / "more", 64).written == 3
+    assert written(tmp_path / "more") == ["1.png.jpg.png", "1.png.png", "1.webp.png"]
+
+
 def test_tables_that_are_none(data: Path) -> None:
     (data / "no.csv").write_text("image_id,x\na,1\n")
     with pytest.raises(AlignmentError, match="column 'left_eye_x' is missing"):
