@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from pti_core import deltas, images
 from pti_core.config import RunConfig
+from pti_core.connections import file_system
 from pti_core.device import best_device
 from pti_core.encoder.files import EncoderError
 from pti_core.encoder.kept import encoder_of_config, encoder_of_run
@@ -98,6 +99,25 @@ def loaded(generator: str) -> LoadedGenerator:
     return load_generator(generator)
 
 
+_stamps: Final[dict[str, str]] = {}
+
+
+def loaded_now(generator: str) -> LoadedGenerator:
+    """The same as it is now, for the start of a run: read again where its file is not the one that was loaded.
+
+    That is told by its size, date or ETag; of a web address, which has none of these, it is not.
+    """
+    try:
+        fs, path = file_system(generator)
+        stamp = str(fs.ukey(path))
+    except Exception:  # a built-in name, or what `load_generator` has a sentence for
+        stamp = ""
+    if _stamps.get(generator) != stamp:
+        loaded.cache_clear()
+        _stamps[generator] = stamp
+    return loaded(generator)
+
+
 def load_run(output: str, name: str, version: str | None = None) -> Run:
     """A frozen run by its root and name. Raises RunError where there is none.
 
@@ -156,6 +176,9 @@ class _Start:
 @once()
 def _engine(generator: str, sha256: str, config: RunConfig, device: str, start: _Start) -> Engine | NoopEngine:
     found = loaded(generator)
+    if found.sha256 != sha256:  # it may have been replaced since this process has loaded it
+        loaded.cache_clear()
+        found = loaded(generator)
     if found.sha256 != sha256:
         raise RunError(f"generator {generator} has changed since the run was frozen; start a new run with it")
     if config.engine != "pti":

@@ -2,7 +2,9 @@
 
 import io
 import json
+import shutil
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -17,7 +19,7 @@ from pti_core import report, runs
 from pti_core.datasets import DatasetError
 from pti_core.files import StoreError
 from pti_core.freezing import freeze
-from pti_core.generators.checkpoints import CheckpointError
+from pti_core.generators.checkpoints import CheckpointError, save_generator
 from pti_core.presets import configure
 from pti_core.runs import RunError, engine_for, load_run, read_stored
 from pti_core.sampling import seed_for
@@ -306,10 +308,6 @@ def test_a_folder_without_images_a_missing_folder_and_no_generator_are_named(dat
 def test_a_generator_that_changed_after_the_run_was_frozen_is_refused(
     dataset, tmp_path, tiny_checkpoint, tiny_generator
 ):
-    import shutil
-
-    from pti_core.generators.checkpoints import save_generator
-
     path = tmp_path / "generator.safetensors"
     shutil.copy(tiny_checkpoint, path)
     run = begin(dataset(1), tmp_path / "out", str(path))
@@ -317,6 +315,26 @@ def test_a_generator_that_changed_after_the_run_was_frozen_is_refused(
     runs.loaded.cache_clear()  # as in a new process
     with pytest.raises(RunError, match="changed"):
         invert_shard(run, 0)
+
+
+def test_a_process_that_has_loaded_a_generator_finds_the_one_that_took_its_place(
+    dataset, tmp_path, tiny_checkpoint, tiny_generator
+):
+    path = tmp_path / "generator.safetensors"
+    save_generator(tiny_generator, path, {"note": "other bytes"})
+    new = path.read_bytes()
+    run = begin(dataset(1), tmp_path / "out", str(path))  # by another process, say
+    path.write_bytes(Path(tiny_checkpoint).read_bytes())
+    runs.loaded.cache_clear()
+    old = runs.loaded_now(str(path))
+    assert old.sha256 != run.generator_sha256
+    assert runs.loaded_now(str(path)) is old
+    path.write_bytes(new)
+    assert invert_shard(run, 0)["counts"]["pivots"] == 1
+    assert runs.loaded(str(path)).sha256 == run.generator_sha256
+    path.write_bytes(Path(tiny_checkpoint).read_bytes())
+    assert runs.loaded_now(str(path)).sha256 == old.sha256
+    assert runs.loaded_now("pocket") is runs.loaded_now("pocket")
 
 
 def test_an_unknown_run_is_named_with_those_that_exist(dataset, tmp_path, tiny_checkpoint):
