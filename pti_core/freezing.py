@@ -21,7 +21,7 @@ from pti_core.encoder.kept import encoder_of_config, encoder_of_job, keep_encode
 from pti_core.extension import Changes, changes, extension
 from pti_core.generators.cache import FETCHABLE_NAMES
 from pti_core.generators.checkpoints import ALIASES, BUILT_IN, LoadedGenerator
-from pti_core.runs import Run, RunError, load_run, loaded
+from pti_core.runs import Run, RunError, load_run, loaded_now
 from pti_core.store import Store, run_id
 from pti_core.tables import assign_shards
 from pti_core.tuning import tuned_names
@@ -68,7 +68,7 @@ def freeze(
     if config.mode == "multi":
         group_by = group_by or "folder"
     store.check_writable()
-    found = loaded(generator)
+    found = loaded_now(generator)
     _check_generator(found, config)
     asked = {"dataset": dataset, "limit": limit, "generator": found.sha256} | (
         {"group_by": group_by} if group_by else {}
