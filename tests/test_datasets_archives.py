@@ -374,3 +374,19 @@ def test_places_make_the_directory_needless(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(tars, "_index", needed)
     monkeypatch.setattr(zips, "_archive", needed)
     assert [read_bytes(row["uri"]) for row in found] == [*members.values()] * 2
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar", "tar.gz"])
+def test_an_archive_that_was_replaced_is_read_as_it_is_now(tmp_path: Path, kind: str) -> None:
+    """By a worker that has read the old one: the names are the same, and the content lies elsewhere."""
+
+    def written(name: str, members: dict[str, bytes]) -> Path:
+        path = tmp_path / name
+        return zipped(path, members) if kind == "zip" else tar(path, members, "w:gz" if kind == "tar.gz" else "w")
+
+    path = written(f"set.{kind}", {"a.png": b"old", "b.png": b"same"})
+    uris = {row["image_id"]: row["uri"] for row in rows(path)}
+    assert read_bytes(uris["a.png"]) == b"old"
+    written(f"next.{kind}", {"0.png": b"first", "a.png": b"new, longer", "b.png": b"same"}).replace(path)
+    assert read_bytes(uris["a.png"]) == b"new, longer"
+    assert read_bytes(uris["b.png"]) == b"same"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import threading
+import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -177,26 +178,48 @@ def piece(url: str, start: int, stop: int, options: Mapping[str, Any]) -> bytes:
     return data if len(data) <= stop - start else data[start:stop]  # a web server that ignores ranges sent all
 
 
+def _state(url: str, options: Mapping[str, Any]) -> str:
+    """What another file at this address would have otherwise: size and date, or ETag; empty where it is not told."""
+    try:
+        if (path := local_path(url)) is not None:
+            found = Path(path).expanduser().stat()
+            return f"{found.st_size} {found.st_mtime_ns} {found.st_ino}"
+        fs, path = file_system(url, options)
+        return str(fs.ukey(path))
+    except Exception:  # each file system has errors of its own; what reads the file tells of them
+        return ""
+
+
+_LOOKED_AT: Final = 60.0
+"""Seconds after which a file that is not on this machine is looked at again: a request each time."""
+
+
 class Kept(Generic[Made]):
     """The last two results of a function of a file's address and its options, such as what is open.
 
-    Apart for each process, since a file handle shared over a fork would share its position.
+    Made anew where the file has been replaced (`renewed`): a process may live longer than what it has read. Apart for
+    each process, since a file handle shared over a fork would share its position.
     """
 
-    def __init__(self, make: Callable[[str, Mapping[str, Any]], Made]) -> None:
-        self._make, self._lock = make, threading.Lock()
-        self._made: OrderedDict[tuple[int, str, str], Made] = OrderedDict()
+    def __init__(self, make: Callable[[str, Mapping[str, Any]], Made], renewed: bool = True) -> None:
+        self._make, self._renewed, self._lock = make, renewed, threading.Lock()
+        self._made: OrderedDict[tuple[int, str, str], tuple[Made, str, float]] = OrderedDict()
 
     def __call__(self, url: str, options: Mapping[str, Any] | None) -> Made:
         """What was made before, or is made now; other threads wait for it."""
         key = (os.getpid(), url, repr(sorted((options or {}).items())))
+        local = local_path(url) is not None
         with self._lock:
-            if key not in self._made:
-                self._made[key] = self._make(url, options or {})
+            made, state, looked = self._made.get(key, (None, "", 0.0))
+            if made is None or (self._renewed and (local or time.monotonic() - looked > _LOOKED_AT)):
+                now = _state(url, options or {})
+                if made is None or now not in ("", state):
+                    made = self._make(url, options or {})
+                self._made[key] = made, now or state, time.monotonic()
             self._made.move_to_end(key)
             while len(self._made) > 2:
                 self._made.popitem(last=False)
-            return self._made[key]
+            return made
 
     def forget(self) -> None:
         """Drop all: what is open may be what is broken."""

@@ -273,4 +273,5 @@ class _Reader:
         raise OSError(f"row group {group} ends before row {row}; the file is damaged")
 
 
-_reader = Kept(_Reader)
+# Not renewed: an image is known by the number of its row, which in another file may be another image.
+_reader = Kept(_Reader, renewed=False)
