@@ -183,6 +183,8 @@ def _export_images(root: str, folder: str, image_id: str | None, run: str | None
     kept = f"; {done.kept} there already (--overwrite draws them anew)" if done.kept else ""
     text = f"wrote {done.written} {'image' if done.written == 1 else 'images'} of run {done.run} to {folder}{kept}"
     console.print(text, highlight=False, markup=False, soft_wrap=True)
+    for sentence in done.left_out:
+        console.print(f"note: {sentence}", style="yellow", highlight=False, markup=False, soft_wrap=True)
     if done.unfinished:
         are = "1 shard is" if done.unfinished == 1 else f"{done.unfinished} shards are"
         text = f"note: {are} unfinished and left out; `pti run` again finishes the run"

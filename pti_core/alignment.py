@@ -20,7 +20,7 @@ from pti_core.datasets import scan
 from pti_core.generators.checkpoints.whole import whole
 from pti_core.given import read_given
 from pti_core.images import ImageError, decode
-from pti_core.names import plain_path
+from pti_core.names import plain_path, refused, there
 from pti_core.reading import read_bytes
 
 POINTS: Final = ("left_eye", "right_eye", "mouth_left", "mouth_right")  # left and right as one sees them
@@ -165,7 +165,7 @@ def _align_one(
     points = faces[list(COLUMNS)].to_numpy(np.float64).reshape(-1, len(POINTS), 2)
     photograph: Image.Image | None = None
     for path, landmarks in zip(paths, points, strict=True):
-        if path.exists() and not overwrite:
+        if there(path) and not overwrite:
             done.kept += 1
             continue
         try:
@@ -177,7 +177,13 @@ def _align_one(
         except AlignmentError as error:
             done.wrong.append(f"image {image_id!r}: {error}")
             continue
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with whole(path) as part:
-            face.save(part, "PNG")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with whole(path) as part:
+                face.save(part, "PNG")
+        except OSError as error:
+            if not (sentence := refused(image_id, error)):
+                raise
+            done.wrong.append(sentence)
+            return
         done.written += 1

@@ -19,7 +19,7 @@ from pti_core.device import exact_convolutions
 from pti_core.generators.checkpoints import load_generator
 from pti_core.generators.checkpoints.convert import SUFFIXES, check_free, write_generator
 from pti_core.generators.checkpoints.whole import whole
-from pti_core.names import plain_path
+from pti_core.names import plain_path, refused, there
 from pti_core.parallel import one_at_a_time
 from pti_core.runs import Run, RunError, Stored, engine_for, find_run, load_run, read_stored
 from pti_core.status import nothing_done
@@ -100,6 +100,7 @@ class ExportedImages:
     written: int
     kept: int  # were there already
     unfinished: int  # shards of the run that have no results yet
+    left_out: list[str]  # a sentence an image whose file cannot have its name
 
 
 def export_images(
@@ -114,7 +115,7 @@ def export_images(
 
     All finished images of a run (the newest where `run` is None), or one. Each has its image_id as its path below
     `folder`, with `.png` at the end. What is there is kept unless `overwrite`; so the same call again does the rest.
-    `on_progress(done, total)` counts images.
+    An image whose name the file system does not take is left out and told. `on_progress(done, total)` counts images.
 
     Raises ExportError for an unknown run or image, a run without results, or two images with one path.
     """
@@ -139,29 +140,38 @@ def export_images(
         raise ExportError(f"{both} would both be {path}; export one at a time, each to a folder of its own")
     missing: dict[int, list[str]] = {}
     for name, shard in wanted.items():
-        if overwrite or not paths[name].exists():
+        if overwrite or not there(paths[name]):
             missing.setdefault(shard, []).append(name)
+    left_out: list[str] = []
     written, kept = 0, len(wanted) - sum(map(len, missing.values()))
     on_progress(kept, len(wanted))
 
-    def one(pivot: dict[str, Any], check: Callable[[], None]) -> None:
+    def one(pivot: dict[str, Any], check: Callable[[], None]) -> str | None:
         check()
         stored = _stored(opened, pivot)
         with torch.no_grad(), exact_convolutions(stored.ws.device):
             image = stored.generator.synthesis(stored.ws, noise=stored.noise)
         path = paths[pivot["image_id"]]
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with whole(path) as part:
-            images.picture(images.to_uint8(image.cpu().numpy())[0]).save(part, "PNG")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with whole(path) as part:
+                images.picture(images.to_uint8(image.cpu().numpy())[0]).save(part, "PNG")
+        except OSError as error:
+            if sentence := refused(pivot["image_id"], error):
+                return sentence
+            raise
+        return None
 
     for shard, names in sorted(missing.items()):
         engine = engine_for(opened)
         where = [("shard", "==", shard), ("image_id", "in", names)]
         with one_at_a_time(engine.device):
-            for _ in engine.in_parallel(one, records(opened.store.read("pivots", run=opened.name, filters=where))):
-                written += 1
-                on_progress(kept + written, len(wanted))
-    return ExportedImages(opened.name, written, kept, unfinished)
+            rows = records(opened.store.read("pivots", run=opened.name, filters=where))
+            for sentence in engine.in_parallel(one, rows):
+                left_out += [sentence] if sentence else []
+                written += not sentence
+                on_progress(kept + written + len(left_out), len(wanted))
+    return ExportedImages(opened.name, written, kept, unfinished, left_out)
 
 
 def _picture_path(image_id: str) -> str:

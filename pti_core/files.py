@@ -280,7 +280,7 @@ def _write_atomic(path: Path, data: bytes) -> None:
     The name is hidden and does not end in .parquet, so that no reader takes it for a part.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
+    temporary = path.with_name(f".{uuid.uuid4().hex[:12]}.tmp")  # without its name, which may have no room for more
     try:
         with temporary.open("xb") as file:
             file.write(data)

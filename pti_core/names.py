@@ -2,10 +2,33 @@
 
 from __future__ import annotations
 
+import errno
 import re
+from pathlib import Path
+from typing import Final
 
 
 def plain_path(image_id: str) -> str:
     """A path that stays below the folder it is joined to, whatever an image is called in an archive or table."""
     parts = [re.sub(r"[\\\x00]", "_", part) for part in image_id.split("/") if part not in ("", ".", "..")]
     return "/".join(parts) or "image"
+
+
+_REFUSED: Final = (errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.EILSEQ, errno.EINVAL)
+
+
+def refused(image_id: str, error: OSError) -> str | None:
+    """A sentence on an image whose file cannot have its name here, which costs no other; None for other errors."""
+    if error.errno not in _REFUSED:
+        return None
+    return f"image {image_id!r}: no file of this name can be written here ({error.strerror}); rename the image"
+
+
+def there(path: Path) -> bool:
+    """Whether there is such a file; there is none of a name that is too long, say."""
+    try:
+        return path.exists()
+    except OSError as error:
+        if error.errno in _REFUSED:
+            return False
+        raise

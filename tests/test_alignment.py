@@ -140,6 +140,17 @@ def test_images_that_would_share_a_file_are_kept_apart(tmp_path: Path) -> None:
     assert written(tmp_path / "more") == ["1.png.jpg.png", "1.png.png", "1.webp.png"]
 
 
+def test_a_name_that_is_too_long_costs_its_image_alone(tmp_path: Path) -> None:
+    longest, longer = "l" * 251 + ".png", "l" * 252 + ".png"
+    faces(tmp_path, ["1.png", longer, longest, "f/2.png", "f.png/3.png", "z.png"])
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/f").write_text("in the way")
+    done = align(f"{tmp_path}/in.parquet", f"{tmp_path}/points.csv", tmp_path / "out", 64)
+    assert written(tmp_path / "out") == ["1.png", "f", "f.png/3.png", longest, "z.png"]
+    assert (done.written, len(done.wrong)) == (4, 2)
+    assert done.wrong[0].endswith("no file of this name can be written here (File name too long); rename the image")
+
+
 def test_tables_that_are_none(data: Path) -> None:
     (data / "no.csv").write_text("image_id,x\na,1\n")
     with pytest.raises(AlignmentError, match="column 'left_eye_x' is missing"):

@@ -226,6 +226,28 @@ def test_where_the_picture_of_an_image_lies(root, tmp_path):
     assert not (tmp_path / "faces").exists()
 
 
+def test_a_name_that_is_too_long_costs_its_image_alone(pictures, checkpoint, tmp_path):
+    from typer.testing import CliRunner
+
+    from flows.cli import app
+
+    (tmp_path / "data").mkdir()
+    long, longer = "l" * 240 + ".jpg", "l" * 250 + ".jpg"
+    for name in ("1.png", long, longer, "z.png"):
+        Image.fromarray(pictures[0]).save(tmp_path / "data" / name)
+    run = finish(tmp_path / "data", tmp_path / "out", checkpoint)
+    done = export_images(str(tmp_path / "out"), tmp_path / "faces")
+    assert sorted(p.name for p in (tmp_path / "faces").iterdir()) == ["1.png", f"{long}.png", "z.png"]
+    assert (done.run, done.written, done.kept) == (run.name, 3, 0)
+    assert done.left_out == [
+        f"image {longer!r}: no file of this name can be written here (File name too long); rename the image"
+    ]
+    result = CliRunner().invoke(app, ["export", str(tmp_path / "out"), "--images", str(tmp_path / "faces")])
+    assert result.exit_code == 0
+    assert "3 there already" in result.output
+    assert f"note: {done.left_out[0]}" in result.output
+
+
 def test_images_that_cannot_be_exported(root, data, checkpoint, tmp_path):
     folder = tmp_path / "faces"
     with pytest.raises(ExportError, match=r"'broken.png' was rejected"):

@@ -15,7 +15,7 @@ def whole(path: Path) -> Iterator[Path]:
 
     Its mode is that of any new file, whatever the writer makes of it (safetensors' own is for its owner alone).
     """
-    part = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.part")
+    part = path.with_name(f".{uuid.uuid4().hex[:12]}.part")  # without its name, which may have no room for more
     try:
         part.touch(exist_ok=False)
         mode = stat.S_IMODE(part.stat().st_mode)
