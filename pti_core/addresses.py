@@ -16,6 +16,7 @@ DEMO: Final = "demo"
 _CHAINED = r"(?:zip|tar|parquet|libarchive|simplecache|filecache|blockcache|cached)"  # what may stand before "::"
 _CHAIN = re.compile(rf"({_CHAINED}(?:://.*?)?)::(.*)", re.DOTALL)
 _PLACE = re.compile(r"(.*)!(?:(gz|bz2|xz):)?(\d+)\+(\d+)", re.DOTALL)  # after a name, % and :: in it escaped
+_ROW = re.compile(r"(.*?)(?:!(\w+)=([^!]*))?!(\d+)", re.DOTALL)  # in an id ! is escaped as well
 _LOCAL = re.compile(r"(?:file|local):(?://)?", re.IGNORECASE)
 # Here the part before "@" is a container or a repository.
 _NAME_BEFORE_AT = r"(?:abfss?|az|wasbs?|oci|github|git)://"
@@ -62,10 +63,35 @@ def place_in(inside: str) -> Place | None:
     return Place(match[1].replace("%3A", ":").replace("%25", "%"), match[2], int(match[3]), int(match[4]))
 
 
+class ParquetRow(NamedTuple):
+    """Where a row of a Parquet file is, as its address tells: `parquet://COLUMN!FIELD=ID!ROW::URL`."""
+
+    column: str
+    row: int
+    field: str | None = None  # the column with its id, or `path` of the image itself; None where no id is known
+    id: str = ""
+
+
+def row_in(inside: str) -> ParquetRow | None:
+    """The row in the first part of an address, without its protocol; None for anything else."""
+    match = _ROW.fullmatch(inside)
+    if match is None:
+        return None
+    column, field, id_, row = match.groups()
+    id_ = (id_ or "").replace("%21", "!").replace("%3A", ":").replace("%25", "%")
+    return ParquetRow(column, int(row), field, id_)
+
+
 def lasting(address: str) -> str:
-    """An address without the member's place, which changes when an archive is made again: by this an input is known."""
+    """An address without the place of a member or row that has a name: by this an input is known.
+
+    Its place changes when the file is made again.
+    """
     chain = split_chain(address)
     kind, _, inside = chain[0].partition("://") if chain else ("", "", "")
+    if chain and kind == "parquet":
+        row = row_in(inside)
+        return f"{kind}://{inside.rpartition('!')[0]}::{chain[1]}" if row and row.field else address
     place = place_in(inside) if kind in ("tar", "zip") else None
     return f"{kind}://{place.name}::{chain[1]}" if chain and place else address
 

@@ -11,9 +11,9 @@ import fsspec
 
 from pti_core.addresses import local_path, redact, split_chain
 from pti_core.connections import FINAL_ERRORS, file_system, read_whole, tried_again, without_secrets
-from pti_core.sources import parquet, tars, zips
+from pti_core.sources import parquet_rows, tars, zips
 
-_MEMBERS: Final = {"tar": tars.read, "zip": zips.read, "parquet": parquet.read}
+_MEMBERS: Final = {"tar": tars.read, "zip": zips.read, "parquet": parquet_rows.read}
 
 DEMO_FOLDER: Final = Path(__file__).parent / "assets" / "demo_faces"
 DEMO_URL: Final = "demo://"

@@ -16,8 +16,9 @@ import pyarrow.parquet as pq
 import pytest
 from fsspec.implementations.memory import MemoryFile
 
+from pti_core.addresses import lasting
 from pti_core.datasets import DatasetError, read_bytes, scan
-from pti_core.sources import parquet
+from pti_core.sources import parquet_rows
 
 IMAGES = [f"image {i}".encode() for i in range(12)]
 
@@ -95,7 +96,7 @@ def test_ids(tmp_path: Path) -> None:
     assert ids(img=two, id=[0.5, 1.5]) == ["x/000000", "x/000001"]
     assert ids(image=[{"bytes": b"1", "path": "e\u0301.png"}, {"bytes": b"2", "path": "2"}]) == ["\u00e9.png", "2"]
     same = write(tmp_path / "x.parquet", image=column(["e\u0301.png", "\u00e9.png"]))
-    assert "two files have the image_id '\u00e9.png', 'parquet://image!0::" in refused(same)
+    assert "two files have the image_id '\u00e9.png', 'parquet://image!path=" in refused(same)
 
 
 def test_several_files(tmp_path: Path) -> None:
@@ -139,10 +140,49 @@ def test_damage(tmp_path: Path) -> None:
         read_bytes(found[0]["uri"])
     assert len(read_bytes(found[19]["uri"])) == 1000
     write(path, image=[b"1"])
-    parquet._reader.forget()
+    parquet_rows._reader.forget()
     with pytest.raises(OSError, match="no row 19 of 1; the file has changed since it was listed"):
         read_bytes(found[19]["uri"])
     assert read_bytes(found[0]["uri"]) == b"1"
+
+
+def test_a_row_is_found_by_its_id_where_the_file_was_written_again(tmp_path: Path) -> None:
+    def written(names: list[str], **more: Any) -> Path:
+        images = [f"image {name}".encode() for name in names]
+        return write(tmp_path / "a.parquet", image=images, key=names, **more)
+
+    names = ["b", "50% ::!3", "a/c!key=d:", "d", "e", "f", "g"]
+    found = rows(written(names))
+    assert found[0]["uri"] == f"parquet://image!key=b!0::{tmp_path}/a.parquet"
+    written(["new", *names[1:], "b"])
+    parquet_rows._reader.forget()
+    assert [read_bytes(row["uri"]) for row in found] == [f"image {name}".encode() for name in names]
+    assert lasting(rows(tmp_path / "a.parquet")[7]["uri"]) == lasting(found[0]["uri"])
+    written(names[2:])
+    parquet_rows._reader.forget()
+    assert [read_bytes(row["uri"]) for row in found[2:]] == [f"image {name}".encode() for name in names[2:]]
+    with pytest.raises(FileNotFoundError, match="no row with key 'b'; the file has changed since it was listed"):
+        read_bytes(found[0]["uri"])
+    written(["x", "b", "b"])
+    parquet_rows._reader.forget()
+    with pytest.raises(OSError, match="column 'key' does not tell all rows apart any more; the file has changed"):
+        read_bytes(found[0]["uri"])
+    assert read_bytes(f"parquet://image!2::{tmp_path}/a.parquet") == b"image b"  # as manifests of before have it
+
+
+def test_paths_of_images_tell_rows_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where a row group is read in pieces."""
+    monkeypatch.setattr(parquet_rows, "_WHOLE", 0)
+    monkeypatch.setattr(parquet_rows, "_PIECE", 30)
+    names = [f"{i}.png" for i in range(12)]
+    found = rows(write(tmp_path / "a.parquet", image=column(names)))
+    write(tmp_path / "a.parquet", image=column([*names[5:], *names[:5]], IMAGES[5:] + IMAGES[:5]))
+    parquet_rows._reader.forget()
+    assert [read_bytes(row["uri"]) for row in found] == IMAGES
+    write(tmp_path / "a.parquet", image=IMAGES)
+    parquet_rows._reader.forget()
+    with pytest.raises(OSError, match=r"no column 'image\.path'; the file has changed since it was listed"):
+        read_bytes(found[0]["uri"])
 
 
 class Counter:
@@ -161,7 +201,7 @@ def counter(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counter]:
 
     monkeypatch.setattr(MemoryFile, "read", counted)
     yield found
-    parquet._reader.forget()
+    parquet_rows._reader.forget()
 
 
 @pytest.mark.parametrize("large", [False, True])
@@ -174,8 +214,8 @@ def test_each_byte_is_read_about_once(
     path = write(tmp_path / "a.parquet", 100, image=column(names, images), mask=column(names, other))
     fsspec.filesystem("memory").pipe("/x/a.parquet", path.read_bytes())
     if large:
-        monkeypatch.setattr(parquet, "_WHOLE", 0)
-        monkeypatch.setattr(parquet, "_PIECE", 400_000)
+        monkeypatch.setattr(parquet_rows, "_WHOLE", 0)
+        monkeypatch.setattr(parquet_rows, "_PIECE", 400_000)
     found = rows("memory://x/a.parquet")
     assert counter.count < 200_000
     assert sum(row["bytes"] for row in found) == pytest.approx(sum(map(len, images)), rel=0.01)
@@ -185,7 +225,7 @@ def test_each_byte_is_read_about_once(
     counter.count = 0
     assert read_bytes(found[399]["uri"]) == images[399]
     assert counter.count == 0  # it is there from before
-    parquet._reader.forget()
+    parquet_rows._reader.forget()
     assert read_bytes(found[399]["uri"]) == images[399]
     assert counter.count < 2_500_000
     order = random.Random(0).sample(range(400), 40)
@@ -200,3 +240,11 @@ def test_many_threads_read_a_file_once(counter: Counter, tmp_path: Path) -> None
     with ThreadPoolExecutor(8) as pool:
         assert list(pool.map(read_bytes, [row["uri"] for row in found])) == images
     assert counter.count < 5 * sum(map(len, images))  # a thread may lag behind; a row at a time would be 100 times
+
+
+def test_a_process_that_lives_on_reads_a_file_as_it_is_now(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.parquet", image=[b"old"], key=["a"])
+    uri = rows(path)[0]["uri"]
+    assert read_bytes(uri) == b"old"
+    write(tmp_path / "b.parquet", image=[b"new"], key=["a"]).replace(path)
+    assert read_bytes(uri) == b"new"

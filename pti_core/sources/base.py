@@ -197,12 +197,12 @@ _LOOKED_AT: Final = 60.0
 class Kept(Generic[Made]):
     """The last two results of a function of a file's address and its options, such as what is open.
 
-    Made anew where the file has been replaced (`renewed`): a process may live longer than what it has read. Apart for
+    Made anew where the file has been replaced: a process may live longer than what it has read. Apart for
     each process, since a file handle shared over a fork would share its position.
     """
 
-    def __init__(self, make: Callable[[str, Mapping[str, Any]], Made], renewed: bool = True) -> None:
-        self._make, self._renewed, self._lock = make, renewed, threading.Lock()
+    def __init__(self, make: Callable[[str, Mapping[str, Any]], Made]) -> None:
+        self._make, self._lock = make, threading.Lock()
         self._made: OrderedDict[tuple[int, str, str], tuple[Made, str, float]] = OrderedDict()
 
     def __call__(self, url: str, options: Mapping[str, Any] | None) -> Made:
@@ -211,7 +211,7 @@ class Kept(Generic[Made]):
         local = local_path(url) is not None
         with self._lock:
             made, state, looked = self._made.get(key, (None, "", 0.0))
-            if made is None or (self._renewed and (local or time.monotonic() - looked > _LOOKED_AT)):
+            if made is None or local or time.monotonic() - looked > _LOOKED_AT:
                 now = _state(url, options or {})
                 if made is None or now not in ("", state):
                     made = self._make(url, options or {})
