@@ -8,7 +8,8 @@ image has two rows and nothing that was paid for is lost. So is what comes to a 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Final
@@ -17,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pti_core import images
-from pti_core.addresses import lasting
+from pti_core.addresses import lasting, row_in, split_chain
 from pti_core.reading import read_bytes
 from pti_core.runs import Run
 from pti_core.tables import assign_shards
@@ -54,20 +55,20 @@ def changes(run: Run, listing: pa.Table, limit: int | None = None, most_read: in
 
     With `limit` only what is new among the first so many files is new.
 
-    A file is known by its address (a member of an archive by its name, wherever it lies). Where its size or etag is
-    another than when the run was frozen it is read, and has changed where its SHA-256 is not the pivot's: touching a
-    file, making an archive anew, or changing a file before its shard read it, is no change. Nor is one of a file that
-    was refused and still is, and of one that cannot be read (`unread`). Only files of finished
-    shards count, since the others will be read as they are then. More than `most_read` such files are not read, and
-    the result is not `sure`.
+    A file is known by its address (a member of an archive by its name, and a row of Parquet by its id, wherever they
+    lie). Where its size or etag is another than when the run was frozen it is read, and has changed where its SHA-256
+    is neither the pivot's nor that of the image_id which it has in the listing: touching a file, making an archive
+    anew, or changing a file before its shard read it, is no change. Nor is one of a file that was refused and still is,
+    and of one that cannot be read (`unread`). Only files of finished shards count, since the others will be read as
+    they are then. More than `most_read` such files are not read, and the result is not `sure`.
     """
     frozen = run.manifest.table(["image_id", "uri", "group", "shard", "bytes", "etag"])
-    uris = [lasting(uri) for uri in frozen["uri"].to_pylist()]
+    listed = [lasting(uri) for uri in listing["uri"].to_pylist()]
+    uris = _as_listed(frozen, listing, listed)
     last = dict(zip(uris, range(len(uris)), strict=True))  # the last row of an address is its newest version
     unfinished = set(run.pending())
     shard, size, etag = frozen["shard"].to_pylist(), frozen["bytes"].to_pylist(), frozen["etag"].to_pylist()
     new, changed, unread = [], [], 0
-    listed = [lasting(uri) for uri in listing["uri"].to_pylist()]
     for i, (uri, bytes_, tag) in enumerate(
         zip(listed, listing["bytes"].to_pylist(), listing["etag"].to_pylist(), strict=True)
     ):
@@ -79,13 +80,18 @@ def changes(run: Run, listing: pa.Table, limit: int | None = None, most_read: in
             changed.append(i)
     sure = most_read is None or len(changed) <= most_read
     if sure and changed:
-        was = _inverted(run, {shard[last[listed[i]]] for i in changed})
         name = frozen["image_id"].to_pylist()
-        address = listing["uri"].to_pylist()
+        address, called = listing["uri"].to_pylist(), listing["image_id"].to_pylist()
+        also = {called[i] for i in changed}
+        was = _inverted(
+            run,
+            {shard[last[listed[i]]] for i in changed}
+            | {number for own, number in zip(name, shard, strict=True) if own in also and number not in unfinished},
+        )
 
         def differs(i: int) -> bool | None:
             image_id = name[last[listed[i]]]
-            return _differs(run, address[i], image_id, was.get(image_id))
+            return _differs(run, address[i], image_id, was.get(image_id), was.get(called[i]))
 
         with ThreadPoolExecutor(_AT_ONCE, "pti-changed") as pool:
             found = list(pool.map(differs, changed))
@@ -104,6 +110,34 @@ def changes(run: Run, listing: pa.Table, limit: int | None = None, most_read: in
     return Changes(added, renewed, gone, len(known), sure, unread)
 
 
+def _as_listed(frozen: pa.Table, listing: pa.Table, listed: Sequence[str]) -> list[str]:
+    """The lasting addresses of a run's inputs: what it has by the number of a row as the listing has it by its id.
+
+    Runs of before knew all rows of Parquet by their numbers.
+    """
+    uris = [lasting(uri) for uri in frozen["uri"].to_pylist()]
+    old = [i for i, uri in enumerate(uris) if _by_number(uri)]
+    if not old:
+        return uris
+    file = re.compile(r"^parquet://.*?::", re.DOTALL)
+    with_id = (i for i, uri in enumerate(listed) if uri.startswith("parquet://") and not _by_number(uri))
+    names = listing["image_id"].to_pylist()
+    known = {(names[i], file.sub("", listed[i])): listed[i] for i in with_id}
+    own = frozen["image_id"].to_pylist()
+    for i in old:
+        where = file.sub("", uris[i])
+        first = re.sub(r"@\d+$", "", own[i])  # of which it is a newer version, unless an image is so named
+        uris[i] = known.get((own[i], where)) or known.get((first, where)) or uris[i]
+    return uris
+
+
+def _by_number(uri: str) -> bool:
+    """Whether this is a row of Parquet without an id."""
+    chain = split_chain(uri) if uri.startswith("parquet://") else None
+    row = row_in(chain[0].removeprefix("parquet://")) if chain else None
+    return row is not None and row.field is None
+
+
 def _inverted(run: Run, shards: set[int]) -> dict[str, str]:
     """SHA-256 of the files that pivots were found for, by image_id; rejects are not among them."""
     where = [("shard", "in", sorted(shards))]
@@ -111,17 +145,20 @@ def _inverted(run: Run, shards: set[int]) -> dict[str, str]:
     return dict(zip(rows["image_id"].to_pylist(), rows["sha256"].to_pylist(), strict=True))
 
 
-def _differs(run: Run, uri: str, image_id: str, sha256: str | None) -> bool | None:
-    """Whether a file is another than its pivot was found for; None where it cannot be read now, which says nothing.
+def _differs(run: Run, uri: str, image_id: str, *sha256: str | None) -> bool | None:
+    """Whether a file is another than its pivots were found for; None where it cannot be read now, which says nothing.
 
-    Without `sha256` it has no pivot: it was refused, and is the same to a reader as long as it is no image to invert.
+    Where the first `sha256` is None its newest version has no pivot: it was refused, and is the same to a reader as
+    long as it is no image to invert.
     """
     try:
         data = read_bytes(uri)
     except OSError:
         return None
-    if sha256 is not None:
-        return hashlib.sha256(data).hexdigest() != sha256
+    if hashlib.sha256(data).hexdigest() in sha256:
+        return False
+    if sha256[0] is not None:
+        return True
     try:
         images.fit(images.decode(data, image_id, run.config.image), _ANY_SIZE, image_id, run.config.image)
     except images.ImageError:

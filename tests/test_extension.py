@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import os
+import re
 import tarfile
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from conftest import QUICK_SETTINGS
 from PIL import Image
@@ -14,6 +18,7 @@ from pti_core.freezing import freeze
 from pti_core.presets import configure
 from pti_core.runs import RunError
 from pti_core.shards import invert_shard, measure_shard
+from pti_core.tables import schema, to_parquet
 
 
 @pytest.fixture
@@ -231,3 +236,45 @@ def test_an_archive_that_is_made_again_with_one_more_file_gives_one_new_image(da
     extended = begin(archive, existing="extend")
     assert extended.remarks == ("1 new file is appended as shard 1",)
     assert ids(extended) == ["0.png", "2.png", "1.png"]
+
+
+@pytest.fixture
+def rows_of(pictures, tmp_path):
+    """Writes a Parquet file with an image for each name, the one of that number."""
+
+    def write(*named):
+        images = []
+        for _, number in named:
+            Image.fromarray(pictures[number]).save(buffer := io.BytesIO(), "PNG")
+            images.append(buffer.getvalue())
+        pq.write_table(pa.table({"image": images, "key": [name for name, _ in named]}), tmp_path / "set.parquet")
+        return tmp_path / "set.parquet"
+
+    return write
+
+
+def test_a_row_more_anywhere_in_a_parquet_file_gives_one_new_image(begin, rows_of):
+    finish(begin(rows_of(("a", 0), ("b", 1), ("c", 2)), preset="noop"))
+    path = rows_of(("new", 3), ("a", 0), ("c", 5), ("b", 1))
+    extended = begin(path, preset="noop", existing="extend")
+    assert extended.remarks == ("1 new and 1 changed files are appended as shard 2",)
+    assert ids(extended) == ["a", "b", "c", "new", "c@2"]
+    finish(extended)
+    path = rows_of(("a", 0), ("b", 1), ("c", 2))  # as it was
+    assert begin(path, preset="noop", existing="extend").remarks == ()
+
+
+def test_rows_that_a_run_of_before_knows_by_their_numbers_are_found_by_their_names(begin, rows_of, tmp_path):
+    run = begin(rows_of(("a", 0), ("b", 1), ("c@2", 2)), preset="noop")
+    (manifest,) = (tmp_path / "out/runs" / run.name).glob("manifest.parquet")
+    content = run.manifest.table()
+    old = [re.sub("!key=[^!]*", "", uri) for uri in content["uri"].to_pylist()]
+    assert old[1] == f"parquet://image!1::{tmp_path}/set.parquet"
+    content = content.set_column(content.column_names.index("uri"), "uri", pa.array(old))
+    manifest.write_bytes(to_parquet("manifest", content.cast(schema("manifest"))))
+    finish(begin(tmp_path / "set.parquet", preset="noop"))
+    path = rows_of(("new", 3), ("a", 0), ("b", 5), ("c@2", 2))
+    extended = begin(path, preset="noop", existing="extend")
+    assert ids(extended) == ["a", "b", "c@2", "new", "b@2"]
+    assert finish(extended) == [2]
+    assert begin(path, preset="noop", existing="extend").remarks == ()
