@@ -23,6 +23,8 @@ from pti_core.reading import read_bytes
 from pti_core.runs import Run
 from pti_core.tables import assign_shards
 
+_NUMBER: Final = re.compile(r"!\w+=[^!]*!(\d+)::")  # of a row in an address that has its id
+_NUMBERED: Final = re.compile(r"/\d{6,}$")
 _AT_ONCE: Final = 16  # files that are read at the same time
 _ANY_SIZE: Final = 16  # pixels: whether an image can be brought to one size says whether to all
 
@@ -113,21 +115,23 @@ def changes(run: Run, listing: pa.Table, limit: int | None = None, most_read: in
 def _as_listed(frozen: pa.Table, listing: pa.Table, listed: Sequence[str]) -> list[str]:
     """The lasting addresses of a run's inputs: what it has by the number of a row as the listing has it by its id.
 
-    Runs of before knew all rows of Parquet by their numbers.
+    Runs of before knew all rows of Parquet by their numbers, and by names made of them where ids were categorical.
     """
     uris = [lasting(uri) for uri in frozen["uri"].to_pylist()]
     old = [i for i, uri in enumerate(uris) if _by_number(uri)]
     if not old:
         return uris
     file = re.compile(r"^parquet://.*?::", re.DOTALL)
-    with_id = (i for i, uri in enumerate(listed) if uri.startswith("parquet://") and not _by_number(uri))
-    names = listing["image_id"].to_pylist()
+    with_id = [i for i, uri in enumerate(listed) if uri.startswith("parquet://") and not _by_number(uri)]
+    names, places = listing["image_id"].to_pylist(), listing["uri"].to_pylist()
     known = {(names[i], file.sub("", listed[i])): listed[i] for i in with_id}
+    numbered = {_NUMBER.sub(r"!\1::", places[i], count=1): listed[i] for i in with_id}
     own = frozen["image_id"].to_pylist()
     for i in old:
         where = file.sub("", uris[i])
         first = re.sub(r"@\d+$", "", own[i])  # of which it is a newer version, unless an image is so named
-        uris[i] = known.get((own[i], where)) or known.get((first, where)) or uris[i]
+        by_name = known.get((own[i], where)) or known.get((first, where))
+        uris[i] = by_name or (numbered.get(uris[i]) if _NUMBERED.search(first) else None) or uris[i]
     return uris
 
 

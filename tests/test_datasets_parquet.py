@@ -99,6 +99,17 @@ def test_ids(tmp_path: Path) -> None:
     assert "two files have the image_id '\u00e9.png', 'parquet://image!path=" in refused(same)
 
 
+def test_ids_and_labels_as_pandas_and_polars_write_them(tmp_path: Path) -> None:
+    names = [f"{i}.png" for i in range(3)]
+    categories = pa.array(["u", "v", "u"]).dictionary_encode()
+    for ids in (pa.array(names).dictionary_encode(), pa.array(names, pa.string_view())):
+        path = write(tmp_path / "a.parquet", 2, image=IMAGES[:3], image_id=ids, label=categories)
+        assert contents(path) == dict(zip(names, IMAGES, strict=False))
+        assert [row["group"] for row in rows(path, group_by="column:label")] == ["u", "v", "u"]
+    path = write(tmp_path / "a.parquet", 2, image=IMAGES[:3], label=pa.array(["u", None, " "], pa.string_view()))
+    assert [row["group"] for row in rows(path, group_by="column:label")] == ["u", "a/000001", "a/000002"]
+
+
 def test_several_files(tmp_path: Path) -> None:
     for i, name in enumerate(("data/train-2.parquet", "data/train-10.parquet", "test/a.pq")):
         own = IMAGES[3 * i : 3 * i + 3]

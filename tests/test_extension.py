@@ -264,15 +264,22 @@ def test_a_row_more_anywhere_in_a_parquet_file_gives_one_new_image(begin, rows_o
     assert begin(path, preset="noop", existing="extend").remarks == ()
 
 
-def test_rows_that_a_run_of_before_knows_by_their_numbers_are_found_by_their_names(begin, rows_of, tmp_path):
+@pytest.mark.parametrize("by_names_of_numbers", [False, True])
+def test_rows_that_a_run_of_before_knows_by_their_numbers_are_found(begin, rows_of, tmp_path, by_names_of_numbers):
     run = begin(rows_of(("a", 0), ("b", 1), ("c@2", 2)), preset="noop")
     (manifest,) = (tmp_path / "out/runs" / run.name).glob("manifest.parquet")
     content = run.manifest.table()
     old = [re.sub("!key=[^!]*", "", uri) for uri in content["uri"].to_pylist()]
     assert old[1] == f"parquet://image!1::{tmp_path}/set.parquet"
     content = content.set_column(content.column_names.index("uri"), "uri", pa.array(old))
+    if by_names_of_numbers:  # as where the ids were categorical
+        numbers = pa.array([f"set/{i:06d}" for i in range(3)])
+        content = content.set_column(content.column_names.index("image_id"), "image_id", numbers)
     manifest.write_bytes(to_parquet("manifest", content.cast(schema("manifest"))))
     finish(begin(tmp_path / "set.parquet", preset="noop"))
+    if by_names_of_numbers:
+        assert begin(tmp_path / "set.parquet", preset="noop", existing="extend").remarks == ()
+        return
     path = rows_of(("new", 3), ("a", 0), ("b", 5), ("c@2", 2))
     extended = begin(path, preset="noop", existing="extend")
     assert ids(extended) == ["a", "b", "c@2", "new", "b@2"]

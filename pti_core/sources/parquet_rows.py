@@ -76,17 +76,26 @@ def row_counts(metadata: pq.FileMetaData) -> list[int]:
 
 
 def small_column(content: pq.ParquetFile, place: str) -> pa.ChunkedArray | None:
-    """A column, or a field `a.b` of a struct; None where there is none."""
+    """A column, or a field `a.b` of a struct, without dictionaries and views; None where there is none."""
     names = content.schema_arrow.names
     top, _, inner = (place, "", "") if place in names else place.partition(".")
     if top not in names:
         return None
     kind = content.schema_arrow.field(top).type
     if not inner:
-        return content.read(columns=[top])[top]
+        return _plain(content.read(columns=[top])[top])
     if not pa.types.is_struct(kind) or kind.get_field_index(inner) < 0:
         return None
-    return pc.struct_field(content.read(columns=[place])[top], inner)
+    return _plain(pc.struct_field(content.read(columns=[place])[top], inner))
+
+
+def _plain(values: Any) -> Any:
+    """A column, such as a categorical one of pandas, as its values."""
+    kind = values.type
+    if pa.types.is_dictionary(kind):
+        chunks = values.chunks if isinstance(values, pa.ChunkedArray) else [values]
+        kind, values = kind.value_type, pa.chunked_array([c.dictionary_decode() for c in chunks], kind.value_type)
+    return values.cast(pa.large_string()) if pa.types.is_string_view(kind) else values
 
 
 def ids_in(content: pq.ParquetFile, place: str) -> pa.ChunkedArray | None:
@@ -214,7 +223,7 @@ def _named_by(found: Any, column: str, field: str) -> Any:
     if not own and place not in found.schema.names:
         raise OSError(f"no column {place!r}; {_CHANGED}")
     ids = pc.struct_field(found[column], "path") if own else found[place]
-    return plain_names(ids.cast(pa.large_string()))
+    return plain_names(_plain(ids).cast(pa.large_string()))
 
 
 _reader = Kept(_Reader)
