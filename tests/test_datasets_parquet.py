@@ -110,6 +110,14 @@ def test_ids_and_labels_as_pandas_and_polars_write_them(tmp_path: Path) -> None:
     assert [row["group"] for row in rows(path, group_by="column:label")] == ["u", "a/000001", "a/000002"]
 
 
+def test_labels_that_are_no_text(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.parquet", image=IMAGES[:2], hash=[b"\xff\xfe", b"b"], word=[b"a", b"b"])
+    address = f"parquet://image::{path}"
+    message = refused(address, group_by="column:hash")
+    assert message.endswith("a.parquet': column 'hash' holds binary that is no text; group by another column")
+    assert [row["group"] for row in rows(address, group_by="column:word")] == ["a", "b"]
+
+
 def test_several_files(tmp_path: Path) -> None:
     for i, name in enumerate(("data/train-2.parquet", "data/train-10.parquet", "test/a.pq")):
         own = IMAGES[3 * i : 3 * i + 3]

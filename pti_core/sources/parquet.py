@@ -56,7 +56,7 @@ def listing(file: Container, column: str | None = None) -> Rows:
             columns = {"name": number, "uri": number, "bytes": _shares(content, image)}
             columns["etag"] = pa.repeat(pa.scalar(file.etag, pa.large_string()), len(number))
             if column:
-                columns["label"] = _labels(content, column)
+                columns["label"] = _labels(file, content, column)
             places = {name: id_place(image, name) for name in ("path", *IDS)}
             ids = {name: found for name, place in places.items() if (found := ids_in(content, place)) is not None}
             return Rows(file, image, table(columns), ids, set(content.schema_arrow.names) - {image})
@@ -144,12 +144,16 @@ def _shares(content: pq.ParquetFile, image: str) -> pa.Array:
     return pa.array(np.repeat(size // np.maximum(rows, 1), rows))
 
 
-def _labels(content: pq.ParquetFile, column: str) -> Any:
+def _labels(file: Container, content: pq.ParquetFile, column: str) -> Any:
     found = small_column(content, column)
     if found is None:
         return pa.nulls(content.metadata.num_rows, pa.large_string())
     if pa.types.is_nested(found.type):
         return text([label(value) for value in found.to_pylist()])
-    found = found.cast(pa.large_string())
+    try:
+        found = found.cast(pa.large_string())
+    except pa.ArrowException as error:
+        found_there = f"column {column!r} holds {found.type} that is no text"
+        raise DatasetError(f"{file.url!r}: {found_there}; group by another column") from error
     empty = pc.equal(pc.utf8_trim_whitespace(found), "")
     return pc.if_else(empty, pa.scalar(None, pa.large_string()), found)  # an empty one is none
