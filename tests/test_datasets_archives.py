@@ -52,6 +52,16 @@ def tar(path: Path, members: Mapping[str, bytes], mode: Any = "w", **more: Any) 
     return path
 
 
+def test_only_images_in_a_tar_need_names_in_utf8(tmp_path: Path) -> None:
+    other, latin = {"r\xe9adme.txt": b"x", "1.\xe9": b"y"}, {"encoding": "latin-1", "format": tarfile.GNU_FORMAT}
+    path = tar(tmp_path / "a.tar", {"1.png": b"one", "1.cls": b"7"} | other, **latin)
+    assert contents(path) == {"1.png": b"one"}
+    assert groups(path, "column:cls") == {"1.png": "7"}
+    assert refused(path, group_by="column:other").endswith("has it; there are: cls, txt")
+    assert ", 1 .txt, 1 .\ufffd)" in refused(tar(tmp_path / "b.tar", other, **latin))
+    assert "its name is not UTF-8; rename it" in refused(tar(tmp_path / "c.tar", {"\xe9.png": b""}, **latin))
+
+
 def zipped(path: Path, members: Mapping[str, bytes], method: int = zipfile.ZIP_STORED) -> Path:
     with zipfile.ZipFile(path, "w", method) as archive:
         for name, data in members.items():

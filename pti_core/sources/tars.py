@@ -14,10 +14,12 @@ import json
 import lzma
 import os
 import posixpath
+import re
 import shutil
 import tarfile
 import tempfile
 import threading
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from typing import IO, Any, Final, NamedTuple
@@ -49,6 +51,7 @@ _READ_AHEAD = 1 << 17  # bytes; where images are larger, most of a remote archiv
 _LABEL_BYTES = 1 << 24
 _MAGIC: Final = {b"\x1f\x8b": "gz", b"BZh": "bz2", b"\xfd7zXZ": "xz"}
 _OPEN: Final[dict[str, Any]] = {"gz": gzip.open, "bz2": bz2.open, "xz": lzma.open}
+_NO_UTF8 = re.compile("[\ud800-\udfff]")
 _SCAN = threading.Lock()  # an unpacked file has one position for all
 
 
@@ -138,6 +141,9 @@ def _linked(file: IO[bytes], links: dict[str, str]) -> Iterator[_Row]:
 
 
 def _images(tar: Container, rows: list[_Row], packed: str, labels: Any) -> Listed:
+    others = Counter(_shown(row[0]) for row in rows if _is_odd(row[0]))
+    if others:
+        rows = [row for row in rows if not _is_odd(row[0])]
     names, own_names, starts, sizes, etags = zip(*rows, strict=True) if rows else ((),) * 5
     name, start, size = text(own_names), pa.array(starts, pa.int64()), pa.array(sizes, pa.int64())
     place = (f"!{packed}", start.cast(pa.large_string()), "+", size.cast(pa.large_string()))
@@ -145,7 +151,19 @@ def _images(tar: Container, rows: list[_Row], packed: str, labels: Any) -> Liste
     columns |= {"etag": text(etags)}
     if labels is not None:
         columns["label"] = text([labels.get(_sample(n)) for n in names])
-    return images_in(table(columns), tar.inside)
+    found = images_in(table(columns), tar.inside)
+    found.others += others
+    return found
+
+
+def _is_odd(name: str) -> bool:
+    """Whether this is no image and has a name that is not UTF-8, which only an image's name has to be."""
+    return not name.isascii() and extension(name) not in EXTENSIONS and _NO_UTF8.search(name) is not None
+
+
+def _shown(name: str) -> str:
+    """The extension of a name that is not UTF-8."""
+    return extension(name).encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
 def _members(file: IO[bytes]) -> Iterator[_Member]:
@@ -205,7 +223,7 @@ def _note_label(file: IO[bytes], member: _Member, column: str, labels: dict[str,
     """Keep what a file says of its sample: its content where it is named like the column, else that key of a .json."""
     kind = member.name.rpartition("/")[2].partition(".")[2]
     if kind not in (column, "json") or member.size > _LABEL_BYTES:
-        fields |= {kind} if extension(member.name) not in EXTENSIONS else set()
+        fields |= {kind} if extension(member.name) not in EXTENSIONS and not _NO_UTF8.search(kind) else set()
         return
     file.seek(member.start + _BLOCK)
     data = file.read(member.size)
