@@ -52,6 +52,11 @@ def tar(path: Path, members: Mapping[str, bytes], mode: Any = "w", **more: Any) 
     return path
 
 
+def test_a_blank_label_is_none(tmp_path: Path) -> None:
+    members = {"1.png": b"1", "1.json": b'{"who": " "}', "2.png": b"2", "2.json": b'{"who": "Ada"}'}
+    assert groups(tar(tmp_path / "a.tar", members), "column:who") == {"1.png": "1.png", "2.png": "Ada"}
+
+
 def test_only_images_in_a_tar_need_names_in_utf8(tmp_path: Path) -> None:
     other, latin = {"r\xe9adme.txt": b"x", "1.\xe9": b"y"}, {"encoding": "latin-1", "format": tarfile.GNU_FORMAT}
     path = tar(tmp_path / "a.tar", {"1.png": b"one", "1.cls": b"7"} | other, **latin)

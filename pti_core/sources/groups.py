@@ -74,9 +74,9 @@ def _compiled(spec: str, pattern: str) -> re.Pattern[str]:
 
 
 def label(value: Any) -> str | None:
-    """A value of a JSON file as the name of a group: text as it is, anything else as JSON."""
+    """A value of a JSON file as the name of a group: text as it is, anything else as JSON; None for a blank one."""
     if value is None or isinstance(value, str):
-        return value or None
+        return value if value and value.strip() else None
     return json.dumps(value, sort_keys=True)
 
 
