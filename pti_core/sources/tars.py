@@ -250,7 +250,8 @@ def _at(
     fits = name.isascii() and len(name) <= 100  # or it may stand before the header
     first, stop = start if fits else max(0, start - _LONG), start + _BLOCK + size
     if packed:
-        data = os.pread(_unpacked(url, options).fileno(), stop - first, first)  # from any thread
+        plain = _unpacked(url, options)  # held, since another thread may have it replaced and so closed meanwhile
+        data = os.pread(plain.fileno(), stop - first, first)
     else:
         data = piece(url, first, stop, options)
     content = data[start - first + _BLOCK :]
