@@ -28,7 +28,7 @@ from s3_server import s3_server, use
 from pti_core.addresses import lasting
 from pti_core.connections import TooLarge
 from pti_core.datasets import DatasetError, read_bytes, scan
-from pti_core.sources import tars, zips
+from pti_core.sources import base, tars, zips
 
 SAMPLES = {
     "000001.jpg": b"one",
@@ -331,6 +331,21 @@ def test_archives_elsewhere(tmp_path: Path, web: str) -> None:
     for name in ("s-0.tar", "s.zip"):  # listed where that is possible, read from a server without ranges
         found = rows(f"memory://archives/{name}")
         assert {r["image_id"]: read_bytes(place.sub(f"{web}/", r["uri"])) for r in found} == images
+
+
+@pytest.mark.parametrize("place", ["memory://replaced", "http"])
+def test_an_archive_elsewhere_that_was_replaced(
+    tmp_path: Path, web: str, place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(base, "_LOOKED_AT", 0)
+
+    def read(content: bytes) -> bytes:
+        path = tar(tmp_path / "s.tgz", {"a.png": content}, "w:gz")
+        fsspec.filesystem("memory").pipe("/replaced/s.tgz", path.read_bytes())
+        return read_bytes(f"tar://a.png::{web if place == 'http' else place}/s.tgz")
+
+    assert read(b"old") == b"old"
+    assert read(b"new, longer") == b"new, longer"
 
 
 @pytest.mark.slow

@@ -185,7 +185,9 @@ def _state(url: str, options: Mapping[str, Any]) -> str:
             found = Path(path).expanduser().stat()
             return f"{found.st_size} {found.st_mtime_ns} {found.st_ino}"
         fs, path = file_system(url, options)
-        return str(fs.ukey(path))
+        fs.invalidate_cache(path)
+        told = {name: value for name, value in fs.info(path).items() if name != "url"}  # where it led, perhaps signed
+        return str(sorted(told.items()))
     except Exception:  # each file system has errors of its own; what reads the file tells of them
         return ""
 
