@@ -19,7 +19,7 @@ from pti_core.device import exact_convolutions
 from pti_core.generators.checkpoints import load_generator
 from pti_core.generators.checkpoints.convert import SUFFIXES, check_free, write_generator
 from pti_core.generators.checkpoints.whole import whole
-from pti_core.names import plain_path, refused, there
+from pti_core.names import as_listed, plain_path, refused, there
 from pti_core.parallel import one_at_a_time
 from pti_core.runs import Run, RunError, Stored, engine_for, find_run, load_run, read_stored
 from pti_core.status import nothing_done
@@ -66,6 +66,7 @@ def export_image(
     """
     if format not in SUFFIXES:
         raise ExportError(f"format {format!r}: one of {', '.join(SUFFIXES)} expected")
+    image_id = as_listed(image_id)
     path = Path(output) if output is not None else Path(_file_name(image_id) + SUFFIXES[format])
     pivot_path = path.with_name(path.name + ".pivot.npz")
     for file in (path, pivot_path):
@@ -131,6 +132,7 @@ def export_images(
         wanted = {name: int(shard) for name, shard in shards.items() if shard in done}
         unfinished = opened.manifest.shards - len(done)
     else:
+        image_id = as_listed(image_id)
         opened, pivot = _find(root, image_id, run)
         wanted, unfinished = {image_id: int(pivot["shard"])}, 0
     paths = {name: Path(folder) / _picture_path(name) for name in wanted}

@@ -9,6 +9,7 @@ from typing import Final
 import pandas as pd
 
 from pti_core.addresses import redact, refusal
+from pti_core.names import as_listed
 from pti_core.reading import read_bytes
 
 MISSING: Final = ["", "NA", "N/A", "#N/A", "n/a", "NaN", "nan", "NULL", "null", "None"]
@@ -18,8 +19,9 @@ MISSING: Final = ["", "NA", "N/A", "#N/A", "n/a", "NaN", "nan", "NULL", "null", 
 def read_given(uri: str, what: str, numbers: Sequence[str], kind: type[ValueError]) -> pd.DataFrame:
     """The columns `numbers` (float64, NaN where empty) of a `.csv` or `.parquet`, and its `image_id` as the index.
 
-    Names are text: 0001 is not 1, and NA is not missing. Raises `kind`, beginning with the words `what`, for another
-    file, a missing column, text where a number belongs, and an address with a secret.
+    Names are text, 0001 is not 1 and NA is not missing, and become NFC as those of listings are. Raises `kind`,
+    beginning with the words `what`, for another file, a missing column, text where a number belongs, and an address
+    with a secret.
     """
     if refused := refusal(what, uri):
         raise kind(refused)
@@ -42,7 +44,7 @@ def read_given(uri: str, what: str, numbers: Sequence[str], kind: type[ValueErro
     for column in ("image_id", *numbers):
         if column not in frame.columns:
             raise kind(f"{name}: column {column!r} is missing; there are {', '.join(map(str, frame.columns))}")
-    found = pd.DataFrame(index=pd.Index(frame["image_id"].astype(str), name="image_id"))
+    found = pd.DataFrame(index=pd.Index(frame["image_id"].astype(str).map(as_listed), name="image_id", dtype=object))
     for column in numbers:
         found[column] = pd.to_numeric(frame[column], errors="coerce").astype(float).to_numpy()
         if (wrong := found[column].isna() & frame[column].notna().to_numpy()).any():

@@ -1,11 +1,17 @@
-"""Image ids as names of files."""
+"""Image ids: as people and tables write them, and as names of files."""
 
 from __future__ import annotations
 
 import errno
 import re
+import unicodedata
 from pathlib import Path
 from typing import Final
+
+
+def as_listed(image_id: str) -> str:
+    """An image_id as listings have it, which is NFC: a Mac writes accents as letters of their own (NFD)."""
+    return unicodedata.normalize("NFC", image_id)
 
 
 def plain_path(image_id: str) -> str:

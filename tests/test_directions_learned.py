@@ -1,5 +1,7 @@
 """Directions from labels: fitted on synthetic pivots whose true boundary is known."""
 
+import unicodedata
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -96,6 +98,11 @@ def test_tables_of_scores(tmp_path):
         assert read_scores(f"{tmp_path}/{name}").to_dict() == {"a/1.png": 1.0, "2.png": 0.0}
     (tmp_path / "names.csv").write_text("image_id,score\n0001,1\nNA,0\n1e3,0\na,N/A\nb,\nc,null\n")
     assert read_scores(f"{tmp_path}/names.csv").to_dict() == {"0001": 1.0, "NA": 0.0, "1e3": 0.0}  # names are text
+    nfd, nfc = (unicodedata.normalize(form, "Zoé.png") for form in ("NFD", "NFC"))
+    for write in (lambda f: f.to_csv(tmp_path / "s.csv", index=False), lambda f: f.to_parquet(tmp_path / "s.parquet")):
+        write(pd.DataFrame({"image_id": [nfd], "score": [1]}))
+    for name in ("s.csv", "s.parquet"):
+        assert read_scores(f"{tmp_path}/{name}").to_dict() == {nfc: 1.0}
     pd.DataFrame({"image_id": [1, 2], "score": [True, False]}).to_parquet(tmp_path / "bool.parquet")
     assert read_scores(f"{tmp_path}/bool.parquet").to_dict() == {"1": 1.0, "2": 0.0}
 

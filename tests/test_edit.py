@@ -1,7 +1,9 @@
 """Edits of a run: measures against a plain reference, pictures, resume, and what is refused."""
 
+import re
 import shutil
 import sys
+import unicodedata
 
 import numpy as np
 import pandas as pd
@@ -16,6 +18,7 @@ from pti_core.editing.identity import IdentityError, face_embedding
 from pti_core.editing.plans import EditError, load_directions, picture_path, plan
 from pti_core.editing.report import publish
 from pti_core.editing.shards import edit_shard
+from pti_core.export import export_image, export_images
 from pti_core.freezing import freeze
 from pti_core.images import to_uint8
 from pti_core.perceptual import load_lpips
@@ -187,6 +190,31 @@ def test_only_some_images_and_a_table_without_pictures(root):
     rows = table(root)
     assert len(rows) == 3
     assert all((root / picture).is_file() for picture in rows["picture"])
+
+
+def test_images_are_found_by_names_as_a_mac_writes_them(pictures, tiny_checkpoint, tmp_path, monkeypatch):
+    from flows.alpha_study import alpha_study
+    from flows.cli import app
+
+    nfd, nfc = (unicodedata.normalize(form, "Zoé.png") for form in ("NFD", "NFC"))
+    (tmp_path / "data").mkdir()
+    Image.fromarray(pictures[0]).save(tmp_path / "data" / nfd)
+    root = str(tmp_path / "out")
+    run = finish(tmp_path / "data", root, tiny_checkpoint)
+    assert plan(root, None, ["pca:0"], images=[nfd, nfc]).request.images == [nfc]
+    assert export_images(root, tmp_path / "faces", nfd).written == 1
+    export_image(root, nfd, output=tmp_path / "g.safetensors")
+    assert str(np.load(tmp_path / "g.safetensors.pivot.npz")["image_id"]) == nfc
+
+    def shown(root, name, count, ids, *args):
+        raise ValueError(f"asked for {ids!a}")
+
+    monkeypatch.setattr("pti_core.alpha.plans.plan", shown)
+    result = CliRunner().invoke(app, ["alpha-study", root, "--image", nfd])
+    assert f"asked for {[nfc]!a}" in result.output
+    monkeypatch.setattr("flows.alpha_study.plan_alpha_study", shown)
+    with pytest.raises(ValueError, match=rf"asked for {re.escape(ascii([nfc]))}"):
+        alpha_study.fn(root, run.name, ids=[nfd])
 
 
 def test_shared_generators_and_pivots_in_w_plus_are_edited_too(data, tiny_checkpoint, tmp_path):

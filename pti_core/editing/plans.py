@@ -30,6 +30,7 @@ from pti_core.directions.specs import VISIBLE, parse, resolve
 from pti_core.editing.identity import face_embedding_name
 from pti_core.engine import Engine
 from pti_core.files import MissingFile
+from pti_core.names import as_listed
 from pti_core.runs import Run, engine_for, find_run
 from pti_core.status import nothing_done
 
@@ -107,7 +108,7 @@ def plan(
     if (missing := run.manifest.shards - len(markers)) > 0:
         remarks.append(f"{missing} shards of run {run.name} are unfinished and left out; finish it, then edit again")
     if images is not None:
-        images = sorted(set(images))
+        images = sorted(set(map(as_listed, images)))
         counts = _shards_of(run, images)
         if unfinished := sorted(counts.keys() - markers.keys()):
             raise EditError(
