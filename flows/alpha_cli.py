@@ -83,8 +83,8 @@ def alpha_study(
             view.note(remark)
     for sentence in summary["findings"]:
         console.print(f"- {sentence}", highlight=False, markup=False)
-    console.print(f"\npage      {summary['page']}", highlight=False, soft_wrap=True)
-    console.print(f"findings  {summary['table']}", highlight=False, soft_wrap=True)
+    console.print(f"\npage      {summary['page']}", highlight=False, markup=False, soft_wrap=True)
+    console.print(f"findings  {summary['table']}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _alpha(text: str) -> Any:

@@ -36,7 +36,7 @@ class ProgressView:
             MofNCompleteColumn(),
             TextColumn("{task.fields[rate]}"),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[doing]}"),
+            TextColumn("{task.fields[doing]}", markup=False),
             console=console,
             disable=not console.is_terminal,
         )
@@ -55,7 +55,7 @@ class ProgressView:
     def say_last(self, text: str) -> None:
         """The last words before the process ends."""
         self.bar.stop()
-        self.console.print(text, style="yellow", highlight=False)
+        self.console.print(text, style="yellow", highlight=False, markup=False)
 
     def note(self, text: str) -> None:
         """Something that a person should know; it stays above the bar."""
@@ -108,9 +108,9 @@ def show_summary(console: Console, summary: dict[str, Any], root: str, alone: bo
         for message in summary["reject_messages"]:
             console.print(f"  {message}", highlight=False, markup=False)
     if summary["contact_sheet"]:
-        console.print(f"\ncontact sheet  {summary['contact_sheet']}", highlight=False, soft_wrap=True)
+        console.print(f"\ncontact sheet  {summary['contact_sheet']}", highlight=False, markup=False, soft_wrap=True)
     if summary["report"]:
-        console.print(f"report         {summary['report']}", highlight=False, soft_wrap=True)
+        console.print(f"report         {summary['report']}", highlight=False, markup=False, soft_wrap=True)
     table = "metrics" if summary["images"] else "rejects"
     line = f"{table:14} {reading(root, table, summary['run'], alone)}"
     console.print(line, highlight=False, markup=False, soft_wrap=True)

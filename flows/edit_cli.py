@@ -108,7 +108,7 @@ def _show(summary: dict[str, Any], root: str, alone: bool) -> None:
         table.add_row(*row.values())
     console.print(table)
     if summary["sheet"]:
-        console.print(f"\nsheet     {summary['sheet']}", highlight=False, soft_wrap=True)
-        console.print(f"pictures  {root}/runs/{summary['run']}/edits/", highlight=False, soft_wrap=True)
+        console.print(f"\nsheet     {summary['sheet']}", highlight=False, markup=False, soft_wrap=True)
+        console.print(f"pictures  {root}/runs/{summary['run']}/edits/", highlight=False, markup=False, soft_wrap=True)
     line = f"measures  {reading(root, 'edits', summary['run'], alone)}"
     console.print(line, highlight=False, markup=False, soft_wrap=True)

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -9,8 +10,9 @@ from PIL import Image
 from rich.console import Console
 from typer.testing import CliRunner
 
-from flows import cli, console
+from flows import alpha_cli, cli, console, edit_cli
 from flows.console import show_summary
+from pti_core.alpha.report import Summary
 from pti_core.freezing import freeze
 from pti_core.generators.checkpoints import CheckpointError, load_generator
 from pti_core.presets import configure
@@ -136,6 +138,26 @@ def test_the_summary_counts_rejects_in_words(rejected, text):
     shown = screen.export_text()
     assert text in shown
     assert 'rejects        pandas.read_parquet("out/rejects", filters=[("run", "==", "abc")])' in shown
+
+
+def test_brackets_in_a_path_are_shown_as_they_are(monkeypatch, capsys):
+    root, screen = "/tmp/o [x]/run[bold]", Console(record=True, width=200)
+    summary = {"run": "abc", "images": 0, "rejected": 0, "contact_sheet": f"{root}/sheet.png"}
+    show_summary(screen, summary | {"report": f"{root}/index.html"}, root)
+    view = console.ProgressView(screen)
+    view.say_last(f"stopped {root}")
+    monkeypatch.setattr(edit_cli, "console", screen)
+    edit_cli._show({"run": "abc", "images": 1, "medians": [], "sheet": f"{root}/edits.png"}, root, True)
+    monkeypatch.setattr(alpha_cli, "console", screen)
+    done = SimpleNamespace(left=(1, 1), pending=[], run=None, images={}, request=None)
+    monkeypatch.setattr("pti_core.alpha.plans.plan", lambda *args: done)
+    page = Summary("abc", 1, [], [], f"{root}/page.html", f"{root}/findings.csv", "", {})
+    monkeypatch.setattr("pti_core.alpha.report.publish", lambda *args: page)
+    alpha_cli.alpha_study(root)
+    shown = screen.export_text()
+    for place in ("sheet.png", "index.html", "edits.png", "runs/abc/edits/", "page.html", "findings.csv"):
+        assert f"  {root}/{place}" in shown
+    assert f"stopped {root}" in shown
 
 
 @pytest.mark.parametrize(("width", "terminal"), [(80, False), (80, True), (250, True)])
