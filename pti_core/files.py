@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import re
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -32,6 +33,10 @@ READ_WAITS: Final = (0.3, 1.5)
 
 _SMALL: Final = 256 << 10  # bytes of a file that is not worth more than one request
 _AT_ONCE: Final = 32  # small files read at the same time
+
+_DAMAGE: Final = re.compile(r"thrift|parquet|page header|end of stream|corrupt|decompress", re.IGNORECASE)
+_DAMAGED_FILE: Final = re.compile(r".*Could not open Parquet input source '([^']*)': ")
+"""What pyarrow says of a Parquet file that is not as it was written; of one whose end is, it does not say which."""
 
 
 class StoreError(RuntimeError):
@@ -203,7 +208,7 @@ class Files:
             text = without_secrets(redact(str(error)), self._options)
             # a cause would be printed with it, so it is kept only where it gives nothing away
             cause = error if text == str(error) else None
-            sentence = f"output {self.name!r} cannot be {doing}: {self._reason(error, text)}"
+            sentence = f"output {self.name!r} cannot be {doing}: {self._reason(error, ' '.join(text.split()))}"
             if self._is_refusal(error, doing):
                 raise OutputRefused(f"{sentence}; then the same command goes on where it was") from cause
             raise StoreError(sentence) from cause
@@ -233,6 +238,11 @@ class Files:
             return "no credentials are found; set them in the environment"
         if any(word in kind for word in ("Connect", "Timeout", "DNS")):
             return f"no connection ({text or 'no answer in time'}); check the address and the network"
+        if isinstance(error, pyarrow.ArrowInvalid | OSError) and _DAMAGE.search(text):
+            found = _DAMAGED_FILE.match(text)
+            which = f"file {found[1].removeprefix(self._base).lstrip('/')!r}" if found else "a Parquet file"
+            reason = text[found.end() :] if found else text
+            return f"{which} is damaged ({reason}); `pti check` finds all that is, and the next `pti run` does it again"
         return f"{kind}: {text}; check the address and credentials"
 
     def _file_in_the_way(self) -> str:

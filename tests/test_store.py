@@ -432,3 +432,24 @@ def test_unknown_places() -> None:
 def test_check_writable_leaves_nothing(tmp_path: Path) -> None:
     Store(str(tmp_path / "new")).check_writable()
     assert not [p for p in tmp_path.rglob("*") if p.is_file()]
+
+
+def test_a_damaged_part_is_named_in_one_line(tmp_path: Path) -> None:
+    path = "rejects/run=abcdef/shard=00001/part-0.parquet"
+    for shard in range(2):
+        (tmp_path / f"rejects/run=abcdef/shard=0000{shard}").mkdir(parents=True)
+        pd.DataFrame({"image_id": ["1.png"] * 50}).to_parquet(tmp_path / path.replace("00001", f"0000{shard}"))
+    whole = (tmp_path / path).read_bytes()
+    for data, which in (
+        (whole[:-60] + b"\xff" * 52 + whole[-8:], f"file '{path}'"),
+        (whole[:-20], f"file '{path}'"),
+        (b"", f"file '{path}'"),
+        (whole[:4] + b"\xff" * 40 + whole[44:], "a Parquet file"),
+    ):
+        (tmp_path / path).write_bytes(data)
+        with pytest.raises(StoreError) as caught:
+            Store(str(tmp_path)).read("rejects", run="abcdef")
+        message = str(caught.value)
+        assert message.startswith(f"output '{tmp_path}' cannot be read: {which} is damaged (")
+        assert message.endswith("; `pti check` finds all that is, and the next `pti run` does it again")
+        assert "\n" not in message
