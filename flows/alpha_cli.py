@@ -46,13 +46,12 @@ def alpha_study(
         from pti_core.alpha.plans import plan
         from pti_core.alpha.report import publish
         from pti_core.alpha.study import ALPHAS
-        from pti_core.names import as_listed
         from tasks.credentials import use_credentials
 
         use_credentials(credentials)
         alphas = [_alpha(text) for text in alpha] if alpha else list(ALPHAS)
         # All that can go wrong is found here, in seconds, before a server or a worker is started.
-        found = plan(root, run, images, list(map(as_listed, image or [])), alphas, z_samples)
+        found = plan(root, run, images, image or [], alphas, z_samples)
         total, done = found.left
         if found.pending:
             view.say(f"run {found.run.name}: {total} images x {len(found.request.alphas)} alphas; starting Prefect")

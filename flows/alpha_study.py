@@ -10,7 +10,6 @@ from pydantic import Field
 from flows.runners import RunnerName, started
 from flows.shard_work import do_shards
 from pti_core.alpha.study import ALPHAS
-from pti_core.names import as_listed
 from tasks.alpha import plan_alpha_study, publish_alpha_study, study_alpha
 
 Text = Annotated[str, Field(min_length=1)]
@@ -50,7 +49,7 @@ def alpha_study(
         resources: What a task takes of a cluster's worker, e.g. {'GPU': 1}
         credentials: Name of a Secret block: storage options as JSON. Never the secrets themselves
     """
-    plan = plan_alpha_study(root, run, images, list(map(as_listed, ids or [])), list(alphas), z_samples, credentials)
+    plan = plan_alpha_study(root, run, images, ids or [], list(alphas), z_samples, credentials)
     common = {"root": root, "run": plan["run"], "request": plan["request"], "credentials": credentials}
     shard = {one["shard"]: one for one in plan["shards"]}
 

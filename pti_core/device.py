@@ -47,6 +47,11 @@ def best_device() -> str:
     return device if _adds_doubles(device, f"device {device!r}") else "cpu"
 
 
+def reason_of(error: BaseException) -> str:
+    """The first line of what an error says: torch and its libraries may say pages."""
+    return str(error).strip().split("\n")[0][:150]
+
+
 @once(keep=16)
 def _adds_doubles(device: str, what: str) -> bool:
     """Whether it has float64. UnfitMachine with a sentence where it cannot be used at all."""
@@ -57,7 +62,7 @@ def _adds_doubles(device: str, what: str) -> bool:
     except (RuntimeError, AssertionError) as error:  # a torch without CUDA asserts
         if any(word in str(error) for word in ("float64", "fp64")):
             return False
-        reason = str(error).strip().split("\n")[0][:150]
+        reason = reason_of(error)
         raise UnfitMachine(f"{what} cannot be used ({reason}); {CHOICE}=cpu uses the CPU") from error
     return True
 
@@ -72,7 +77,7 @@ def check_alive(device: str) -> None:
     except (RuntimeError, AssertionError) as error:
         if isinstance(error, torch.OutOfMemoryError):
             return
-        reason = str(error).strip().split("\n")[0][:150]
+        reason = reason_of(error)
         raise UnfitMachine(f"device {device!r} has failed ({reason}); start the worker or the command again") from error
 
 

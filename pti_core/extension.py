@@ -24,7 +24,7 @@ from pti_core.runs import Run
 from pti_core.tables import assign_shards
 
 _NUMBER: Final = re.compile(r"!\w+=[^!]*!(\d+)::")  # of a row in an address that has its id
-_NUMBERED: Final = re.compile(r"/\d{6,}$")
+_NUMBERED: Final = re.compile(r"/\d{6,}$")  # an image_id that was made of a row's number
 _AT_ONCE: Final = 16  # files that are read at the same time
 _ANY_SIZE: Final = 16  # pixels: whether an image can be brought to one size says whether to all
 

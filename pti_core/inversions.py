@@ -8,6 +8,7 @@ from typing import Final, Literal, get_args
 from torch import Tensor
 
 from pti_core.deltas import EncodedTensor
+from pti_core.device import reason_of
 from pti_core.pivot import Pivots
 
 Measures = dict[str, float | None]
@@ -63,10 +64,9 @@ class Failure:
     @classmethod
     def out_of_memory(cls, target: Target, stage: str, error: Exception) -> Failure:
         """An image that does not fit into memory: alone on a GPU, on a CPU beside others."""
-        words = str(error).strip().split("\n")[0][:150]
         message = (
             f"image_id {target.image_id!r}: out of memory; a smaller generator or a larger device has room for it "
-            f"({words})"
+            f"({reason_of(error)})"
         )
         return cls(target.image_id, stage, type(error).__name__, message, permanent=False)
 

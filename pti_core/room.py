@@ -15,7 +15,7 @@ from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import Final
 
-from pti_core.device import UnfitMachine
+from pti_core.device import UnfitMachine, reason_of
 from pti_core.memory import shortage
 
 SPARE: Final = 0.1
@@ -42,7 +42,7 @@ def room_beside(first: Callable[[], None], cores: int, root: Path = Path("/")) -
 
 def too_small_for_one(error: RuntimeError | MemoryError) -> UnfitMachine:
     """What to raise where not even one image fits; an error that is not out of memory is raised again."""
-    words = str(shortage(error)).strip().split("\n")[0][:150]
+    words = reason_of(shortage(error))
     advice = "use a smaller generator or more memory, or free what others hold"
     return UnfitMachine(f"out of memory with one image alone; {advice} ({words})")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any, Final, cast
 
@@ -9,6 +10,7 @@ from prefect.blocks.system import Secret
 
 from pti_core.connections import use_options
 
+_BLOCK_NAME: Final = r"[a-z0-9-]+"  # as Prefect allows
 _EXPECTED: Final = 'a JSON object of fsspec options by protocol expected, as {"s3": {"key": "...", "secret": "..."}}'
 
 
@@ -40,6 +42,10 @@ def use_credentials(block: str | None) -> None:
 
 
 def _options(block: str) -> dict[str, dict[str, Any]]:
+    if not re.fullmatch(_BLOCK_NAME, block):  # perhaps the secrets themselves
+        raise CredentialsError(
+            "credentials: the name of a Prefect Secret block expected (a-z, 0-9, -), not its content"
+        )
     content, unknown = None, False
     try:
         content = cast(Any, Secret).load(block, _sync=True).get()

@@ -337,7 +337,7 @@ def test_archives_elsewhere(tmp_path: Path, web: str) -> None:
 def test_an_archive_elsewhere_that_was_replaced(
     tmp_path: Path, web: str, place: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(base, "_LOOKED_AT", 0)
+    monkeypatch.setattr(base, "_LOOK_AGAIN", 0)
 
     def read(content: bytes) -> bytes:
         path = tar(tmp_path / "s.tgz", {"a.png": content}, "w:gz")

@@ -93,6 +93,13 @@ def test_blocks_that_are_missing_or_malformed() -> None:
     assert json.dumps(fsspec.config.conf, sort_keys=True) == before
 
 
+def test_secrets_in_place_of_a_block_s_name_are_refused_and_not_repeated():
+    with pytest.raises(CredentialsError, match="name of a Prefect Secret block expected") as caught:
+        use_credentials('{"s3": {"key": "AKIAEXAMPLE", "secret": "hush-hush"}}')
+    assert "hush" not in str(caught.value)
+    assert "AKIA" not in str(caught.value)
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("_prefect")
 @pytest.mark.parametrize("as_text", [True, False])

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from pti_core.alpha.stored import Request, places, studied
 from pti_core.alpha.study import Alpha, AlphaError, check_alphas
+from pti_core.names import as_listed
 from pti_core.runs import Run, find_run
 
 
@@ -60,6 +61,7 @@ def chosen(run: Run, count: int, ids: Sequence[str] = ()) -> dict[int, list[str]
 
     Raises AlphaError for an image_id that the run has no pivot of, and for a run without pivots.
     """
+    ids = [as_listed(image_id) for image_id in ids]
     frame = run.store.read("pivots", run=run.name, columns=["image_id", "shard"])
     if frame.empty:
         raise AlphaError(f"run {run.name} has no pivots yet; finish it with the same `pti run`")

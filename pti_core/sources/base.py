@@ -192,7 +192,7 @@ def _state(url: str, options: Mapping[str, Any]) -> str:
         return ""
 
 
-_LOOKED_AT: Final = 60.0
+_LOOK_AGAIN: Final = 60.0
 """Seconds after which a file that is not on this machine is looked at again: a request each time."""
 
 
@@ -213,7 +213,7 @@ class Kept(Generic[Made]):
         local = local_path(url) is not None
         with self._lock:
             made, state, looked = self._made.get(key, (None, "", 0.0))
-            if made is None or local or time.monotonic() - looked > _LOOKED_AT:
+            if made is None or local or time.monotonic() - looked > _LOOK_AGAIN:
                 now = _state(url, options or {})
                 if made is None or now not in ("", state):
                     made = self._make(url, options or {})
