@@ -80,6 +80,11 @@ def alpha_study(
             summary = asdict(publish(found.run, found.images, found.request))
         for remark in summary["remarks"]:
             view.note(remark)
+    _show(summary)
+
+
+def _show(summary: dict[str, Any]) -> None:
+    """What was found, and where to look next."""
     for sentence in summary["findings"]:
         console.print(f"- {sentence}", highlight=False, markup=False)
     console.print(f"\npage      {summary['page']}", highlight=False, markup=False, soft_wrap=True)

@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -12,7 +11,6 @@ from typer.testing import CliRunner
 
 from flows import alpha_cli, cli, console, edit_cli
 from flows.console import show_summary
-from pti_core.alpha.report import Summary
 from pti_core.freezing import freeze
 from pti_core.generators.checkpoints import CheckpointError, load_generator
 from pti_core.presets import configure
@@ -140,7 +138,7 @@ def test_the_summary_counts_rejects_in_words(rejected, text):
     assert 'rejects        pandas.read_parquet("out/rejects", filters=[("run", "==", "abc")])' in shown
 
 
-def test_brackets_in_a_path_are_shown_as_they_are(monkeypatch, capsys):
+def test_brackets_in_a_path_are_shown_as_they_are(monkeypatch):
     root, screen = "/tmp/o [x]/run[bold]", Console(record=True, width=200)
     summary = {"run": "abc", "images": 0, "rejected": 0, "contact_sheet": f"{root}/sheet.png"}
     show_summary(screen, summary | {"report": f"{root}/index.html"}, root)
@@ -149,11 +147,7 @@ def test_brackets_in_a_path_are_shown_as_they_are(monkeypatch, capsys):
     monkeypatch.setattr(edit_cli, "console", screen)
     edit_cli._show({"run": "abc", "images": 1, "medians": [], "sheet": f"{root}/edits.png"}, root, True)
     monkeypatch.setattr(alpha_cli, "console", screen)
-    done = SimpleNamespace(left=(1, 1), pending=[], run=None, images={}, request=None)
-    monkeypatch.setattr("pti_core.alpha.plans.plan", lambda *args: done)
-    page = Summary("abc", 1, [], [], f"{root}/page.html", f"{root}/findings.csv", "", {})
-    monkeypatch.setattr("pti_core.alpha.report.publish", lambda *args: page)
-    alpha_cli.alpha_study(root)
+    alpha_cli._show({"findings": [], "page": f"{root}/page.html", "table": f"{root}/findings.csv"})
     shown = screen.export_text()
     for place in ("sheet.png", "index.html", "edits.png", "runs/abc/edits/", "page.html", "findings.csv"):
         assert f"  {root}/{place}" in shown

@@ -1,6 +1,5 @@
 """Edits of a run: measures against a plain reference, pictures, resume, and what is refused."""
 
-import re
 import shutil
 import sys
 import unicodedata
@@ -13,6 +12,7 @@ from conftest import QUICK_SETTINGS
 from PIL import Image
 from typer.testing import CliRunner
 
+from pti_core.alpha.plans import chosen
 from pti_core.directions import DirectionError
 from pti_core.editing.identity import IdentityError, face_embedding
 from pti_core.editing.plans import EditError, load_directions, picture_path, plan
@@ -192,10 +192,7 @@ def test_only_some_images_and_a_table_without_pictures(root):
     assert all((root / picture).is_file() for picture in rows["picture"])
 
 
-def test_images_are_found_by_names_as_a_mac_writes_them(pictures, tiny_checkpoint, tmp_path, monkeypatch):
-    from flows.alpha_study import alpha_study
-    from flows.cli import app
-
+def test_images_are_found_by_names_as_a_mac_writes_them(pictures, tiny_checkpoint, tmp_path):
     nfd, nfc = (unicodedata.normalize(form, "Zoé.png") for form in ("NFD", "NFC"))
     (tmp_path / "data").mkdir()
     Image.fromarray(pictures[0]).save(tmp_path / "data" / nfd)
@@ -205,16 +202,7 @@ def test_images_are_found_by_names_as_a_mac_writes_them(pictures, tiny_checkpoin
     assert export_images(root, tmp_path / "faces", nfd).written == 1
     export_image(root, nfd, output=tmp_path / "g.safetensors")
     assert str(np.load(tmp_path / "g.safetensors.pivot.npz")["image_id"]) == nfc
-
-    def shown(root, name, count, ids, *args):
-        raise ValueError(f"asked for {ids!a}")
-
-    monkeypatch.setattr("pti_core.alpha.plans.plan", shown)
-    result = CliRunner().invoke(app, ["alpha-study", root, "--image", nfd])
-    assert f"asked for {[nfc]!a}" in result.output
-    monkeypatch.setattr("flows.alpha_study.plan_alpha_study", shown)
-    with pytest.raises(ValueError, match=rf"asked for {re.escape(ascii([nfc]))}"):
-        alpha_study.fn(root, run.name, ids=[nfd])
+    assert chosen(run, 1, [nfd]) == {0: [nfc]}
 
 
 def test_shared_generators_and_pivots_in_w_plus_are_edited_too(data, tiny_checkpoint, tmp_path):
