@@ -2,7 +2,7 @@
 
 import copy
 import io
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import numpy as np
 import pandas as pd
@@ -139,13 +139,17 @@ def slow_low_rank_plus_sparse(step, layers, shape):
     return x.reshape(shape)
 
 
-def test_layers_decode_as_the_formula_says():
+@pytest.mark.parametrize("rank", [0, 5])
+@pytest.mark.parametrize("share", [0.0, 0.03, 0.25, 1.0])  # of values in the last layer: none, few, many, all
+def test_layers_decode_as_the_formula_says(rank, share):
     kernel = low_rank_kernel(7, o=14, i=7, k=2)
     rng = np.random.default_rng(0)
     weights = layered.Weights(rng.integers(-9, 9, 14).astype(np.int8), rng.integers(-9, 9, 7).astype(np.int8))
     whole = layered.Decomposed(kernel, weights)
     step = float(whole.x.square().mean().sqrt()) / 3
-    layers, _ = whole.quantise(step, 5)
+    layers, _ = whole.quantise(step, rank)
+    there = torch.from_numpy(rng.permutation(layers.rest.numel()) < share * layers.rest.numel())
+    layers = replace(layers, rest=torch.where(there.reshape(layers.rest.shape), layers.rest.sign() * 300 + 200, 0.0))
     decoded = layered.unpack(step, layered.pack(layers), whole.shape, "kernel")
     expected = slow_low_rank_plus_sparse(step, layers, whole.shape)
     np.testing.assert_allclose(decoded, expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())
@@ -172,7 +176,9 @@ def test_leading_components_are_those_of_the_whole_svd():
         [0] * 256 + [7] + [0] * 765 + [-7],
         [3],
         [2**31 - 1 - 2**30, -(2**30), 0, 1],
+        [127, -128, 0, 5],  # all that a byte holds
         [127, -128, 128, 300, -40000],
+        [0] * 9 + [129] + [0] * 9 + [-129],
     ],
 )
 def test_symbols_come_back(symbols):

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pti_core.deltas.payloads import Reader, check_shape, section
-from pti_core.deltas.symbols import decode_sparse, decode_symbols, encode_symbols
+from pti_core.deltas.symbols import Decoded, decode_sparse, decode_symbols, encode_symbols
 
 GROUP: Final = 32
 """Components whose integers are coded together: of one size, so that one Huffman table suits them."""
@@ -38,6 +38,7 @@ _WORTH: Final = 0.1  # a component is kept where s^2 > this * step^2 * (rows + c
 DEAD_ZONE: Final = 0.7
 """What is left is zero below this share of a step (0.5 would be plain rounding): a rare integer costs a whole byte."""
 
+_MANY: Final = 0.1  # of a matrix' values: so many are weighted sooner as a matrix than one by one
 _POWER_STEPS, _RANK_SEED = 2, 0
 _HEAD = struct.Struct("<HI")
 _LARGEST = 1e37  # of a float32, with room for a sum
@@ -183,19 +184,19 @@ def unpack(scale: float, payload: bytes, shape: tuple[int, ...], what: str) -> N
         for part in (u, v):
             group = part[start : start + GROUP]
             group[:] = decode_symbols(reader, group.size).reshape(group.shape)
-    if rank:
-        u *= by_row * np.float32(scale)
-        v *= by_column
-        v *= (scale / sizes)[:, None]
-        _check_size(reader, rank, u, v)
-        values = np.matmul(u.T, v)
-    else:
-        values = np.zeros((o, i * k), np.float32)
     places, rest = decode_sparse(reader, count)
     reader.end()
     by_row *= np.float32(scale)
     _check_size(reader, 1, rest, by_row, by_column)
-    _add(values, places, rest, by_row, by_column)
+    values = _unweighted(places, rest, by_row, by_column)
+    if rank:
+        u *= by_row
+        v *= by_column
+        v *= (scale / sizes)[:, None]
+        _check_size(reader, rank, u, v)
+        # In place, so that the matrix is written once. torch's product and not numpy's: it keeps to this thread's
+        # share of the cores.
+        torch.from_numpy(values).addmm_(torch.from_numpy(u).T, torch.from_numpy(v))
     return values.reshape(shape)
 
 
@@ -203,28 +204,28 @@ def _check_size(reader: Reader, terms: int, *factors: NDArray[Any]) -> None:
     """DeltaError where a sum of so many products of the factors' values could leave float32."""
     most = float(terms)
     for factor in factors:
-        most *= float(np.abs(factor).max(initial=0))
+        most *= max(float(factor.max(initial=0)), -float(factor.min(initial=0)))
     if not most < _LARGEST:
         raise reader.damaged("its values are not finite")
 
 
-def _add(
-    values: NDArray[np.float32],
-    places: NDArray[Any] | None,
-    rest: NDArray[np.int32],
-    by_row: NDArray[np.float32],
-    by_column: NDArray[np.float32],
-) -> None:
-    """Add the integers of the last layer, unweighted, in place."""
-    if places is None:
-        dense = rest.reshape(values.shape).astype(np.float32)
-        dense *= by_row[:, None]
-        dense *= by_column
-        values += dense
+def _unweighted(
+    places: NDArray[np.intp] | None, rest: Decoded, by_row: NDArray[np.float32], by_column: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    """The matrix of the last layer's integers, each times what its row and its column say."""
+    values = np.zeros((len(by_row), len(by_column)), np.float32)
+    if places is None or len(places) > _MANY * values.size:
+        if places is None:
+            np.copyto(values, rest.reshape(values.shape))
+        else:
+            values.reshape(-1)[places] = rest.astype(np.float32)
+        values *= by_row[:, None]
+        values *= by_column
     elif len(places):
-        width = values.shape[1]
-        starts = np.arange(len(values) + 1) * width
+        starts = np.arange(len(by_row) + 1) * len(by_column)
         some = np.diff(np.searchsorted(places, starts))  # of each row; places are in order
-        column = places - np.repeat(starts[:-1].astype(np.int32), some)
-        flat = values.reshape(-1)
-        flat[places] += rest * np.repeat(by_row, some) * by_column[column]
+        weighted = rest.astype(np.float32)
+        weighted *= np.repeat(by_row, some)
+        weighted *= by_column[places - np.repeat(starts[:-1], some)]
+        values.reshape(-1)[places] = weighted
+    return values

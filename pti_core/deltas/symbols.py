@@ -16,10 +16,9 @@ from pti_core.deltas.payloads import FAST, THOROUGH, Reader, section
 _ZERO, _DENSE, _GAPS = 0, 1, 2  # the first byte; a dense one is followed by the width, 1, 2 or 4 bytes
 _JUMP = 255  # a gap byte that moves on by 255 without a symbol
 _DEPTH = 24  # magnitudes of magnitudes: ends long before this, since each time one is taken off
-_MOVES = np.minimum(np.arange(1, 257), _JUMP).astype(np.int32)  # how far a gap byte moves on
-_ZIGZAG = np.array([n // 2 if n % 2 == 0 else -(n + 1) // 2 for n in range(256)], np.int32)
 
 Integers = NDArray[np.int32]
+Decoded = NDArray[np.signedinteger[Any]]  # int8 where a byte holds each, else int32
 
 
 def encode_symbols(symbols: Integers, level: int = THOROUGH, depth: int = 0) -> bytes:
@@ -60,21 +59,21 @@ def _dense(symbols: Integers, level: int) -> bytes:
     return bytes([_DENSE, width]) + section(planes.tobytes(), level)
 
 
-def decode_symbols(reader: Reader, count: int) -> Integers:
+def decode_symbols(reader: Reader, count: int) -> Decoded:
     """The `count` integers that `encode_symbols` was given. DeltaError where there are others."""
     places, values = decode_sparse(reader, count)
     if places is None:
         return values
-    symbols = np.zeros(count, np.int32)
+    symbols = np.zeros(count, values.dtype)
     symbols[places] = values
     return symbols
 
 
-def decode_sparse(reader: Reader, count: int, depth: int = 0) -> tuple[NDArray[Any] | None, Integers]:
+def decode_sparse(reader: Reader, count: int, depth: int = 0) -> tuple[NDArray[np.intp] | None, Decoded]:
     """The same as places of the non-zero integers and their values; None and all values where they lie densely."""
     kind = reader.take(1)[0]
     if kind == _ZERO:
-        return np.zeros(0, np.int32), np.zeros(0, np.int32)
+        return np.zeros(0, np.intp), np.zeros(0, np.int8)
     if kind == _DENSE:
         return None, _read_dense(reader, count)
     if kind != _GAPS or depth > _DEPTH:
@@ -83,9 +82,7 @@ def decode_sparse(reader: Reader, count: int, depth: int = 0) -> tuple[NDArray[A
     if some > count:
         raise reader.damaged(f"{some} symbols in a tensor of {count}")
     stream = np.frombuffer(reader.section(some + count // _JUMP + 1), np.uint8)
-    jumps = stream == _JUMP
-    places = _MOVES[stream].cumsum(dtype=np.int32)[~jumps]
-    places -= 1
+    places = _places(stream)
     if len(places) != some or (some and places[-1] >= count):
         raise reader.damaged(f"places of {len(places)} symbols, {some} below {count} expected")
     negative = np.unpackbits(np.frombuffer(reader.take((some + 7) // 8), np.uint8), count=some)
@@ -99,13 +96,22 @@ def decode_sparse(reader: Reader, count: int, depth: int = 0) -> tuple[NDArray[A
     return places, values
 
 
-def _read_dense(reader: Reader, count: int) -> Integers:
+def _places(stream: NDArray[np.uint8]) -> NDArray[np.intp]:
+    # What numpy takes as indices as they are: with narrower ones every use would convert them.
+    places = (np.minimum(stream, _JUMP - 1) + np.uint8(1)).cumsum(dtype=np.intp)
+    if len(stream) and stream.max() == _JUMP:
+        places = places[stream != _JUMP]
+    places -= 1
+    return places
+
+
+def _read_dense(reader: Reader, count: int) -> Decoded:
     width = reader.take(1)[0]
     if width not in (1, 2, 4):
         raise reader.damaged(f"symbols of {width} bytes")
     planes = reader.array("u1", width * count).reshape(width, count)
     if width == 1:
-        return _ZIGZAG[planes[0]]
+        return ((planes[0] >> 1) ^ -(planes[0] & 1)).view(np.int8)
     zigzag = planes[0].astype(np.uint32)
     for i in range(1, width):
         zigzag |= planes[i].astype(np.uint32) << np.uint32(8 * i)
