@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 # Before Prefect is imported: no telemetry, no server noise in a terminal, and time enough for a slow machine.
 for _name, _value in {
@@ -39,12 +39,18 @@ errors = Console(stderr=True)
 
 def status(root: Root, credentials: Credentials = None) -> None:
     """What is done and what is left of every run under ROOT."""
+    from pti_core.known_runs import run_names
     from pti_core.status import run_status
-    from pti_core.store import Store
+    from pti_core.store import Store, StoreError
 
     use_credentials(credentials)
     store = Store(root)
-    found = [run_status(store, name) for name in _runs(store, root)]
+    found, wrong = [], []
+    for name in run_names(store):
+        try:
+            found.append(run_status(store, name))
+        except StoreError as error:  # of this run alone, maybe: the others are shown
+            wrong.append(error)
     _show_runs(found)
     for run in found:
         for note in run.running[:SHOWN]:
@@ -53,6 +59,8 @@ def status(root: Root, credentials: Credentials = None) -> None:
             _line(f"run {run.run}, shard {note.shard} failed: {note.error}")
         if run.temporary:
             _line(f"run {run.run}: {run.temporary} rejects are temporary; `pti run ... --retry-rejects` tries them")
+    if wrong:
+        raise StoreError("; ".join(map(str, wrong)))
 
 
 def _line(text: str) -> None:
@@ -104,11 +112,12 @@ def check(root: Root, name: RunName = None, credentials: Credentials = None) -> 
     from rich.progress import track
 
     from pti_core.checking import check_run
+    from pti_core.known_runs import run_names
     from pti_core.store import Store
 
     use_credentials(credentials)
     store, damaged = Store(root), 0
-    for run in _runs(store, root, name):
+    for run in run_names(store, name):
         shards = len(store.markers(run))
         for found in track(check_run(store, run), f"run {run}", shards, console=console, transient=True):
             for problem in found.problems:
@@ -123,34 +132,25 @@ def check(root: Root, name: RunName = None, credentials: Credentials = None) -> 
 def show(root: Root, name: RunName = None, credentials: Credentials = None) -> None:
     """The medians, the rejects and the pictures of a finished run."""
     from flows.console import show_summary
+    from pti_core.known_runs import newest_run
+    from pti_core.status import or_another, run_status
     from pti_core.store import Store
 
     use_credentials(credentials)
     store = Store(root)
-    runs = _runs(store, root, name)
-    newest = max(runs, key=lambda run: (store.read_config(run).get("created", ""), run))
-    from pti_core.status import run_status
-
+    newest = newest_run(store, name)
     state = run_status(store, newest)
     if state.state != "done":
         done = f"{state.images_done} of {state.images} images"
-        raise ValueError(f"run {newest} is unfinished ({done} done); the same `pti run` again finishes it")
+        other = or_another(store, newest)
+        raise ValueError(f"run {newest} is unfinished ({done} done); the same `pti run` again finishes it{other}")
     from pti_core.report import summary
     from pti_core.runs import load_run
 
-    show_summary(console, summary(load_run(root, newest)), root, len(store.runs()) == 1)
-    if len(runs) > 1:
-        console.print(f"other runs here: {', '.join(r for r in runs if r != newest)}", highlight=False)
-
-
-def _runs(store: Any, root: str, name: str | None = None) -> list[str]:
-    """The names of the runs of a store. A ValueError where there are none, or not the one that was asked for."""
-    names = store.runs()
-    if not names:
-        raise ValueError(f"{root}: no run there; `pti run DATASET --output {root}` makes one")
-    if name is not None and name not in names:
-        raise ValueError(f"{root}: no run {name!r}; runs there: {', '.join(names)}")
-    return names if name is None else [name]
+    others = [run for run in store.runs() if run != newest]
+    show_summary(console, summary(load_run(root, newest)), root, not others)
+    if others and name is None:
+        console.print(f"other runs here: {', '.join(others)}", highlight=False)
 
 
 @contextmanager

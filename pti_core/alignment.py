@@ -20,7 +20,7 @@ from pti_core.datasets import scan
 from pti_core.generators.checkpoints.whole import whole
 from pti_core.given import read_given
 from pti_core.images import ImageError, decode
-from pti_core.names import plain_path, refused, there
+from pti_core.names import file_in_the_way, plain_path, refused, there
 from pti_core.reading import read_bytes
 
 POINTS: Final = ("left_eye", "right_eye", "mouth_left", "mouth_right")  # left and right as one sees them
@@ -105,6 +105,8 @@ def align(
     if "://" in str(output):
         raise AlignmentError(f"{redact(str(output))}: a folder on this machine expected")
     output = Path(output)
+    if blocked := file_in_the_way(output):
+        raise AlignmentError(blocked)
     table = read_given(landmarks, "landmarks", COLUMNS, AlignmentError)
     listing = scan(dataset, without=str(output))
     ids, uris = listing["image_id"].to_pylist(), listing["uri"].to_pylist()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections import Counter
 from collections.abc import Callable
@@ -19,14 +18,13 @@ from pti_core.device import exact_convolutions
 from pti_core.generators.checkpoints import load_generator
 from pti_core.generators.checkpoints.convert import SUFFIXES, check_free, write_generator
 from pti_core.generators.checkpoints.whole import whole
-from pti_core.names import as_listed, plain_path, refused, there
+from pti_core.known_runs import RunError, run_names
+from pti_core.names import as_listed, file_in_the_way, plain_path, refused, there
 from pti_core.parallel import one_at_a_time
-from pti_core.runs import Run, RunError, Stored, engine_for, find_run, load_run, read_stored
-from pti_core.status import nothing_done
+from pti_core.runs import Run, Stored, engine_for, find_run, load_run, read_stored
+from pti_core.status import no_pivot, nothing_done
 from pti_core.store import Store
 from pti_core.tables import records
-
-NAMED = 3  # image ids in a message
 
 
 class ExportError(ValueError):
@@ -61,8 +59,8 @@ def export_image(
     - `noise_00`, `noise_01`, ...: `[H, W]`, float32, a map for each layer in the generator's order
     - `space` (`w` or `w+`), `image_id`, `run`, `base_sha256`: text
 
-    Raises ExportError for an unknown run or image and a run without deltas, CheckpointError where the base generator
-    cannot be read, the format cannot express it, or a file is there already.
+    Raises ExportError for an unknown image and a run without deltas, RunError for no such run, CheckpointError where
+    the base generator cannot be read, the format cannot express it, or a file is there already.
     """
     if format not in SUFFIXES:
         raise ExportError(f"format {format!r}: one of {', '.join(SUFFIXES)} expected")
@@ -118,10 +116,13 @@ def export_images(
     `folder`, with `.png` at the end. What is there is kept unless `overwrite`; so the same call again does the rest.
     An image whose name the file system does not take is left out and told. `on_progress(done, total)` counts images.
 
-    Raises ExportError for an unknown run or image, a run without results, or two images with one path.
+    Raises ExportError for an unknown image, a run without results, or two images with one path; RunError for no such
+    run.
     """
     if "://" in str(folder):
         raise ExportError(f"{redact(str(folder))}: a folder on this machine expected")
+    if blocked := file_in_the_way(Path(folder)):
+        raise ExportError(blocked)
     if image_id is None:
         opened = find_run(root, run)
         done = set(opened.store.done(opened.name))
@@ -185,12 +186,7 @@ def _picture_path(image_id: str) -> str:
 def _find(root: str, image_id: str, name: str | None) -> tuple[Run, dict[str, Any]]:
     """The run that has the image, and its row of the pivots table."""
     store = Store(root)
-    known = store.runs()
-    if not known:
-        raise ExportError(f"{root}: no run there; `pti run DATASET --output {root}` makes one")
-    if name is not None and name not in known:
-        raise ExportError(f"{root}: no run {name!r}; runs there: {', '.join(known)}")
-    searched = known if name is None else [name]
+    searched = run_names(store, name)
     found = {}
     for candidate in searched:
         rows = store.read("pivots", run=candidate, filters=[("image_id", "==", image_id)])
@@ -199,23 +195,9 @@ def _find(root: str, image_id: str, name: str | None) -> tuple[Run, dict[str, An
     if len(found) > 1:
         raise ExportError(f"{image_id!r} is in several runs: {', '.join(found)}; choose one with --run")
     if not found:
-        raise ExportError(_unknown(store, searched, image_id))
+        raise ExportError(no_pivot(store, searched, image_id))
     chosen, pivot = found.popitem()
     return load_run(root, chosen), pivot
-
-
-def _unknown(store: Store, runs: list[str], image_id: str) -> str:
-    """Why an image has no pivot, in words."""
-    where = f"run {runs[0]}" if len(runs) == 1 else f"the runs {', '.join(runs)}"
-    for run in runs:
-        rejects = store.read("rejects", run=run, filters=[("image_id", "==", image_id)])
-        if not rejects.empty:
-            return f"{image_id!r} was rejected by run {run} ({rejects.iloc[0]['message']}); there is nothing to export"
-    ids = sorted({str(i) for run in runs for i in store.read("pivots", run=run, columns=["image_id"])["image_id"]})
-    if not ids:
-        return f"{where} of {store!r} has no finished images yet; run it to its end first"
-    like = difflib.get_close_matches(image_id, ids, NAMED) or ids[:NAMED]
-    return f"{where} has no image {image_id!r}; it has {len(ids)}, for example {', '.join(map(repr, like))}"
 
 
 def _stored(run: Run, pivot: dict[str, Any]) -> Stored:

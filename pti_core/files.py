@@ -208,7 +208,7 @@ class Files:
             text = without_secrets(redact(str(error)), self._options)
             # a cause would be printed with it, so it is kept only where it gives nothing away
             cause = error if text == str(error) else None
-            sentence = f"output {self.name!r} cannot be {doing}: {self._reason(error, ' '.join(text.split()))}"
+            sentence = f"output {self.name!r} cannot be {doing}: {self._reason(error, ' '.join(text.split()), doing)}"
             if self._is_refusal(error, doing):
                 raise OutputRefused(f"{sentence}; then the same command goes on where it was") from cause
             raise StoreError(sentence) from cause
@@ -219,13 +219,14 @@ class Files:
         full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
         return full or "NoCredentials" in type(error).__name__
 
-    def _reason(self, error: Exception, text: str) -> str:
+    def _reason(self, error: Exception, text: str, doing: str) -> str:
         kind = type(error).__name__
         if isinstance(error, ImportError):
             return f"a package for this protocol is missing ({text})"
         if isinstance(error, NotADirectoryError | FileExistsError | IsADirectoryError):
             file = self._file_in_the_way()
-            return f"{file!r} is a file where a folder is needed; choose another output"
+            way_out = "choose another output" if doing == "written" else "check the address"
+            return f"{file!r} is a file where a folder is needed; {way_out}"
         if isinstance(error, FileNotFoundError) and not self.local:
             return "the bucket does not exist; create it or choose another output"
         if isinstance(error, PermissionError):

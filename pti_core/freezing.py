@@ -21,7 +21,8 @@ from pti_core.encoder.kept import encoder_of_config, encoder_of_job, keep_encode
 from pti_core.extension import Changes, changes, extension
 from pti_core.generators.cache import FETCHABLE_NAMES
 from pti_core.generators.checkpoints import ALIASES, BUILT_IN, LoadedGenerator
-from pti_core.runs import Run, RunError, load_run, loaded_now
+from pti_core.known_runs import RunError
+from pti_core.runs import Run, load_run, loaded_now
 from pti_core.store import Store, run_id
 from pti_core.tables import assign_shards
 from pti_core.tuning import tuned_names

@@ -39,6 +39,8 @@ def read_given(uri: str, what: str, numbers: Sequence[str], kind: type[ValueErro
         )
     except kind:
         raise
+    except FileNotFoundError:
+        raise kind(f"{name}: no such file; check the path") from None
     except Exception as error:  # of the file system, of the parser
         raise kind(f"{name} cannot be read ({type(error).__name__}: {error}); check the file") from error
     for column in ("image_id", *numbers):

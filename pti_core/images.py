@@ -108,7 +108,8 @@ def fit(pixels: NDArray[np.uint8], resolution: int, image_id: str, config: Image
     height, width = pixels.shape[:2]
     if height != width and config.fit == "refuse":
         found = f"{width} x {height} pixels"
-        raise _error(image_id, found, "a square image expected", "crop it or run with fit=crop")
+        way_out = "crop it and add it with --extend, or start with --set image.fit=crop (a new run)"
+        raise _error(image_id, found, "a square image expected", way_out)
     side = min(height, width)
     top, left = (height - side) // 2, (width - side) // 2
     square = np.ascontiguousarray(pixels[top : top + side, left : left + side])

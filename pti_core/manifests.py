@@ -57,7 +57,10 @@ class Manifest:
         self._files, self.run = files, run
         paths = _paths(files, run)
         if not paths:
-            raise StoreError(f"run {run!r} has no manifest in {files.name!r}")
+            raise StoreError(
+                f"run {run!r} has no manifest in {files.name!r}: bring 'runs/{run}/manifest.parquet' back; or "
+                "`pti run` with --overwrite lists the data set anew, and does all of it again"
+            )
         with files.explained("read"):
             self._parts = [_File(path, _footer(files, path)) for path in paths]
         self._last: tuple[tuple[str, int], pa.Table] | None = None

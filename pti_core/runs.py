@@ -24,6 +24,7 @@ from pti_core.engine import Engine
 from pti_core.files import MissingFile
 from pti_core.generators.base import Generator
 from pti_core.generators.checkpoints import LoadedGenerator, load_generator
+from pti_core.known_runs import RunError, newest_run, run_names
 from pti_core.manifests import Manifest
 from pti_core.markers import temporary_rejects
 from pti_core.noop_engine import NoopEngine
@@ -31,10 +32,6 @@ from pti_core.once import once
 from pti_core.reading import read_bytes
 from pti_core.store import Store
 from pti_core.tables import records
-
-
-class RunError(ValueError):
-    """A run that cannot be opened; the message says why and what to do."""
 
 
 @dataclass(frozen=True)
@@ -139,8 +136,8 @@ def _opened(store: Store, name: str) -> Run:
     try:
         content = store.read_config(name)
     except MissingFile:
-        known = ", ".join(store.runs()) or "none"
-        raise RunError(f"no run {name!r} in {store.root}; runs there: {known}") from None
+        run_names(store, name)  # says why there is none
+        raise
     return Run(
         store=store,
         name=name,
@@ -156,13 +153,7 @@ def _opened(store: Store, name: str) -> Run:
 
 def find_run(output: str, name: str | None = None) -> Run:
     """A run by its name, or the newest one below a root. Raises RunError where there is none."""
-    if name is not None:
-        return load_run(output, name)
-    store = Store(output)
-    names = store.runs()
-    if not names:
-        raise RunError(f"{output}: no run there; `pti run DATASET --output {output}` makes one")
-    return load_run(output, max(names, key=lambda run: (store.read_config(run).get("created", ""), run)))
+    return load_run(output, newest_run(Store(output)) if name is None else name)
 
 
 @dataclass(frozen=True)

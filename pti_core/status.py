@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 from pti_core.addresses import redact
 from pti_core.markers import temporary_rejects
@@ -14,6 +16,8 @@ if TYPE_CHECKING:
     from pti_core.runs import Run  # it loads torch, which a status does without
 
 State = Literal["done", "running", "unfinished"]
+
+NAMED: Final = 3  # image ids in a message
 
 
 @dataclass(frozen=True)
@@ -79,4 +83,26 @@ def nothing_done(run: Run) -> str:
                     f"run {run.name} has no {table}: {file['path']!r} is missing, without which there is no tuned "
                     "generator; bring it back, or `pti run` again makes it once more"
                 )
-    return f"run {run.name} has no finished shard yet; `pti run` again finishes it"
+    return f"run {run.name} has no finished shard yet; `pti run` again finishes it{or_another(run.store, run.name)}"
+
+
+def or_another(store: Store, run: str) -> str:
+    """The end of a sentence about a run that has nothing: another one that has, for who meant that."""
+    there = next((name for name in store.runs() if name != run and store.markers(name)), None)
+    return f", or choose another run with --run {there}" if there else ""
+
+
+def no_pivot(store: Store, runs: Sequence[str], image_id: str) -> str:
+    """Why an image has no pivot in these runs, in words. Raises StoreError where they cannot be read."""
+    where = f"run {runs[0]}" if len(runs) == 1 else f"the runs {', '.join(runs)}"
+    listed: set[str] = set()
+    for run in runs:
+        rejects = store.read("rejects", run=run, filters=[("image_id", "==", image_id)])
+        if len(rejects):
+            return f"image {image_id!r} was rejected by run {run} ({rejects['message'].iloc[0]})"
+        ids = set(store.manifest(run).table(["image_id"])["image_id"].to_pylist())
+        if image_id in ids:
+            return f"image {image_id!r} is not done yet; `pti run` again finishes run {run}"
+        listed |= ids
+    like = difflib.get_close_matches(image_id, sorted(listed), NAMED) or sorted(listed)[:NAMED]
+    return f"{where} has no image {image_id!r}; it has {len(listed)}, for example {', '.join(map(repr, like))}"

@@ -82,8 +82,13 @@ class Store:
     def read_config(self, run: str) -> dict[str, Any]:
         """The run's config. StoreError where there is none."""
         data = self.files.get(f"runs/{checked(run)}/config.json", f"run {run!r} has no config")
-        with self.files.explained("read"):
+        try:
             return dict(json.loads(data))
+        except (ValueError, TypeError) as error:
+            raise StoreError(
+                f"'runs/{run}/config.json' in {self.files.name!r} is damaged ({error}); bring it back, or remove "
+                f"'runs/{run}' and all folders 'run={run}', and the run is gone"
+            ) from error
 
     def write_manifest(self, run: str, manifest: pa.Table) -> FileInfo:
         """Freeze the run's inputs, or append to them: shards that follow those that are there.

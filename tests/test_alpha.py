@@ -15,8 +15,9 @@ from pti_core.alpha import plans, shards, stored
 from pti_core.alpha.stored import Request
 from pti_core.alpha.study import AlphaError, check_alphas
 from pti_core.freezing import freeze
+from pti_core.known_runs import RunError
 from pti_core.presets import configure
-from pti_core.runs import RunError, load_run
+from pti_core.runs import load_run
 from pti_core.shards import invert_shard, measure_shard
 
 REQUEST = Request([0.0, 30.0, 60.0, "off"], 2)
@@ -171,7 +172,7 @@ def test_alphas_that_mean_nothing_are_refused(alphas, text):
 
 def test_what_cannot_be_studied_is_said_before_any_work(studied, dataset, tiny_checkpoint, tmp_path):
     run, _, _, _ = studied
-    with pytest.raises(AlphaError, match=r"nobody\.png.*no pivot"):
+    with pytest.raises(AlphaError, match=r"has no image 'nobody\.png'; it has 4"):
         plans.plan(run.store.root, run.name, 1, ["nobody.png"], REQUEST.alphas, 1)
     with pytest.raises(AlphaError, match="above 0"):
         plans.plan(run.store.root, run.name, 1, [], [], 1)

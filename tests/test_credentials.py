@@ -31,8 +31,8 @@ from pti_core.encoder.making import make
 from pti_core.export import export_images
 from pti_core.files import StoreError
 from pti_core.freezing import freeze
+from pti_core.known_runs import RunError
 from pti_core.presets import configure
-from pti_core.runs import RunError
 from pti_core.status import run_status
 from pti_core.store import Store
 from pti_core.tables import PARTS

@@ -123,5 +123,5 @@ def test_tables_that_do_not_fit(text, says, tmp_path):
     (tmp_path / "s.txt").write_text("image_id,score\n")
     with pytest.raises(DirectionError, match=r".csv or .parquet expected"):
         read_scores(f"{tmp_path}/s.txt")
-    with pytest.raises(DirectionError, match="cannot be read"):
+    with pytest.raises(DirectionError, match=r"nowhere.csv': no such file; check the path"):
         read_scores(f"{tmp_path}/nowhere.csv")

@@ -21,9 +21,10 @@ from pti_core.editing.shards import edit_shard
 from pti_core.export import export_image, export_images
 from pti_core.freezing import freeze
 from pti_core.images import to_uint8
+from pti_core.known_runs import RunError
 from pti_core.perceptual import load_lpips
 from pti_core.presets import configure
-from pti_core.runs import RunError, engine_for, read_stored
+from pti_core.runs import engine_for, read_stored
 from pti_core.shards import invert_shard, measure_shard
 
 COLUMNS = "image_id direction layers strength distance lpips lpips_base correlation gain identity picture run shard"
@@ -253,7 +254,7 @@ def test_a_learned_direction_moves_towards_high_scores(pictures, tiny_checkpoint
 
 def test_what_cannot_be_edited_is_said_in_one_sentence(root, data, tiny_checkpoint, tmp_path):
     run = plan(str(root)).run
-    with pytest.raises(EditError, match=r"has no image 'a/7.png'; it has 3, for example 'a/"):
+    with pytest.raises(EditError, match=r"has no image 'a/7.png'; it has 4, for example 'a/"):
         plan(str(root), images=["a/0.png", "a/7.png"])
     with pytest.raises(EditError, match=r"'broken.png' was rejected by run"):
         plan(str(root), images=["broken.png"])

@@ -14,6 +14,7 @@ from pti_core.freezing import freeze
 from pti_core.generators.checkpoints import CheckpointError, load_generator, save_generator
 from pti_core.generators.stylegan2 import StyleGAN2
 from pti_core.images import to_uint8
+from pti_core.known_runs import RunError
 from pti_core.presets import configure
 from pti_core.runs import engine_for, load_run, read_stored
 from pti_core.shards import invert_shard, measure_shard
@@ -120,13 +121,13 @@ def test_the_other_family_the_default_name_and_a_group(tiny_checkpoint, data, tm
 
 
 def test_unknown_images_runs_and_places_are_named(root, tmp_path):
-    with pytest.raises(ExportError, match=r"no image 'a/7.png'; it has 3, for example 'a/"):
+    with pytest.raises(ExportError, match=r"no image 'a/7.png'; it has 4, for example 'a/"):
         export_image(str(root), "a/7.png", output=tmp_path / "x.safetensors")
     with pytest.raises(ExportError, match=r"'broken.png' was rejected"):
         export_image(str(root), "broken.png", output=tmp_path / "x.safetensors")
-    with pytest.raises(ExportError, match=f"no run 'other'; runs there: {only_run(root)}"):
+    with pytest.raises(RunError, match=f"no run 'other'; runs there: {only_run(root)}"):
         export_image(str(root), "a/0.png", run="other", output=tmp_path / "x.safetensors")
-    with pytest.raises(ExportError, match="no run there"):
+    with pytest.raises(RunError, match="no run there"):
         export_image(str(tmp_path / "empty"), "a/0.png", output=tmp_path / "x.safetensors")
     with pytest.raises(ExportError, match="rosinality"):
         export_image(str(root), "a/0.png", "onnx")
@@ -142,7 +143,7 @@ def test_a_run_without_deltas_or_without_pivots(root, tmp_path):
     shutil.copytree(root, tmp_path / "early")
     shutil.rmtree(tmp_path / "early" / "pivots")
     shutil.rmtree(tmp_path / "early" / "rejects")
-    with pytest.raises(ExportError, match="no finished images yet"):
+    with pytest.raises(ExportError, match=r"'a/0.png' is not done yet; `pti run` again finishes run"):
         export_image(str(tmp_path / "early"), "a/0.png", output=tmp_path / "x.safetensors")
     assert not (tmp_path / "x.safetensors").exists()
 

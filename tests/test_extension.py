@@ -15,8 +15,8 @@ from conftest import QUICK_SETTINGS
 from PIL import Image
 
 from pti_core.freezing import freeze
+from pti_core.known_runs import RunError
 from pti_core.presets import configure
-from pti_core.runs import RunError
 from pti_core.shards import invert_shard, measure_shard
 from pti_core.tables import schema, to_parquet
 

@@ -20,8 +20,9 @@ from pti_core.datasets import DatasetError
 from pti_core.files import StoreError
 from pti_core.freezing import freeze
 from pti_core.generators.checkpoints import CheckpointError, save_generator
+from pti_core.known_runs import RunError
 from pti_core.presets import configure
-from pti_core.runs import RunError, engine_for, load_run, read_stored
+from pti_core.runs import engine_for, load_run, read_stored
 from pti_core.sampling import seed_for
 from pti_core.shards import invert_shard, measure_shard, plan_parts
 from pti_core.sheet import MIN_CELL

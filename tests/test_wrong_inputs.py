@@ -48,7 +48,7 @@ def folder(pictures, tiny_checkpoint, tmp_path_factory):
         ("edit {}/out --image 7.png", "has no image '7.png'; it has 3, for example"),
         ("edit {}/lost", "has no deltas: 'deltas/run="),
         ("report {}/lost", "has no deltas: 'deltas/run="),
-        ("alpha-study {}/out --image 7.png", "image_id '7.png': run"),
+        ("alpha-study {}/out --image 7.png", "has no image '7.png'; it has 3, for example"),
         ("alpha-study {}/out --alpha -1", "alpha -1: 0 or above expected"),
         ("alpha-study {}/out --alpha 0", "alphas [0.0]: at least one above 0 expected"),
         ("alpha-study {}/out --alpha nan", "alpha nan: 0 or above expected"),

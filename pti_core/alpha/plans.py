@@ -9,6 +9,7 @@ from pti_core.alpha.stored import Request, places, studied
 from pti_core.alpha.study import Alpha, AlphaError, check_alphas
 from pti_core.names import as_listed
 from pti_core.runs import Run, find_run
+from pti_core.status import no_pivot, nothing_done
 
 
 @dataclass(frozen=True)
@@ -64,11 +65,9 @@ def chosen(run: Run, count: int, ids: Sequence[str] = ()) -> dict[int, list[str]
     ids = [as_listed(image_id) for image_id in ids]
     frame = run.store.read("pivots", run=run.name, columns=["image_id", "shard"])
     if frame.empty:
-        raise AlphaError(f"run {run.name} has no pivots yet; finish it with the same `pti run`")
+        raise AlphaError(nothing_done(run))
     if missing := sorted(set(ids) - set(frame["image_id"])):
-        raise AlphaError(
-            f"image_id {missing[0]!r}: run {run.name} has no pivot of it; see its pivots and rejects tables"
-        )
+        raise AlphaError(no_pivot(run.store, [run.name], missing[0]))
     frame = frame[frame["image_id"].isin(ids)] if ids else frame.head(count)
     found: dict[int, list[str]] = {}
     for shard, image_id in zip(frame["shard"], frame["image_id"], strict=True):

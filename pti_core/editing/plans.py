@@ -8,7 +8,6 @@ edits/run=<run>/shard=00000/part-0.parquet              the table
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import io
 import json
@@ -32,10 +31,9 @@ from pti_core.engine import Engine
 from pti_core.files import MissingFile
 from pti_core.names import as_listed
 from pti_core.runs import Run, engine_for, find_run
-from pti_core.status import nothing_done
+from pti_core.status import no_pivot, nothing_done
 
 DEFAULT_STRENGTHS: Final = (-2.0, 2.0)
-NAMED = 3  # image ids in a message
 VERSION: Final = 1  # of the measures; a change makes what is there be done again
 
 
@@ -172,17 +170,8 @@ def _shards_of(run: Run, images: Sequence[str]) -> dict[int, int]:
     where = [("image_id", "in", list(images))]
     found = run.store.read("pivots", run=run.name, columns=["image_id", "shard"], filters=where)
     if missing := sorted(set(images) - set(found["image_id"])):
-        raise EditError(_unknown(run, missing[0]))
+        raise EditError(no_pivot(run.store, [run.name], missing[0]))
     return {int(str(shard)): int(count) for shard, count in found["shard"].value_counts().sort_index().items()}
-
-
-def _unknown(run: Run, image_id: str) -> str:
-    rejects = run.store.read("rejects", run=run.name, filters=[("image_id", "==", image_id)])
-    if len(rejects):
-        return f"image {image_id!r} was rejected by run {run.name} ({rejects['message'].iloc[0]}); it has no edits"
-    ids = sorted(run.store.read("pivots", run=run.name, columns=["image_id"])["image_id"].astype(str))
-    like = difflib.get_close_matches(image_id, ids, NAMED) or ids[:NAMED]
-    return f"run {run.name} has no image {image_id!r}; it has {len(ids)}, for example {', '.join(map(repr, like))}"
 
 
 def _learned(run: Run, uri: str, engine: Engine) -> Learned:

@@ -20,9 +20,10 @@ from pti_core.editing.plans import VERSION, Request, load_directions, mark_answe
 from pti_core.engine import Engine
 from pti_core.files import MissingFile
 from pti_core.images import picture, to_uint8
+from pti_core.known_runs import RunError
 from pti_core.metrics import round_uint8
 from pti_core.parallel import one_at_a_time
-from pti_core.runs import Run, RunError, engine_for, stored_from_rows
+from pti_core.runs import Run, engine_for, stored_from_rows
 from pti_core.shards import OnShardProgress, ShardProgress
 from pti_core.store import DamagedPart, StoreError
 from pti_core.tables import Row
