@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
 
@@ -14,11 +13,12 @@ from torch import Tensor
 from pti_core import tables
 from pti_core.device import exact_convolutions
 from pti_core.directions import Direction
+from pti_core.editing.answers import UNEDITED, about_to_write, forget_answers, forget_lost
 from pti_core.editing.identity import face_embedding, face_embedding_name
 from pti_core.editing.measures import edits
 from pti_core.editing.plans import VERSION, Request, load_directions, mark_answered, picture_path, results_sha256
 from pti_core.engine import Engine
-from pti_core.files import MissingFile
+from pti_core.files import FileInfo, MissingFile
 from pti_core.images import picture, to_uint8
 from pti_core.metrics import round_uint8
 from pti_core.parallel import one_at_a_time
@@ -26,8 +26,6 @@ from pti_core.runs import Run, RunError, engine_for, stored_from_rows
 from pti_core.shards import OnShardProgress, ShardProgress
 from pti_core.store import DamagedPart, StoreError
 from pti_core.tables import Row
-
-UNEDITED = "unedited"  # folder of the pictures to compare with
 
 _Wanted = list[tuple[Direction, float]]
 
@@ -44,6 +42,8 @@ def edit_shard(run: Run, shard: int, request: Request, on_progress: OnShardProgr
     engine, directions = engine_for(run), load_directions(run, request)
     parts = run.store.parts("pivots", run.name, shard)
     images = {number: _pivots(run, path, request) for number, path in sorted(parts.items())}
+    forget_lost(run.store, run.name, shard)
+    files: list[FileInfo] = []
     total, done, made = sum(map(len, images.values())), 0, 0
     faces = request.embedding is not None and face_embedding_name() is not None
 
@@ -53,7 +53,7 @@ def edit_shard(run: Run, shard: int, request: Request, on_progress: OnShardProgr
 
     say()
     for number, pivots in images.items():
-        rows, metadata = _there(run, shard, number, marker, request)
+        rows, metadata, file = _there(run, shard, number, marker, request)
         jobs = [(pivot, wanted) for pivot in pivots if (wanted := _missing(pivot, directions, request, rows, faces))]
         done += len(pivots) - len(jobs)
         new: list[dict[str, Any]] = []
@@ -63,16 +63,18 @@ def edit_shard(run: Run, shard: int, request: Request, on_progress: OnShardProgr
             say()
         if new:
             # Others may have edited meanwhile: read once more, or their rows would be lost.
-            rows, metadata = _there(run, shard, number, marker, request)
+            rows, metadata, _ = _there(run, shard, number, marker, request)
             before = {(row["image_id"], row["direction"], row["strength"]): row for row in rows}
             for row in new:
                 last = before.pop((row["image_id"], row["direction"], row["strength"]), None)
                 row["picture"] = row["picture"] or (last["picture"] if last else None)
             kept = list(before.values())
             content = sorted(kept + new, key=lambda row: (row["image_id"], row["direction"], row["strength"]))
-            run.store.write_part("edits", run.name, shard, number, tables.table("edits", content, metadata))
+            about_to_write(run.store, run.name, shard, run.store.part_path("edits", run.name, shard, number))
+            file = run.store.write_part("edits", run.name, shard, number, tables.table("edits", content, metadata))
             made += len(new)
-    mark_answered(run, shard, request, marker)
+        files += [file] if file else []
+    mark_answered(run, shard, request, marker, files)
     say()
     return {"shard": shard, "images": total, "edits": made}
 
@@ -87,16 +89,25 @@ def _pivots(run: Run, path: str, request: Request) -> list[dict[str, Any]]:
 
 def _there(
     run: Run, shard: int, number: int, marker: Mapping[str, Any], request: Request
-) -> tuple[list[dict[str, Any]], dict[str, str]]:
-    """The rows of a part of the table that still hold, and the metadata to write: of what results and directions."""
+) -> tuple[list[dict[str, Any]], dict[str, str], FileInfo | None]:
+    """The rows of a part of the table that still hold; metadata to write, of what results and directions; the file.
+
+    Where rows do not hold, no request that they answered counts as answered any more.
+    """
     embedding = face_embedding_name()
     names = {run.store.part_path(table, run.name, shard, number) for table in ("pivots", "deltas")}
     results = results_sha256([file for file in marker["files"] if file["path"] in names])
     path = run.store.part_path("edits", run.name, shard, number)
     rows: list[dict[str, Any]] = []
     known: dict[str, str] = {}
-    with suppress(MissingFile, DamagedPart):
-        table = run.store.read_table(path)[1]
+    file, whole = None, True
+    try:
+        file, table = run.store.read_table(path)
+    except MissingFile:
+        pass
+    except DamagedPart:
+        whole = False
+    else:
         found = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
         if found.get("results_sha256") == results and found.get("version", "1") == str(VERSION):
             known = dict(json.loads(found["directions"]))
@@ -104,9 +115,12 @@ def _there(
             rows = [row for row in table.to_pylist() if row["direction"] not in replaced]
             if embedding is not None and found.get("embedding", embedding) != embedding:
                 rows = [row | {"identity": None} for row in rows]  # of another embedding: not to be compared
+        whole = len(rows) == len(table)
+    if not whole:
+        forget_answers(run.store, run.name, shard, [path])
     directions = json.dumps(known | request.directions, sort_keys=True)
     metadata = {"lpips_net": run.config.net, "results_sha256": results, "directions": directions}
-    return rows, metadata | {"version": str(VERSION)} | ({"embedding": embedding} if embedding else {})
+    return rows, metadata | {"version": str(VERSION)} | ({"embedding": embedding} if embedding else {}), file
 
 
 def _missing(
