@@ -1,4 +1,4 @@
-"""What is damaged or gone of edits is found by `pti check`, and made again by the same `pti edit`."""
+"""What is damaged, gone or cannot be made of edits is said, and the same `pti edit` makes only what is missing."""
 
 import json
 import shutil
@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from flows.cli import app
 from pti_core.editing.answers import read_answers
 from pti_core.editing.checking import check_edits
-from pti_core.editing.plans import plan
+from pti_core.editing.plans import EditError, plan
 from pti_core.editing.report import publish
 from pti_core.editing.shards import edit_shard
 from pti_core.store import Store, StoreError
@@ -166,3 +166,18 @@ def test_a_damaged_file_that_a_person_meets_is_one_that_check_finds(root):
     assert check(root)[0] == 1
     do(root, *ASKED)
     assert publish(planned.run, planned.request).images == 3
+
+
+@pytest.mark.parametrize("drawn", [True, False])
+def test_a_strength_that_gives_no_image_is_named_and_costs_nothing_else(root, drawn):
+    asked = (None, ["pca:0", "pca:1"], [1.0, 1e30], None, drawn)
+    planned = plan(str(root), *asked)
+    said = r"direction 'pca-0' at strength 1e\+30: the edit of image '0.png' .*; choose a strength nearer 0"
+    for _ in range(2):  # the same again
+        with pytest.raises(EditError, match=said):
+            edit_shard(planned.run, 0, planned.request)
+        rows = table(root)
+        assert rows["strength"].tolist() == [1.0] * 5
+        assert np.isfinite(rows["lpips"]).all()
+    assert plan(str(root), *asked).pending == [0, 1]
+    assert do(root, None, ["pca:0", "pca:1"], [1.0], None, drawn)[1] == {0: 0, 1: 1}

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from torch import Tensor
@@ -15,8 +16,16 @@ from pti_core.device import exact_convolutions
 from pti_core.directions import Direction
 from pti_core.editing.answers import UNEDITED, about_to_write, forget_answers, forget_lost
 from pti_core.editing.identity import face_embedding, face_embedding_name
-from pti_core.editing.measures import edits
-from pti_core.editing.plans import VERSION, Request, load_directions, mark_answered, picture_path, results_sha256
+from pti_core.editing.measures import Edit, edits
+from pti_core.editing.plans import (
+    VERSION,
+    EditError,
+    Request,
+    load_directions,
+    mark_answered,
+    picture_path,
+    results_sha256,
+)
 from pti_core.engine import Engine
 from pti_core.files import FileInfo, MissingFile
 from pti_core.images import picture, to_uint8
@@ -30,11 +39,20 @@ from pti_core.tables import Row
 _Wanted = list[tuple[Direction, float]]
 
 
+@dataclass(frozen=True)
+class _Edited:
+    """What came of one image."""
+
+    rows: list[dict[str, Any]]
+    too_far: EditError | None  # why some rows are missing
+
+
 def edit_shard(run: Run, shard: int, request: Request, on_progress: OnShardProgress | None = None) -> dict[str, Any]:
     """Edit the images of a finished shard; write pictures, then the table's part. Counts of images and edits.
 
     Edits of other directions and strengths that are there stay. Raises StoreError where the shard is unfinished,
-    EditError where a direction was replaced, RunError where a delta is missing.
+    EditError where a direction was replaced, and, when all else is written, where a strength is too far from 0 to give
+    an image; RunError where a delta is missing.
     """
     marker = run.store.marker(run.name, shard)
     if marker is None:
@@ -44,6 +62,7 @@ def edit_shard(run: Run, shard: int, request: Request, on_progress: OnShardProgr
     images = {number: _pivots(run, path, request) for number, path in sorted(parts.items())}
     forget_lost(run.store, run.name, shard)
     files: list[FileInfo] = []
+    too_far: EditError | None = None
     total, done, made = sum(map(len, images.values())), 0, 0
     faces = request.embedding is not None and face_embedding_name() is not None
 
@@ -58,7 +77,8 @@ def edit_shard(run: Run, shard: int, request: Request, on_progress: OnShardProgr
         done += len(pivots) - len(jobs)
         new: list[dict[str, Any]] = []
         for found in _edited(run, engine, shard, number, jobs, request):
-            new += found
+            new += found.rows
+            too_far = too_far or found.too_far
             done += 1
             say()
         if new:
@@ -74,6 +94,8 @@ def edit_shard(run: Run, shard: int, request: Request, on_progress: OnShardProgr
             file = run.store.write_part("edits", run.name, shard, number, tables.table("edits", content, metadata))
             made += len(new)
         files += [file] if file else []
+    if too_far is not None:
+        raise too_far
     mark_answered(run, shard, request, marker, files)
     say()
     return {"shard": shard, "images": total, "edits": made}
@@ -139,7 +161,7 @@ def _missing(
 
 def _edited(
     run: Run, engine: Engine, shard: int, number: int, jobs: Sequence[tuple[Row, _Wanted]], request: Request
-) -> Any:
+) -> Iterator[_Edited]:
     """The new rows of each image, in order; its pictures are in the store by then."""
     if not jobs:
         return
@@ -147,7 +169,7 @@ def _edited(
     deltas = {str(owner): tables.records(rows) for owner, rows in frame.groupby("owner", sort=False)}
     embedding = face_embedding()
 
-    def edited(job: tuple[Row, _Wanted], check: Callable[[], None]) -> list[dict[str, Any]]:
+    def edited(job: tuple[Row, _Wanted], check: Callable[[], None]) -> _Edited:
         check()
         pivot, wanted = job
         image_id, owner = pivot["image_id"], run.config.owner(pivot["image_id"], pivot["group"])
@@ -157,7 +179,8 @@ def _edited(
                 "`pti check` finds what is damaged, and `pti run` again does it once more"
             )
         stored = stored_from_rows(run, engine, pivot, deltas[owner])
-        rows = []
+        rows: list[dict[str, Any]] = []
+        too_far: EditError | None = None
 
         def keep(direction: str, strength: float, image: Tensor) -> str:
             path = picture_path(run, direction, image_id, strength)
@@ -171,12 +194,23 @@ def _edited(
                 engine.generator, stored.generator, stored.ws, stored.noise, wanted, engine.lpips, embedding
             ):
                 check()
+                # Without a picture to be written, nobody would see it, and medians would be of the others.
+                if not all(map(math.isfinite, (edit.lpips, edit.lpips_base, image.sum().item()))):
+                    too_far = too_far or _too_far(edit, image_id)
+                    continue
                 path = keep(edit.direction, edit.strength, image) if request.pictures else None
                 rows.append({"image_id": image_id, **asdict(edit), "picture": path})
-        return rows
+        return _Edited(rows, too_far)
 
     with one_at_a_time(engine.device):
         yield from engine.in_parallel(edited, jobs)
+
+
+def _too_far(edit: Edit, image_id: str) -> EditError:
+    return EditError(
+        f"direction {edit.direction!r} at strength {edit.strength:g}: the edit of image {image_id!r} has values "
+        "that are no numbers; choose a strength nearer 0"
+    )
 
 
 def as_png(image: Tensor) -> bytes:
