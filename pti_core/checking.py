@@ -11,6 +11,8 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Final
 
+import pyarrow as pa
+
 from pti_core import tables
 from pti_core.editing.checking import check_edits
 from pti_core.files import MissingFile, OutputRefused, StoreError
@@ -70,12 +72,17 @@ def check_manifest(store: Store, run: str) -> tuple[int | None, str | None]:
         columns = [name for name in tables.schema("manifest").names if name != "shard"]
         for _ in manifest.windows(_WINDOW, columns):
             pass
-        return manifest.shards, None
+    except pa.ArrowInvalid:  # shards between two files of the manifest
+        return None, f"a file of the manifest of run {run} is missing: {way_out}"
     except OutputRefused:
         raise
     except StoreError as error:
         # What it was (a file of one of several, or the network) is in the error; its way out is that of a part.
         return None, f"the manifest cannot be read ({str(error).partition('; ')[0]}): {way_out}"
+    if (last := max(store.markers(run), default=0)) >= manifest.shards:
+        after = f"shard {last} is done, and what is there of the manifest ends with shard {manifest.shards - 1}"
+        return None, f"a file of the manifest, 'manifest-*.parquet', is missing ({after}): {way_out}"
+    return manifest.shards, None
 
 
 def _unreadable_markers(store: Store, run: str, known: Collection[int]) -> list[tuple[int, str]]:

@@ -4,10 +4,11 @@ import shutil
 from pathlib import Path
 
 import pytest
-from test_store import RUN, do_shard, start
+from test_store import RUN, do_shard, manifest, start
 from typer.testing import CliRunner
 
 from flows.cli import app
+from pti_core import tables
 from pti_core.store import Store
 
 
@@ -62,9 +63,9 @@ def test_a_run_without_its_manifest_keeps_nobody_from_checking_the_others(store:
     start(store, "third")
     Path(f"{store.root}/runs/third/config.json").write_text("garbage")
     do_shard(store, "third", 0)
-    manifest = Path(f"{store.root}/runs/{RUN}/manifest.parquet")
-    whole = manifest.read_bytes()
-    manifest.unlink()
+    path = Path(f"{store.root}/runs/{RUN}/manifest.parquet")
+    whole = path.read_bytes()
+    path.unlink()
     status, lines = check(store)
     assert status == 1
     assert lines[0] == (
@@ -76,7 +77,7 @@ def test_a_run_without_its_manifest_keeps_nobody_from_checking_the_others(store:
     assert lines[4:] == ["error: 2 runs could not be checked in full, for what is said above"]
     assert check(store, "--run", "second")[0] == 0
     for damaged in (b"garbage", whole[: len(whole) // 2], whole[:4] + b"\xff" * 40 + whole[44:]):
-        manifest.write_bytes(damaged)
+        path.write_bytes(damaged)
         status, lines = check(store, "--run", RUN)
         assert status == 1
         assert lines[0].startswith(f"run {RUN}: the manifest cannot be read (output '{store.root}'")
@@ -84,6 +85,18 @@ def test_a_run_without_its_manifest_keeps_nobody_from_checking_the_others(store:
         assert "next `pti run`" not in lines[0]
         assert "pti check" not in lines[0]
         assert lines[1] == f"run {RUN}: 3 shards read"
+
+
+def test_a_manifest_whose_later_file_is_gone(store: Store) -> None:
+    listing = tables.assign_shards(manifest().drop_columns(["shard"]), 2, 3)
+    store.write_manifest(RUN, listing)
+    do_shard(store, RUN, 5)
+    assert check(store) == (0, [f"run {RUN}: 4 shards read; 2 are unfinished and not read"])
+    Path(f"{store.root}/runs/{RUN}/manifest-00003.parquet").unlink()
+    status, lines = check(store)
+    assert status == 1
+    assert "shard 5 is done, and what is there of the manifest ends with shard 2" in lines[0]
+    assert lines[1] == f"run {RUN}: 4 shards read"
 
 
 def test_help_says_that_all_runs_are_checked() -> None:
