@@ -107,26 +107,59 @@ def _time_left(seconds: float | None) -> str:
     return f"{seconds / 3600:.1f} h" if seconds > 5400 else f"{seconds / 60:.1f} min"
 
 
-def check(root: Root, name: RunName = None, credentials: Credentials = None) -> None:
-    """Read every file of the runs under ROOT and compare it with its checksum; the next run does again what is lost."""
+def check(
+    root: Root,
+    name: Annotated[str | None, typer.Option("--run", help="Name of a run; all of them if left out.")] = None,
+    credentials: Credentials = None,
+) -> None:
+    """Read every file of the runs under ROOT again; what is damaged or gone is then made again by what made it.
+
+    Files of runs and edits are compared with their checksums, pictures of edits are looked for.
+    """
     from rich.progress import track
 
-    from pti_core.checking import check_run
+    from pti_core.checking import RUN, check_all, check_manifest
+    from pti_core.files import OutputRefused, StoreError
     from pti_core.known_runs import run_names
     from pti_core.store import Store
 
     use_credentials(credentials)
-    store, damaged = Store(root), 0
+    store, damaged, stuck = Store(root), set[tuple[str, int, str]](), 0
     for run in run_names(store, name):
-        shards = len(store.markers(run))
-        for found in track(check_run(store, run), f"run {run}", shards, console=console, transient=True):
-            for problem in found.problems:
-                console.print(f"run {run}, shard {found.shard}: {problem}", highlight=False, markup=False)
-            damaged += bool(found.problems)
-        console.print(f"run {run}: {shards} shards read", highlight=False)
+        try:
+            total, problem = check_manifest(store, run)
+            if problem:
+                _line(f"run {run}: {problem}")
+            shards, seen = len(store.markers(run)), set[int]()
+            for found in track(check_all(store, run), f"run {run}", shards, console=console, transient=True):
+                for text in found.problems:
+                    _line(f"run {run}, shard {found.shard}: {text}; `{found.again}` again makes it once more")
+                damaged |= {(run, found.shard, found.again)} if found.problems else set()
+                seen |= {found.shard} if found.again == RUN else set()
+        except OutputRefused:
+            raise  # it is so for all runs
+        except StoreError as error:
+            _line(f"run {run}: {error}")
+            stuck += 1
+            continue
+        stuck += problem is not None
+        left = max(0, (total or 0) - len(seen))
+        unfinished = f"; {left} {'is' if left == 1 else 'are'} unfinished and not read" if left else ""
+        _line(f"run {run}: {shards} {'shard' if shards == 1 else 'shards'} read{unfinished}")
+    said = []
     if damaged:
-        shards_are = "1 shard is" if damaged == 1 else f"{damaged} shards are"
-        raise RuntimeError(f"{shards_are} not as written; the same `pti run` again does what is damaged once more")
+        count, commands = (
+            len({item[:2] for item in damaged}),
+            sorted({f"`{item[2]}`" for item in damaged}, reverse=True),
+        )
+        shards_are, do = "1 shard is" if count == 1 else f"{count} shards are", "does" if len(commands) == 1 else "do"
+        said.append(
+            f"{shards_are} not as written; the same {' and '.join(commands)} again {do} what is damaged once more"
+        )
+    if stuck:
+        said.append(f"{stuck} {'run' if stuck == 1 else 'runs'} could not be checked in full, for what is said above")
+    if said:
+        raise RuntimeError("; ".join(said))
 
 
 def show(root: Root, name: RunName = None, credentials: Credentials = None) -> None:

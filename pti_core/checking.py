@@ -1,15 +1,28 @@
 """Reading everything again: is each file of a run still as it was written?
 
 `Store.done` compares sizes, at every start of a run. This finds what keeps its size (a flipped bit, a file of another
-run) and has its shard done again.
+run) and has it done again. Edits are checked by `editing.checking`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
+from typing import Final
 
-from pti_core.store import Store
+import pyarrow as pa
+
+from pti_core import tables
+from pti_core.editing.checking import check_edits
+from pti_core.files import MissingFile, OutputRefused, StoreError
+from pti_core.layout import checked
+from pti_core.markers import parse_marker, part_shard
+from pti_core.store import DamagedPart, Store
+
+RUN: Final = "pti run"
+_WINDOW: Final = 100_000  # rows of the manifest that are read at once
+_STUDIES: Final = ("alpha_nearness", "alpha_drift")
 
 
 @dataclass(frozen=True)
@@ -18,6 +31,15 @@ class Checked:
 
     shard: int
     problems: list[str]
+    again: str = RUN  # the command that makes once more what is damaged
+
+
+def check_all(store: Store, run: str) -> Iterator[Checked]:
+    """The shards of a run, then its edits, then its alpha studies. Raises StoreError where they cannot be read."""
+    yield from check_run(store, run)
+    for shard, problems in check_edits(store, run):
+        yield Checked(shard, problems, "pti edit")
+    yield from _check_studies(store, run)
 
 
 def check_run(store: Store, run: str) -> Iterator[Checked]:
@@ -25,7 +47,10 @@ def check_run(store: Store, run: str) -> Iterator[Checked]:
 
     The next run does again what is damaged or gone, and only that. Raises StoreError where the store cannot be read.
     """
-    for shard, marker in sorted(store.markers(run).items()):
+    markers = store.markers(run)
+    for shard, path in _unreadable_markers(store, run, markers):
+        yield Checked(shard, [f"marker {path!r} cannot be read, so this shard counts as not done"])
+    for shard, marker in sorted(markers.items()):
         problems = store.verify(marker)
         if problems and (now := store.marker(run, shard)) != marker:
             # Somebody does it again, or has: what was read may be of both.
@@ -34,3 +59,57 @@ def check_run(store: Store, run: str) -> Iterator[Checked]:
         if problems:
             store.mark_damaged(run, shard, marker)
         yield Checked(shard, problems)
+
+
+def check_manifest(store: Store, run: str) -> tuple[int | None, str | None]:
+    """How many shards a run has; or, in one sentence, why nobody can tell. Reads all of the manifest."""
+    path = f"runs/{checked(run)}/manifest.parquet"
+    way_out = "without it the run cannot go on; bring it back, or `pti run ... --overwrite` does all again"
+    if not store.exists(path):
+        return None, f"manifest {path!r} is missing: {way_out}"
+    try:
+        manifest = store.manifest(run)
+        columns = [name for name in tables.schema("manifest").names if name != "shard"]
+        for _ in manifest.windows(_WINDOW, columns):
+            pass
+    except pa.ArrowInvalid:  # shards between two files of the manifest
+        return None, f"a file of the manifest of run {run} is missing: {way_out}"
+    except OutputRefused:
+        raise
+    except StoreError as error:
+        # What it was (a file of one of several, or the network) is in the error; its way out is that of a part.
+        return None, f"the manifest cannot be read ({str(error).partition('; ')[0]}): {way_out}"
+    if (last := max(store.markers(run), default=0)) >= manifest.shards:
+        after = f"shard {last} is done, and what is there of the manifest ends with shard {manifest.shards - 1}"
+        return None, f"a file of the manifest, 'manifest-*.parquet', is missing ({after}): {way_out}"
+    return manifest.shards, None
+
+
+def _unreadable_markers(store: Store, run: str, known: Collection[int]) -> list[tuple[int, str]]:
+    """Markers that are none, or those of another shard. (`{}` is one that is being made once more.)"""
+    paths = {}
+    for path in store.files.find(f"runs/{checked(run)}/done"):
+        match = re.fullmatch(r".*/(\d{5,})\.json", path)
+        if match and int(match[1]) not in known:
+            paths[path] = int(match[1])
+    found = []
+    for path, data in store.files.get_all(list(paths)).items():
+        marker = parse_marker(data)
+        readable = marker is not None and (marker["run"], marker["shard"]) == (run, paths[path])
+        if data is not None and data.strip() != b"{}" and not readable:
+            found.append((paths[path], path))
+    return found
+
+
+def _check_studies(store: Store, run: str) -> Iterator[Checked]:
+    """Parts of alpha studies have no checksums; one that is no whole Parquet file is found."""
+    for table in _STUDIES:
+        for path in store.files.find(f"{table}/run={checked(run)}"):
+            problems: list[str] = []
+            try:
+                store.read_table(path)
+            except MissingFile:
+                continue
+            except DamagedPart as error:
+                problems.append(str(error))
+            yield Checked(part_shard(path) or 0, problems, "pti alpha-study")

@@ -243,7 +243,7 @@ class Files:
             found = _DAMAGED_FILE.match(text)
             which = f"file {found[1].removeprefix(self._base).lstrip('/')!r}" if found else "a Parquet file"
             reason = text[found.end() :] if found else text
-            return f"{which} is damaged ({reason}); `pti check` finds all that is, and the next `pti run` does it again"
+            return f"{which} is damaged ({reason}); `pti check` finds it, and the command that made it does it again"
         return f"{kind}: {text}; check the address and credentials"
 
     def _file_in_the_way(self) -> str:

@@ -43,6 +43,12 @@ def part_number(path: str) -> int | None:
     return int(match["part"]) if match else None
 
 
+def part_shard(path: str) -> int | None:
+    """Which shard a file belongs to."""
+    match = _PART.fullmatch(path)
+    return int(match["shard"]) if match else None
+
+
 def temporary_rejects(marker: Mapping[str, Any]) -> int:
     """Images of a shard that failed for a passing reason."""
     return int(marker["counts"].get("temporary", 0))

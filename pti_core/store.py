@@ -251,7 +251,7 @@ class Store:
                 problems.append(str(error))
                 continue
             if (len(data), hashlib.sha256(data).hexdigest()) != (file["bytes"], file["sha256"]):
-                problems.append(f"file {file['path']!r}: {len(data)} bytes, not as written; do its shard again")
+                problems.append(f"file {file['path']!r}: {len(data)} bytes, not as written")
         return problems
 
     # --- reading -----------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -14,6 +15,7 @@ from conftest import QUICK_SETTINGS
 from pti_core.alpha import plans, shards, stored
 from pti_core.alpha.stored import Request
 from pti_core.alpha.study import AlphaError, check_alphas
+from pti_core.checking import check_all
 from pti_core.freezing import freeze
 from pti_core.known_runs import RunError
 from pti_core.presets import configure
@@ -111,6 +113,19 @@ def test_rows_of_a_request_are_those_of_a_study_that_asked_for_no_more(studied, 
     for ours, theirs in zip(kept, rows(), strict=True):
         pd.testing.assert_frame_equal(ours, theirs)
     assert len(kept[1]) == 2 * (1 + 1 + 1)  # two tunings: target, alpha 30, w_z
+
+
+def test_a_study_that_is_damaged_is_done_again(copy):
+    before = copy.store.read("alpha_drift", run=copy.name)
+    for table in stored.TABLES:
+        path = Path(copy.store.root, copy.store.part_path(table, copy.name, 1, 0))
+        for data in (b"garbage", path.read_bytes()[:-9]):
+            path.write_bytes(data)
+            assert [c.shard for c in check_all(copy.store, copy.name) if c.problems] == [1]
+            assert plans.plan(str(copy.store.root), copy.name, 12, [], REQUEST.alphas, 2).pending == [1]
+            assert shards.study_shard(copy, 1, ["3.png"], REQUEST).done == 1
+            assert [c.shard for c in check_all(copy.store, copy.name) if c.problems] == []
+    pd.testing.assert_frame_equal(copy.store.read("alpha_drift", run=copy.name), before)
 
 
 def test_another_pivot_is_studied_again_and_the_same_one_is_not(copy):

@@ -451,5 +451,5 @@ def test_a_damaged_part_is_named_in_one_line(tmp_path: Path) -> None:
             Store(str(tmp_path)).read("rejects", run="abcdef")
         message = str(caught.value)
         assert message.startswith(f"output '{tmp_path}' cannot be read: {which} is damaged (")
-        assert message.endswith("; `pti check` finds all that is, and the next `pti run` does it again")
+        assert message.endswith("; `pti check` finds it, and the command that made it does it again")
         assert "\n" not in message

@@ -2,7 +2,7 @@
 
 runs/<run>/edits/<direction>/direction.npz              the direction as it is applied
 runs/<run>/edits/<direction>/<image_id>/+2.png          pictures; the unedited ones under `unedited/`
-runs/<run>/edits/done/00000.json                        which requests a shard has answered
+runs/<run>/edits/done/00000.json                        which requests a shard has answered (`answers`)
 edits/run=<run>/shard=00000/part-0.parquet              the table
 """
 
@@ -15,7 +15,6 @@ import math
 import re
 import zipfile
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
@@ -26,9 +25,10 @@ from pti_core.addresses import redact
 from pti_core.directions import Direction, DirectionError
 from pti_core.directions.learned import Learned, learn, read_scores
 from pti_core.directions.specs import VISIBLE, parse, resolve
+from pti_core.editing.answers import Answers, add_answer, read_all_answers
 from pti_core.editing.identity import face_embedding_name
 from pti_core.engine import Engine
-from pti_core.files import MissingFile
+from pti_core.files import FileInfo
 from pti_core.names import as_listed
 from pti_core.runs import Run, engine_for, find_run
 from pti_core.status import no_pivot, nothing_done
@@ -122,8 +122,10 @@ def plan(
         embedding=face_embedding_name(),
     )
     counts = {shard: count for shard, count in counts.items() if count and shard in markers}
-    answered = _answered(run, counts)
-    pending = [s for s in counts if _answer(request, markers[s]) not in answered[s]]
+    answered, sizes = _answered(run, counts), run.store.files.find(f"edits/run={run.name}")
+    pending = [
+        s for s in counts if not answered[s].holds(sizes) or _answer(request, markers[s]) not in answered[s].answers
+    ]
     return Plan(run, request, counts, pending, remarks + notes)
 
 
@@ -138,13 +140,9 @@ def load_directions(run: Run, request: Request) -> list[Direction]:
     return found
 
 
-def mark_answered(run: Run, shard: int, request: Request, marker: Mapping[str, Any]) -> None:
-    """All edits of a shard are in the store."""
-    before: list[str] = []
-    with suppress(MissingFile):
-        before = json.loads(run.store.files.get(_done_path(run, shard), "no answers"))
-    content = json.dumps([*before, _answer(request, marker)][-100:], indent=1)
-    run.store.files.put(_done_path(run, shard), content.encode())
+def mark_answered(run: Run, shard: int, request: Request, marker: Mapping[str, Any], files: Sequence[FileInfo]) -> None:
+    """All edits of a shard are in the store, in these parts of the table."""
+    add_answer(run.store, run.name, shard, _answer(request, marker), files)
 
 
 def picture_path(run: Run, direction: str, image_id: str, strength: float) -> str:
@@ -219,12 +217,9 @@ def _same(a: Direction, b: Direction) -> bool:
     )
 
 
-def _answered(run: Run, shards: Mapping[int, Any]) -> dict[int, list[str]]:
+def _answered(run: Run, shards: Mapping[int, Any]) -> dict[int, Answers]:
     """What each shard has answered. StoreError where that may not be read: it would be done, and written, again."""
-    paths = {shard: _done_path(run, shard) for shard in shards}
-    there = run.store.files.find(f"runs/{run.name}/edits/done")
-    found = run.store.files.get_all([path for path in paths.values() if path in there])
-    return {shard: list(json.loads(found.get(path) or b"[]")) for shard, path in paths.items()}
+    return read_all_answers(run.store, run.name, shards)
 
 
 def _answer(request: Request, marker: Mapping[str, Any]) -> str:
@@ -240,7 +235,3 @@ def results_sha256(files: Sequence[Mapping[str, Any]]) -> str:
 
 def _direction_path(run: Run, name: str) -> str:
     return f"runs/{run.name}/edits/{name}/direction.npz"
-
-
-def _done_path(run: Run, shard: int) -> str:
-    return f"runs/{run.name}/edits/done/{shard:05d}.json"

@@ -9,8 +9,8 @@ from typing import Any, Final
 import pandas as pd
 from PIL import Image
 
+from pti_core.editing.answers import UNEDITED
 from pti_core.editing.plans import Request, picture_path, strength_text
-from pti_core.editing.shards import UNEDITED
 from pti_core.runs import Run
 from pti_core.sheet import Cell, sheet
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import asdict
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from torch import Tensor
@@ -14,11 +14,20 @@ from torch import Tensor
 from pti_core import tables
 from pti_core.device import exact_convolutions
 from pti_core.directions import Direction
+from pti_core.editing.answers import UNEDITED, about_to_write, forget_answers, forget_lost
 from pti_core.editing.identity import face_embedding, face_embedding_name
-from pti_core.editing.measures import edits
-from pti_core.editing.plans import VERSION, Request, load_directions, mark_answered, picture_path, results_sha256
+from pti_core.editing.measures import Edit, edits
+from pti_core.editing.plans import (
+    VERSION,
+    EditError,
+    Request,
+    load_directions,
+    mark_answered,
+    picture_path,
+    results_sha256,
+)
 from pti_core.engine import Engine
-from pti_core.files import MissingFile
+from pti_core.files import FileInfo, MissingFile
 from pti_core.images import picture, to_uint8
 from pti_core.known_runs import RunError
 from pti_core.metrics import round_uint8
@@ -28,16 +37,23 @@ from pti_core.shards import OnShardProgress, ShardProgress
 from pti_core.store import DamagedPart, StoreError
 from pti_core.tables import Row
 
-UNEDITED = "unedited"  # folder of the pictures to compare with
-
 _Wanted = list[tuple[Direction, float]]
+
+
+@dataclass(frozen=True)
+class _Edited:
+    """What came of one image."""
+
+    rows: list[dict[str, Any]]
+    too_far: EditError | None  # why some rows are missing
 
 
 def edit_shard(run: Run, shard: int, request: Request, on_progress: OnShardProgress | None = None) -> dict[str, Any]:
     """Edit the images of a finished shard; write pictures, then the table's part. Counts of images and edits.
 
     Edits of other directions and strengths that are there stay. Raises StoreError where the shard is unfinished,
-    EditError where a direction was replaced, RunError where a delta is missing.
+    EditError where a direction was replaced, and, when all else is written, where a strength is too far from 0 to give
+    an image; RunError where a delta is missing.
     """
     marker = run.store.marker(run.name, shard)
     if marker is None:
@@ -45,6 +61,9 @@ def edit_shard(run: Run, shard: int, request: Request, on_progress: OnShardProgr
     engine, directions = engine_for(run), load_directions(run, request)
     parts = run.store.parts("pivots", run.name, shard)
     images = {number: _pivots(run, path, request) for number, path in sorted(parts.items())}
+    forget_lost(run.store, run.name, shard)
+    files: list[FileInfo] = []
+    too_far: EditError | None = None
     total, done, made = sum(map(len, images.values())), 0, 0
     faces = request.embedding is not None and face_embedding_name() is not None
 
@@ -54,26 +73,31 @@ def edit_shard(run: Run, shard: int, request: Request, on_progress: OnShardProgr
 
     say()
     for number, pivots in images.items():
-        rows, metadata = _there(run, shard, number, marker, request)
+        rows, metadata, file = _there(run, shard, number, marker, request)
         jobs = [(pivot, wanted) for pivot in pivots if (wanted := _missing(pivot, directions, request, rows, faces))]
         done += len(pivots) - len(jobs)
         new: list[dict[str, Any]] = []
         for found in _edited(run, engine, shard, number, jobs, request):
-            new += found
+            new += found.rows
+            too_far = too_far or found.too_far
             done += 1
             say()
         if new:
             # Others may have edited meanwhile: read once more, or their rows would be lost.
-            rows, metadata = _there(run, shard, number, marker, request)
+            rows, metadata, _ = _there(run, shard, number, marker, request)
             before = {(row["image_id"], row["direction"], row["strength"]): row for row in rows}
             for row in new:
                 last = before.pop((row["image_id"], row["direction"], row["strength"]), None)
                 row["picture"] = row["picture"] or (last["picture"] if last else None)
             kept = list(before.values())
             content = sorted(kept + new, key=lambda row: (row["image_id"], row["direction"], row["strength"]))
-            run.store.write_part("edits", run.name, shard, number, tables.table("edits", content, metadata))
+            about_to_write(run.store, run.name, shard, run.store.part_path("edits", run.name, shard, number))
+            file = run.store.write_part("edits", run.name, shard, number, tables.table("edits", content, metadata))
             made += len(new)
-    mark_answered(run, shard, request, marker)
+        files += [file] if file else []
+    if too_far is not None:
+        raise too_far
+    mark_answered(run, shard, request, marker, files)
     say()
     return {"shard": shard, "images": total, "edits": made}
 
@@ -88,16 +112,25 @@ def _pivots(run: Run, path: str, request: Request) -> list[dict[str, Any]]:
 
 def _there(
     run: Run, shard: int, number: int, marker: Mapping[str, Any], request: Request
-) -> tuple[list[dict[str, Any]], dict[str, str]]:
-    """The rows of a part of the table that still hold, and the metadata to write: of what results and directions."""
+) -> tuple[list[dict[str, Any]], dict[str, str], FileInfo | None]:
+    """The rows of a part of the table that still hold; metadata to write, of what results and directions; the file.
+
+    Where rows do not hold, no request that they answered counts as answered any more.
+    """
     embedding = face_embedding_name()
     names = {run.store.part_path(table, run.name, shard, number) for table in ("pivots", "deltas")}
     results = results_sha256([file for file in marker["files"] if file["path"] in names])
     path = run.store.part_path("edits", run.name, shard, number)
     rows: list[dict[str, Any]] = []
     known: dict[str, str] = {}
-    with suppress(MissingFile, DamagedPart):
-        table = run.store.read_table(path)[1]
+    file, whole = None, True
+    try:
+        file, table = run.store.read_table(path)
+    except MissingFile:
+        pass
+    except DamagedPart:
+        whole = False
+    else:
         found = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
         if found.get("results_sha256") == results and found.get("version", "1") == str(VERSION):
             known = dict(json.loads(found["directions"]))
@@ -105,9 +138,12 @@ def _there(
             rows = [row for row in table.to_pylist() if row["direction"] not in replaced]
             if embedding is not None and found.get("embedding", embedding) != embedding:
                 rows = [row | {"identity": None} for row in rows]  # of another embedding: not to be compared
+        whole = len(rows) == len(table)
+    if not whole:
+        forget_answers(run.store, run.name, shard, [path])
     directions = json.dumps(known | request.directions, sort_keys=True)
     metadata = {"lpips_net": run.config.net, "results_sha256": results, "directions": directions}
-    return rows, metadata | {"version": str(VERSION)} | ({"embedding": embedding} if embedding else {})
+    return rows, metadata | {"version": str(VERSION)} | ({"embedding": embedding} if embedding else {}), file
 
 
 def _missing(
@@ -126,7 +162,7 @@ def _missing(
 
 def _edited(
     run: Run, engine: Engine, shard: int, number: int, jobs: Sequence[tuple[Row, _Wanted]], request: Request
-) -> Any:
+) -> Iterator[_Edited]:
     """The new rows of each image, in order; its pictures are in the store by then."""
     if not jobs:
         return
@@ -134,7 +170,7 @@ def _edited(
     deltas = {str(owner): tables.records(rows) for owner, rows in frame.groupby("owner", sort=False)}
     embedding = face_embedding()
 
-    def edited(job: tuple[Row, _Wanted], check: Callable[[], None]) -> list[dict[str, Any]]:
+    def edited(job: tuple[Row, _Wanted], check: Callable[[], None]) -> _Edited:
         check()
         pivot, wanted = job
         image_id, owner = pivot["image_id"], run.config.owner(pivot["image_id"], pivot["group"])
@@ -144,7 +180,8 @@ def _edited(
                 "`pti check` finds what is damaged, and `pti run` again does it once more"
             )
         stored = stored_from_rows(run, engine, pivot, deltas[owner])
-        rows = []
+        rows: list[dict[str, Any]] = []
+        too_far: EditError | None = None
 
         def keep(direction: str, strength: float, image: Tensor) -> str:
             path = picture_path(run, direction, image_id, strength)
@@ -158,12 +195,23 @@ def _edited(
                 engine.generator, stored.generator, stored.ws, stored.noise, wanted, engine.lpips, embedding
             ):
                 check()
+                # Without a picture to be written, nobody would see it, and medians would be of the others.
+                if not all(map(math.isfinite, (edit.lpips, edit.lpips_base, image.sum().item()))):
+                    too_far = too_far or _too_far(edit, image_id)
+                    continue
                 path = keep(edit.direction, edit.strength, image) if request.pictures else None
                 rows.append({"image_id": image_id, **asdict(edit), "picture": path})
-        return rows
+        return _Edited(rows, too_far)
 
     with one_at_a_time(engine.device):
         yield from engine.in_parallel(edited, jobs)
+
+
+def _too_far(edit: Edit, image_id: str) -> EditError:
+    return EditError(
+        f"direction {edit.direction!r} at strength {edit.strength:g}: the edit of image {image_id!r} has values "
+        "that are no numbers; choose a strength nearer 0"
+    )
 
 
 def as_png(image: Tensor) -> bytes:

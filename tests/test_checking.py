@@ -1,0 +1,129 @@
+"""`pti check` of runs that lack a manifest, have damaged markers or studies, or are unfinished."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+from test_store import RUN, do_shard, manifest, start
+from typer.testing import CliRunner
+
+from flows.cli import app
+from pti_core import tables
+from pti_core.store import Store
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    """A run with three shards, all done."""
+    store = start(Store(str(tmp_path / "out")))
+    for shard in range(3):
+        do_shard(store, RUN, shard)
+    return store
+
+
+def check(store: Store, *more: str) -> tuple[int, list[str]]:
+    """Exit status and lines of `pti check`; the last one is what is said on stderr."""
+    result = CliRunner().invoke(app, ["check", store.root, *more])
+    return result.exit_code, [line for line in result.output.splitlines() if line.strip()]
+
+
+def test_what_is_not_read_is_counted(store: Store) -> None:
+    assert check(store) == (0, [f"run {RUN}: 3 shards read"])
+    for shard, said in ((2, "2 shards read; 1 is unfinished"), (1, "1 shard read; 2 are unfinished")):
+        Path(f"{store.root}/runs/{RUN}/done/0000{shard}.json").unlink()
+        assert check(store) == (0, [f"run {RUN}: {said} and not read"])
+    flipped = Path(f"{store.root}/pivots/run={RUN}/shard=00000/part-0.parquet")
+    flipped.write_bytes(flipped.read_bytes()[:-1])
+    assert check(store)[0] == 1
+    assert check(store) == (0, [f"run {RUN}: 0 shards read; 3 are unfinished and not read"])  # it is known by now
+
+
+@pytest.mark.parametrize("content", ["garbage", "[]", '{"run": 1}', "of another shard"])
+def test_a_marker_that_is_none_is_named(store: Store, content: str) -> None:
+    marker = Path(f"{store.root}/runs/{RUN}/done/00000.json")
+    other = marker.with_name("00001.json").read_text()
+    marker.write_text(other if content == "of another shard" else content)
+    status, (problem, read, error) = check(store)
+    assert status == 1
+    assert problem == (
+        f"run {RUN}, shard 0: marker 'runs/{RUN}/done/00000.json' cannot be read, so this shard counts as not done; "
+        "`pti run` again makes it once more"
+    )
+    assert read == f"run {RUN}: 2 shards read"
+    assert error == "error: 1 shard is not as written; the same `pti run` again does what is damaged once more"
+    assert 0 not in store.done(RUN)  # so a run does it
+    store.unmark(RUN, 0)  # it is at work
+    if content != "of another shard":
+        assert check(store) == (0, [f"run {RUN}: 2 shards read; 1 is unfinished and not read"])
+
+
+def test_a_run_without_its_manifest_keeps_nobody_from_checking_the_others(store: Store) -> None:
+    start(store, "second")
+    do_shard(store, "second", 0)
+    start(store, "third")
+    Path(f"{store.root}/runs/third/config.json").write_text("garbage")
+    do_shard(store, "third", 0)
+    path = Path(f"{store.root}/runs/{RUN}/manifest.parquet")
+    whole = path.read_bytes()
+    path.unlink()
+    status, lines = check(store)
+    assert status == 1
+    assert lines[0] == (
+        f"run {RUN}: manifest 'runs/{RUN}/manifest.parquet' is missing: without it the run cannot go on; "
+        "bring it back, or `pti run ... --overwrite` does all again"
+    )
+    assert lines[1:3] == [f"run {RUN}: 3 shards read", "run second: 1 shard read; 2 are unfinished and not read"]
+    assert lines[3].startswith(f"run third: output '{store.root}' cannot be read: JSONDecodeError")
+    assert lines[4:] == ["error: 2 runs could not be checked in full, for what is said above"]
+    assert check(store, "--run", "second")[0] == 0
+    for damaged in (b"garbage", whole[: len(whole) // 2], whole[:4] + b"\xff" * 40 + whole[44:]):
+        path.write_bytes(damaged)
+        status, lines = check(store, "--run", RUN)
+        assert status == 1
+        assert lines[0].startswith(f"run {RUN}: the manifest cannot be read (output '{store.root}'")
+        assert lines[0].endswith("bring it back, or `pti run ... --overwrite` does all again")
+        assert "next `pti run`" not in lines[0]
+        assert "pti check" not in lines[0]
+        assert lines[1] == f"run {RUN}: 3 shards read"
+
+
+def test_a_manifest_whose_later_file_is_gone(store: Store) -> None:
+    listing = tables.assign_shards(manifest().drop_columns(["shard"]), 2, 3)
+    store.write_manifest(RUN, listing)
+    do_shard(store, RUN, 5)
+    assert check(store) == (0, [f"run {RUN}: 4 shards read; 2 are unfinished and not read"])
+    Path(f"{store.root}/runs/{RUN}/manifest-00003.parquet").unlink()
+    status, lines = check(store)
+    assert status == 1
+    assert "shard 5 is done, and what is there of the manifest ends with shard 2" in lines[0]
+    assert lines[1] == f"run {RUN}: 4 shards read"
+
+
+def test_help_says_that_all_runs_are_checked() -> None:
+    said = " ".join(CliRunner().invoke(app, ["check", "--help"], env={"COLUMNS": "200"}).output.split())
+    assert "Name of a run; all of them if left out." in said
+
+
+def test_nothing_of_torch_is_needed(store: Store) -> None:
+    import subprocess
+    import sys
+
+    code = "import sys; from flows.cli import app; app(['check', sys.argv[1]], standalone_mode=False)"
+    code += "; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code, store.root], check=False).returncode == 0
+
+
+def test_a_damaged_study_is_found(store: Store) -> None:
+    for table in ("alpha_nearness", "alpha_drift"):
+        whole = Path(f"{store.root}/pivots/run={RUN}/shard=00001/part-0.parquet")
+        part = Path(f"{store.root}/{table}/run={RUN}/shard=00001/part-0.parquet")
+        part.parent.mkdir(parents=True)
+        shutil.copy(whole, part)
+        assert check(store)[0] == 0
+        part.write_bytes(whole.read_bytes()[:-20])
+        status, lines = check(store)
+        assert status == 1
+        assert lines[0].startswith(f"run {RUN}, shard 1: part '{table}/run={RUN}/shard=00001/part-0.parquet' in")
+        assert lines[0].endswith("`pti alpha-study` again makes it once more")
+        assert lines[2].startswith("error: 1 shard is not as written; the same `pti alpha-study` again does")
+        part.unlink()
