@@ -25,7 +25,7 @@ from pti_core.addresses import redact
 from pti_core.directions import Direction, DirectionError
 from pti_core.directions.learned import Learned, learn, read_scores
 from pti_core.directions.specs import VISIBLE, parse, resolve
-from pti_core.editing.answers import Answers, add_answer, read_all_answers
+from pti_core.editing.answers import add_answer, read_all_answers
 from pti_core.editing.identity import face_embedding_name
 from pti_core.engine import Engine
 from pti_core.files import FileInfo
@@ -122,7 +122,8 @@ def plan(
         embedding=face_embedding_name(),
     )
     counts = {shard: count for shard, count in counts.items() if count and shard in markers}
-    answered, sizes = _answered(run, counts), run.store.files.find(f"edits/run={run.name}")
+    answered = read_all_answers(run.store, run.name, counts)
+    sizes = run.store.files.find(f"edits/run={run.name}")
     pending = [
         s for s in counts if not answered[s].holds(sizes) or _answer(request, markers[s]) not in answered[s].answers
     ]
@@ -215,11 +216,6 @@ def _same(a: Direction, b: Direction) -> bool:
     return (
         shape and math.isclose(a.sigma, b.sigma, rel_tol=1e-4) and torch.allclose(a.vector, b.vector.cpu(), atol=1e-4)
     )
-
-
-def _answered(run: Run, shards: Mapping[int, Any]) -> dict[int, Answers]:
-    """What each shard has answered. StoreError where that may not be read: it would be done, and written, again."""
-    return read_all_answers(run.store, run.name, shards)
 
 
 def _answer(request: Request, marker: Mapping[str, Any]) -> str:
