@@ -8,7 +8,7 @@ else the machine does: pivot searches are chaotic, the last bit of a sum in anot
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from threading import Event, Lock, Semaphore
@@ -105,6 +105,18 @@ def on_idle_cores(function: Callable[[Item], Result], items: Iterable[Item], dev
         return
     with ThreadPoolExecutor(available_cores(), "pti-idle") as pool:
         yield from pool.map(function, items)
+
+
+def on_own_cores(function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
+    """Results of `function(item)` in order, by as many threads as the caller's arithmetic may take: one in a job.
+
+    For items of several milliseconds: threads that hand over shorter ones wait for each other.
+    """
+    threads = min(torch.get_num_threads(), available_cores(), len(items))
+    if threads <= 1:
+        return list(map(function, items))
+    with ThreadPoolExecutor(threads, "pti-own", initializer=_begin_worker) as pool:
+        return list(pool.map(function, items))
 
 
 def in_parallel(

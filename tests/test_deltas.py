@@ -86,6 +86,31 @@ def test_svd_keeps_the_energy_it_names_and_no_more_rank_than_that():
     assert 1 - float(shares[rank - 1]) <= lost <= (1 - table.ENERGY) * 1.2
 
 
+def test_large_tensors_are_decoded_by_several_threads_to_the_same_values():
+    delta = {
+        "first": torch.randn(8, 4),
+        "large": torch.randn(800, 700),
+        "last": torch.randn(6),
+        "other": torch.randn(750, 700),
+    }
+    rows = deltas.encode(delta, "adaptive")
+    assert sum(value.numel() >= table.LARGE for value in delta.values()) == 2
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        alone = deltas.decode(rows)
+        torch.set_num_threads(2)
+        together = deltas.decode(rows)
+        assert torch.get_num_threads() == 2
+        with pytest.raises(deltas.DeltaError, match=r"'large'.*damaged"):
+            deltas.decode([replace(row, payload=row.payload[:-9]) if row.tensor == "large" else row for row in rows])
+    finally:
+        torch.set_num_threads(threads)
+    assert list(together) == list(alone) == list(delta)
+    for name, value in alone.items():
+        torch.testing.assert_close(together[name], value, rtol=1e-6, atol=1e-6)
+
+
 @pytest.mark.parametrize("codec", sorted(deltas.CODECS))
 def test_zeros_stay_zeros_and_cost_next_to_nothing(codec):
     delta = {"kernel": torch.zeros(64, 32, 3, 3), "scalar": torch.tensor(0.0)}

@@ -213,7 +213,8 @@ def _unweighted(
     places: NDArray[np.intp] | None, rest: Decoded, by_row: NDArray[np.float32], by_column: NDArray[np.float32]
 ) -> NDArray[np.float32]:
     """The matrix of the last layer's integers, each times what its row and its column say."""
-    values = np.zeros((len(by_row), len(by_column)), np.float32)
+    values = np.empty((len(by_row), len(by_column)), np.float32)
+    values.fill(0)  # sooner than `np.zeros`, whose pages are small ones: they come one by one when they are touched
     if places is None or len(places) > _MANY * values.size:
         if places is None:
             np.copyto(values, rest.reshape(values.shape))

@@ -16,12 +16,17 @@ from pti_core.deltas.layered import MAX_RANK, Decomposed, pack, unpack
 from pti_core.deltas.payloads import MAX_VALUES, Decoder, DeltaError, Encoder
 from pti_core.deltas.plain import fp16_decode, fp16_encode, integer_codec
 from pti_core.generators.base import Generator
+from pti_core.parallel import on_own_cores
 
 ENERGY: Final = 0.95
 """The share of a kernel's squared values that the components of codec `svd` hold."""
 
 COARSENESS: Final = 0.5
 """Step of `sparse`, and of `adaptive` where no picture decides it, by a tensor's root mean square."""
+
+
+LARGE: Final = 1 << 19
+"""Values of a tensor that takes long enough to be decoded by a thread of its own."""
 
 
 @dataclass(frozen=True)
@@ -108,8 +113,8 @@ def decode(rows: Sequence[EncodedTensor], shapes: Mapping[str, tuple[int, ...]] 
     """The delta that `encode` was given, float32 on the CPU, to the codec's precision.
 
     With the `shapes` of the generator's tensors (by name) a row of another name or shape is refused before anything
-    of its size is made. Raises DeltaError where a row is damaged. One tensor after the other: most steps are too short
-    to gain by threads, which wait for each other.
+    of its size is made. Raises DeltaError where a row is damaged. Large tensors are decoded on all cores that the
+    caller's arithmetic may take, the small ones together by one of them.
     """
     for row in rows:
         if row.codec not in CODECS:
@@ -118,12 +123,21 @@ def decode(rows: Sequence[EncodedTensor], shapes: Mapping[str, tuple[int, ...]] 
             raise DeltaError(f"tensor {row.tensor!r}: scale {row.scale}, a number from 0 expected; the row is damaged")
         if shapes is not None:
             check_fits(row.tensor, tuple(row.shape), shapes)
-    return {row.tensor: _decode_row(row) for row in rows}
+    large = [row for row in rows if math.prod(row.shape) >= LARGE]
+    small = [row for row in rows if math.prod(row.shape) < LARGE]
+    jobs = [*([row] for row in sorted(large, key=lambda row: -len(row.payload))), small]  # the longest first
+    decoded = {name: value for found in on_own_cores(_decode_rows, jobs) for name, value in found.items()}
+    return {row.tensor: decoded[row.tensor] for row in rows}
 
 
-def _decode_row(row: EncodedTensor) -> Tensor:
-    decoder = CODECS[row.codec][1]
-    return torch.from_numpy(decoder(row.scale, row.payload, tuple(row.shape), f"tensor {row.tensor!r}"))
+def _decode_rows(rows: Sequence[EncodedTensor]) -> dict[str, Tensor]:
+    found = {}
+    for row in rows:
+        decoder = CODECS[row.codec][1]
+        found[row.tensor] = torch.from_numpy(
+            decoder(row.scale, row.payload, tuple(row.shape), f"tensor {row.tensor!r}")
+        )
+    return found
 
 
 def check_fits(name: str, shape: tuple[int, ...], shapes: Mapping[str, tuple[int, ...]]) -> None:
