@@ -9,7 +9,7 @@ from typing import Any, Final
 from prefect import Task
 
 from flows.runners import Runner, in_window
-from flows.stopping import end_when_told, give_up, jobs_allowed_again
+from flows.stopping import end_when_told, give_up
 from pti_core.device import UnfitMachine
 from pti_core.files import OutputRefused
 from pti_core.inputs import InputsUnreadable
@@ -42,7 +42,6 @@ def do_shards(
     failed: dict[int, str] = {}  # no exceptions, which would hold their shards' images
     finished, away, hopeless = 0, 0, ""
     with (
-        jobs_allowed_again(),
         runner as pool,
         run_progress(plan["images"], plan["done"]) as progress,
         end_when_told(),  # innermost: what is around it waits for its tasks
