@@ -168,21 +168,19 @@ def _one_sentence() -> Iterator[None]:
         raise typer.Exit(1) from None
 
 
-_WANTED = {"tuple_type": "a list expected, such as [15,30]"}  # pydantic's words are about Python
-
-
 def _sentence(error: Exception) -> str:
-    """The message of an error; of a value out of its range, which setting and why."""
-    details = getattr(error, "errors", None)
-    if callable(details):  # pydantic's ValidationError
-        # Without a place it is about several settings, and its message names them; the input is all of them.
-        return "; ".join(
-            f"{'.'.join(map(str, d['loc']))} {d.get('input')!r}: {_WANTED.get(d['type'], d['msg'])}"
-            if d["loc"]
-            else d["msg"].removeprefix("Value error, ")
-            for d in details()
-        )
-    return str(error) or type(error).__name__
+    """The message of an error; where it does not say what to do, that as well."""
+    from pydantic import ValidationError
+
+    if isinstance(error, ValidationError):  # of a file that was written by hand, say
+        from pti_core.presets import sentence
+
+        return sentence(error)
+    text = str(error) or type(error).__name__
+    if "Failed to reach API at" in text:  # Prefect's words
+        text = f"{text.rstrip('.')}; start the server with `prefect server start`, or unset PREFECT_API_URL to work "
+        text += "without one"
+    return text
 
 
 def _show_version(wanted: bool) -> None:
