@@ -161,8 +161,17 @@ def find_run(output: str, name: str | None = None) -> Run:
     store = Store(output)
     names = store.runs()
     if not names:
-        raise RunError(f"{output}: no run there; `pti run DATASET --output {output}` makes one")
+        raise RunError(nothing_there(store, output))
     return load_run(output, max(names, key=lambda run: (store.read_config(run).get("created", ""), run)))
+
+
+def nothing_there(store: Store, root: str) -> str:
+    """A sentence about a root without runs, which may be the folder of a run itself."""
+    *above, folder, name = ["", *root.rstrip("/").split("/")]
+    if folder == "runs" and store.exists("config.json"):
+        meant = "/".join(above[1:]) or ("/" if root.startswith("/") else ".")
+        return f"{root} is the folder of a run; give the root of the tables: {meant} --run {name}"
+    return f"{root}: no run there; `pti run DATASET --output {root}` makes one"
 
 
 @dataclass(frozen=True)
