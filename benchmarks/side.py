@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.reference import invert
+from flows.options import one_sentence
 from pti_core.config import MeasureConfig, RunConfig
 from pti_core.device import exact_convolutions
 from pti_core.encoder.files import encoder_for
@@ -249,4 +250,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with one_sentence():
+        main()

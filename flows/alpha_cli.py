@@ -40,12 +40,13 @@ def alpha_study(
 
     resources = options.resources_of(resource)
     options.check_runner(runner.value, address, resources)
-    with ProgressView(console) as view:
+    with ProgressView(console, "the run") as view:
         from dataclasses import asdict
 
         from pti_core.alpha.plans import plan
         from pti_core.alpha.report import publish
         from pti_core.alpha.study import ALPHAS
+        from pti_core.words import counted
         from tasks.credentials import use_credentials
 
         use_credentials(credentials)
@@ -54,7 +55,8 @@ def alpha_study(
         found = plan(root, run, images, image or [], alphas, z_samples)
         total, done = found.left
         if found.pending:
-            view.say(f"run {found.run.name}: {total} images x {len(found.request.alphas)} alphas; starting Prefect")
+            work = f"{counted(total, 'image')} x {counted(len(found.request.alphas), 'alpha')}"
+            view.say(f"run {found.run.name}: {work}; starting Prefect")
             from flows.alpha_study import alpha_study as flow
             from flows.stopping import stop_at_once
             from tasks.progress import listen
@@ -87,6 +89,10 @@ def _show(summary: dict[str, Any]) -> None:
     """What was found, and where to look next."""
     for sentence in summary["findings"]:
         console.print(f"- {sentence}", highlight=False, markup=False)
+    if not summary["findings"]:
+        from pti_core.alpha.findings import NO_STATEMENT
+
+        console.print(NO_STATEMENT, style="yellow", highlight=False, markup=False, soft_wrap=True)
     console.print(f"\npage      {summary['page']}", highlight=False, markup=False, soft_wrap=True)
     console.print(f"findings  {summary['table']}", highlight=False, markup=False, soft_wrap=True)
 

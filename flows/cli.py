@@ -25,7 +25,7 @@ import typer  # noqa: E402
 from rich.console import Console  # noqa: E402
 from typer.core import TyperCommand  # noqa: E402
 
-from flows import align_cli, alpha_cli, edit_cli, encoder_cli, generator_cli, report_cli, run_cli  # noqa: E402
+from flows import align_cli, alpha_cli, check_cli, edit_cli, encoder_cli, generator_cli, report_cli, run_cli  # noqa: E402
 from flows.options import Credentials, Root, RunName, use_credentials  # noqa: E402
 
 if TYPE_CHECKING:
@@ -107,61 +107,6 @@ def _time_left(seconds: float | None) -> str:
     return f"{seconds / 3600:.1f} h" if seconds > 5400 else f"{seconds / 60:.1f} min"
 
 
-def check(
-    root: Root,
-    name: Annotated[str | None, typer.Option("--run", help="Name of a run; all of them if left out.")] = None,
-    credentials: Credentials = None,
-) -> None:
-    """Read every file of the runs under ROOT again; what is damaged or gone is then made again by what made it.
-
-    Files of runs and edits are compared with their checksums, pictures of edits are looked for.
-    """
-    from rich.progress import track
-
-    from pti_core.checking import RUN, check_all, check_manifest
-    from pti_core.files import OutputRefused, StoreError
-    from pti_core.known_runs import run_names
-    from pti_core.store import Store
-
-    use_credentials(credentials)
-    store, damaged, stuck = Store(root), set[tuple[str, int, str]](), 0
-    for run in run_names(store, name):
-        try:
-            total, problem = check_manifest(store, run)
-            if problem:
-                _line(f"run {run}: {problem}")
-            shards, seen = len(store.markers(run)), set[int]()
-            for found in track(check_all(store, run), f"run {run}", shards, console=console, transient=True):
-                for text in found.problems:
-                    _line(f"run {run}, shard {found.shard}: {text}; `{found.again}` again makes it once more")
-                damaged |= {(run, found.shard, found.again)} if found.problems else set()
-                seen |= {found.shard} if found.again == RUN else set()
-        except OutputRefused:
-            raise  # it is so for all runs
-        except StoreError as error:
-            _line(f"run {run}: {error}")
-            stuck += 1
-            continue
-        stuck += problem is not None
-        left = max(0, (total or 0) - len(seen))
-        unfinished = f"; {left} {'is' if left == 1 else 'are'} unfinished and not read" if left else ""
-        _line(f"run {run}: {shards} {'shard' if shards == 1 else 'shards'} read{unfinished}")
-    said = []
-    if damaged:
-        count, commands = (
-            len({item[:2] for item in damaged}),
-            sorted({f"`{item[2]}`" for item in damaged}, reverse=True),
-        )
-        shards_are, do = "1 shard is" if count == 1 else f"{count} shards are", "does" if len(commands) == 1 else "do"
-        said.append(
-            f"{shards_are} not as written; the same {' and '.join(commands)} again {do} what is damaged once more"
-        )
-    if stuck:
-        said.append(f"{stuck} {'run' if stuck == 1 else 'runs'} could not be checked in full, for what is said above")
-    if said:
-        raise RuntimeError("; ".join(said))
-
-
 def show(root: Root, name: RunName = None, credentials: Credentials = None) -> None:
     """The medians, the rejects and the pictures of a finished run."""
     from flows.console import show_summary
@@ -201,21 +146,19 @@ def _one_sentence() -> Iterator[None]:
         raise typer.Exit(1) from None
 
 
-_WANTED = {"tuple_type": "a list expected, such as [15,30]"}  # pydantic's words are about Python
-
-
 def _sentence(error: Exception) -> str:
-    """The message of an error; of a value out of its range, which setting and why."""
-    details = getattr(error, "errors", None)
-    if callable(details):  # pydantic's ValidationError
-        # Without a place it is about several settings, and its message names them; the input is all of them.
-        return "; ".join(
-            f"{'.'.join(map(str, d['loc']))} {d.get('input')!r}: {_WANTED.get(d['type'], d['msg'])}"
-            if d["loc"]
-            else d["msg"].removeprefix("Value error, ")
-            for d in details()
-        )
-    return str(error) or type(error).__name__
+    """The message of an error; where it does not say what to do, that as well."""
+    from pydantic import ValidationError
+
+    if isinstance(error, ValidationError):  # of a file that was written by hand, say
+        from pti_core.presets import sentence
+
+        return sentence(error)
+    text = str(error) or type(error).__name__
+    if "Failed to reach API at" in text:  # Prefect's words
+        text = f"{text.rstrip('.')}; start the server with `prefect server start`, or unset PREFECT_API_URL to work "
+        text += "without one"
+    return text
 
 
 def _show_version(wanted: bool) -> None:
@@ -241,7 +184,7 @@ def _add(to: typer.Typer, *commands: Callable[..., None], cls: type[TyperCommand
 
 
 _add(app, run_cli.run, cls=run_cli.RunCommand)
-_add(app, status, show, report_cli.report, edit_cli.edit, generator_cli.export, check)
+_add(app, status, show, report_cli.report, edit_cli.edit, generator_cli.export, check_cli.check)
 _add(app, alpha_cli.alpha_study, encoder_cli.train_encoder, align_cli.align)
 generators = typer.Typer(no_args_is_help=True, help="Generators as files: fetch, inspect, convert.")
 app.add_typer(generators, name="generator")

@@ -12,6 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Table
 
 from pti_core.shards import PREPARING, ShardProgress
+from pti_core.words import counted, how_far, rate_of
 
 PLAIN_EVERY = 5.0  # seconds between lines where output is not a terminal
 
@@ -19,8 +20,9 @@ PLAIN_EVERY = 5.0  # seconds between lines where output is not a terminal
 class ProgressView:
     """Shows images done, images/s, time left and the LPIPS of the images in work, from the first second."""
 
-    def __init__(self, console: Console) -> None:
-        self.console = console
+    def __init__(self, console: Console, reading: str = "generator and data set") -> None:
+        """`reading`: what takes the first seconds."""
+        self.console, self.reading = console, reading
         self.lock = threading.Lock()
         self.in_work: dict[int, ShardProgress] = {}
         self.ended: set[int] = set()
@@ -44,7 +46,7 @@ class ProgressView:
 
     def __enter__(self) -> Self:
         self.bar.start()
-        self.say("reading generator and data set")
+        self.say(f"reading {self.reading}")
         return self
 
     def __exit__(
@@ -87,15 +89,14 @@ class ProgressView:
             done = self.done_before + self.finished + sum(p.done for p in self.in_work.values())
             total = max(self.images, self.finished + sum(p.total for p in self.in_work.values()))
             elapsed = time.monotonic() - self.first_work
-            rate = (done - self.at_first_work) / elapsed if self.started and elapsed > 1 else 0.0
+            rate = rate_of(done - self.at_first_work, elapsed) if self.started else 0.0
             doing = progress.words or "writing, measuring"
             if self.console.is_terminal:
                 speed = f"{rate:.2f} images/s" if rate else ""
                 self.bar.update(self.task, completed=int(done), total=total, rate=speed, doing=doing)
             elif time.monotonic() - self.last_line >= PLAIN_EVERY:
                 self.last_line = time.monotonic()
-                left = f"{(total - done) / rate:.0f} s left" if rate else "measuring speed"
-                self.say(f"{done:.1f} of {total} images, {rate:.3f} images/s, {left}, {doing}")
+                self.say(f"{how_far(done, total, rate)}, {doing}")
 
 
 def show_summary(console: Console, summary: dict[str, Any], root: str, alone: bool = True) -> None:
@@ -123,7 +124,8 @@ def reading(root: str, table: str, run: str, alone: bool) -> str:
 
 
 def _show_medians(console: Console, summary: dict[str, Any]) -> None:
-    table = Table(title=f"run {summary['run']}: medians of {summary['images']} images", title_justify="left")
+    images = counted(summary["images"], "image")
+    table = Table(title=f"run {summary['run']}: medians of {images}", title_justify="left")
     table.add_column("stage")
     for heading in ("LPIPS", "MSE", "PSNR dB", "SSIM", "steps", "s per image"):
         table.add_column(heading, justify="right")

@@ -52,7 +52,7 @@ def edit(
 
     resources = options.resources_of(resource)
     options.check_runner(runner.value, address, resources)
-    with ProgressView(console) as view:
+    with ProgressView(console, "the run") as view:
         from dataclasses import asdict
 
         from pti_core.editing.plans import plan
@@ -98,10 +98,11 @@ def _show(summary: dict[str, Any], root: str, alone: bool) -> None:
     from rich.table import Table
 
     from flows.console import reading
+    from pti_core.words import counted
     from tasks.edit import table_of
 
-    rows = table_of(summary["medians"])
-    table = Table(title=f"run {summary['run']}: edits of {summary['images']} images, medians", title_justify="left")
+    rows, images = table_of(summary["medians"]), counted(summary["images"], "image")
+    table = Table(title=f"run {summary['run']}: edits of {images}, medians", title_justify="left")
     for heading in rows[0] if rows else ():
         table.add_column(heading, justify="left" if heading == "direction" else "right")
     for row in rows:

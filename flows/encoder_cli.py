@@ -39,7 +39,7 @@ def train_encoder(
         from flows.train_encoder import train_encoder as flow
         from tasks.progress import listen
 
-        with ProgressView(console) as view:
+        with ProgressView(console, "generator") as view:
             view.say("starting Prefect")
             view.expect(samples, 0)
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from enum import StrEnum
 from importlib.util import find_spec
 from typing import Annotated, Any
@@ -57,6 +60,17 @@ def parse_setting(option: str, text: str) -> tuple[str, Any]:
 def set_option(text: str) -> tuple[str, Any]:
     """`parse_setting` of `--set`, as the type of an argparse argument."""
     return parse_setting("--set", text)
+
+
+@contextmanager
+def one_sentence() -> Iterator[None]:
+    """Around a script or a benchmark: what a person can act on ends it with one sentence and exit status 1."""
+    try:
+        yield
+    except (ValueError, OSError, RuntimeError) as error:
+        if os.environ.get("PTI_TRACEBACK"):
+            raise
+        sys.exit(f"error: {str(error) or type(error).__name__}")
 
 
 def resources_of(given: list[str] | None) -> dict[str, float] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Annotated, Any, Literal
 
 from prefect import flow
@@ -69,15 +70,16 @@ def pti(
     """
     overrides = {"mode": mode, "seed": seed, "image.convert": convert, **(settings or {})}
     config = configure(preset, overrides).model_dump(mode="json")
-    frozen = freeze_manifest(
-        dataset, output, generator, config, limit, shard_size, existing, group_by, retry_rejects, credentials
-    )
-    common = {"root": output, "run": frozen["run"], "version": frozen["version"], "credentials": credentials}
+    # The cluster first: where it cannot be had, no run is frozen, which would be the newest one, with nothing in it.
+    with started(runner, workers, address, resources) as pool:
+        frozen = freeze_manifest(
+            dataset, output, generator, config, limit, shard_size, existing, group_by, retry_rejects, credentials
+        )
+        common = {"root": output, "run": frozen["run"], "version": frozen["version"], "credentials": credentials}
 
-    def parameters(step: int, content: Any) -> dict[str, Any]:
-        own = {"inverted": content} if step else {"numbers": content, "retry_rejects": retry_rejects}
-        return common | own
+        def parameters(step: int, content: Any) -> dict[str, Any]:
+            own = {"inverted": content} if step else {"numbers": content, "retry_rejects": retry_rejects}
+            return common | own
 
-    pool = started(runner, workers, address, resources)
-    do_shards([invert_shards, measure_shards], frozen, shards_per_task, parameters, pool)
+        do_shards([invert_shards, measure_shards], frozen, shards_per_task, parameters, nullcontext(pool))
     return publish_summary(output, frozen["run"], credentials)

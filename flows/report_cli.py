@@ -30,6 +30,7 @@ def report(
 
     from pti_core.html_report import DRAWN, write_page
     from pti_core.runs import find_run
+    from pti_core.words import counted
 
     count = _count(images, DRAWN)
     options.use_credentials(credentials)
@@ -40,7 +41,7 @@ def report(
         written = write_page(
             opened, count, lambda done, total: progress.update(task, completed=done, total=total), one_file
         )
-    text = f"{written.images} images, {written.drawn} with pictures, {written.bytes / 2**20:.1f} MiB"
+    text = f"{counted(written.images, 'image')}, {written.drawn} with pictures, {written.bytes / 2**20:.1f} MiB"
     if written.beside:
         text += f", and {written.beside / 2**20:.1f} MiB of pictures beside it in sprites/"
     console.print(f"report  {written.path} ({text})", highlight=False, markup=False, soft_wrap=True)
@@ -53,5 +54,5 @@ def _count(images: str | None, default: int) -> int | None:
     if images == "all":
         return None
     if not images.isdecimal():
-        raise ValueError(f"--images {images!r}: a number or 'all' expected")
+        raise ValueError(f"--images {images!r}: a number from 0 up, or 'all', expected")
     return int(images)

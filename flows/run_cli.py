@@ -70,7 +70,9 @@ def run(
     convert: Annotated[
         bool, typer.Option("--convert", help="Accept grey, palette, CMYK, 16-bit, transparent.")
     ] = False,
-    seed: Annotated[int, typer.Option(help="Of all random numbers.")] = 0,
+    seed: Annotated[
+        int, typer.Option(help="Of the random numbers of images; each has its own, by this and its image_id.")
+    ] = 0,
     shard_size: Annotated[int, typer.Option(min=1, help="Images in a shard.")] = 64,
     shards_per_task: options.ShardsPerTask = 1,
     runner: options.Runner = options.RunnerKind.threads,
@@ -102,9 +104,16 @@ def run(
         use_credentials(credentials)
         overrides = {"mode": mode.value, "seed": seed, "image.convert": convert, **settings}
         existing: Any = "overwrite" if overwrite else "extend" if extend else "resume"
+
+        def ready() -> None:
+            """A server or a cluster that does not answer must not leave a run behind: it would be the newest one."""
+            from flows.reachable import check_reachable
+
+            check_reachable(runner.value, workers, address, resources)
+
         # All that can go wrong is found here, in seconds, before a server or a worker is started.
         config = configure(preset.value, overrides)
-        frozen = freeze(dataset, output, generator, config, limit, shard_size, existing, group_by)
+        frozen = freeze(dataset, output, generator, config, limit, shard_size, existing, group_by, ready=ready)
         for remark in frozen.remarks:
             view.note(remark)
         pending, done = frozen.left(retry_rejects)

@@ -19,6 +19,7 @@ from prefect.futures import PrefectFuture
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
 from flows.options import RunnerError, check_runner
+from flows.stopping import jobs_allowed_again
 from pti_core.parallel import CORES, available_cores
 
 RunnerName = Literal["threads", "dask", "ray"]
@@ -109,14 +110,15 @@ def started(
     `resources`: what a task takes of its worker, such as `{"GPU": 1}`. Raises RunnerError.
     """
     check_runner(name, address, resources)
-    if name == "threads":
-        count = workers or 1
-        pool: Any = ThreadPoolTaskRunner(max_workers=count + math.ceil(count / 2))  # its types know only coroutines
-        with pool as tasks:
-            yield Runner(tasks, "the pool of threads", lambda: count)
-        return
-    with (_dask if name == "dask" else _ray)(address, dict(resources or {}), workers) as runner:
-        yield runner
+    with jobs_allowed_again():  # once the pool has ended: it waits for its tasks, which may have been given up
+        if name == "threads":
+            count = workers or 1
+            pool: Any = ThreadPoolTaskRunner(max_workers=count + math.ceil(count / 2))  # its types know only coroutines
+            with pool as tasks:
+                yield Runner(tasks, "the pool of threads", lambda: count)
+            return
+        with (_dask if name == "dask" else _ray)(address, dict(resources or {}), workers) as runner:
+            yield runner
 
 
 @contextmanager

@@ -9,10 +9,11 @@ from typing import Any, Final
 from prefect import Task
 
 from flows.runners import Runner, in_window
-from flows.stopping import end_when_told, give_up, jobs_allowed_again
+from flows.stopping import end_when_told, give_up
 from pti_core.device import UnfitMachine
 from pti_core.files import OutputRefused
 from pti_core.inputs import InputsUnreadable
+from pti_core.words import counted
 from tasks.progress import run_progress
 
 AWAY: Final = 3
@@ -42,7 +43,6 @@ def do_shards(
     failed: dict[int, str] = {}  # no exceptions, which would hold their shards' images
     finished, away, hopeless = 0, 0, ""
     with (
-        jobs_allowed_again(),
         runner as pool,
         run_progress(plan["images"], plan["done"]) as progress,
         end_when_told(),  # innermost: what is around it waits for its tasks
@@ -65,10 +65,10 @@ def do_shards(
             outcomes.close()
             give_up()
     if hopeless:
-        raise ShardsFailed(f"ended with {len(pending) - finished} of {len(pending)} shards left; {hopeless}")
+        raise ShardsFailed(f"ended with {len(pending) - finished} of {counted(len(pending), 'shard')} left; {hopeless}")
     if failed:
         first = min(failed)
         raise ShardsFailed(
-            f"{len(failed)} of {len(pending)} shards failed and are left for the next run, "
+            f"{len(failed)} of {counted(len(pending), 'shard')} failed, to be done by the next run, "
             f"first shard {first}: {failed[first]}"
         )

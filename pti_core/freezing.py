@@ -47,6 +47,7 @@ def freeze(
     existing: Existing = "resume",
     group_by: str | None = None,
     by: str | None = None,
+    ready: Callable[[], object] = lambda: None,
 ) -> Run:
     """Check everything that can be checked before work starts, then write config and manifest, or find them again.
 
@@ -54,6 +55,7 @@ def freeze(
     same job resumes and a changed job makes a new run beside the old one. A run that is found again keeps its list of
     inputs (`resume`), gets new and changed files of the data set as new shards (`extend`), or is made anew
     (`overwrite`). Whoever overwrites may say who they are (`by`, a flow run's id): the second time they resume.
+    `ready` is called before anything of a new run is written: where it raises, there is none, and an old one stays.
     `remarks` of the result says what a person may want to know about it.
 
     The generator's encoder, where the search starts at one, belongs to the digest as the generator does, and is kept
@@ -99,6 +101,7 @@ def freeze(
         sha256 = encoder.sha256 if encoder else None
         beside = _beside(store, config, dataset, found.sha256, sha256) if not known else []
         beside += _alone(inputs) if config.mode == "multi" else []
+        ready()
         if encoder is not None:
             keep_encoder(store, found.sha256, encoder)
         if known or name not in store.runs():  # where another process froze it meanwhile, it is at work

@@ -27,8 +27,9 @@ def run_names(store: Store, name: str | None = None) -> list[str]:
     if names:
         raise RunError(f"{store.root}: no run {name!r}; runs there: {', '.join(names)}")
     if {"config.json", "manifest.parquet"} <= store.files.find("", maxdepth=1).keys():
-        root = store.root.rstrip("/").rpartition("/")[0].rpartition("/")[0] or "."
-        raise RunError(f"{store.root} is the folder of a run; give the output that it lies in, {root!r}")
+        *above, _, run = store.root.rstrip("/").split("/")
+        root = "/".join(above) or ("/" if store.root.startswith("/") else ".")
+        raise RunError(f"{store.root} is the folder of a run; give the root of the tables: {root} --run {run}")
     raise RunError(f"{store.root}: no run there; `pti run DATASET --output {store.root}` makes one")
 
 

@@ -6,6 +6,8 @@ import difflib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from pydantic import ValidationError
+
 from pti_core.config import Preset, RunConfig
 
 _QUICK: dict[str, Any] = {
@@ -67,7 +69,7 @@ class PresetError(ValueError):
 def configure(preset: str = "fast", overrides: Mapping[str, Any] | None = None) -> RunConfig:
     """The configuration of a preset with single values replaced by dotted name, e.g. `{"tuning.steps": 100}`.
 
-    Raises PresetError for an unknown preset or name, pydantic.ValidationError for a value out of its range.
+    Raises PresetError, with one sentence, for an unknown preset or name and for a value out of its range.
     """
     if preset not in PRESETS:
         raise PresetError(f"preset {preset!r}: one of {', '.join(PRESETS)} expected")
@@ -83,7 +85,24 @@ def configure(preset: str = "fast", overrides: Mapping[str, Any] | None = None) 
         if not isinstance(place, dict) or last not in place or isinstance(place[last], dict):
             raise PresetError(_unknown(name, _names(RunConfig().model_dump())))
         place[last] = value
-    return RunConfig.model_validate(content)
+    try:
+        return RunConfig.model_validate(content)
+    except ValidationError as error:
+        raise PresetError(sentence(error)) from None
+
+
+_WANTED = {"tuple_type": "a list expected, such as [15,30]"}  # pydantic's words are about Python
+
+
+def sentence(error: ValidationError) -> str:
+    """Which settings have which values, and why not; pydantic's own message has several lines for each."""
+    # Without a place it is about several settings, and its message names them; the input is all of them.
+    return "; ".join(
+        f"{'.'.join(map(str, d['loc']))} {d.get('input')!r}: {_WANTED.get(d['type'], d['msg'])}"
+        if d["loc"]
+        else d["msg"].removeprefix("Value error, ")
+        for d in error.errors()
+    )
 
 
 def _names(content: Mapping[str, Any], prefix: str = "") -> list[str]:

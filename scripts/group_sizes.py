@@ -18,6 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from studies import decimals, markdown, parser, settings_of
 
+from flows.options import one_sentence
 from pti_core.datasets import inputs_digest, scan
 from pti_core.device import best_device
 from pti_core.encoder.files import encoder_for
@@ -130,4 +131,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with one_sentence():
+        main()

@@ -22,6 +22,8 @@ from make_demo_faces import SIZE, Canvas, Colour, Sampler
 from numpy.typing import NDArray
 from PIL import Image
 
+from flows.options import one_sentence
+
 FACES, FIRST_SEED, OUT_SIZE = 64, 60_000, 128
 PSI = (0.6, 0.9)
 OUT = Path(__file__).parents[1] / "benchmarks/faces64.zip"
@@ -184,4 +186,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with one_sentence():
+        main()

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from studies import decimals, markdown, parser, progress, settings_of
 
+from flows.options import one_sentence
 from pti_core.comparison import invert
 from pti_core.quality import IN_GROUPS, measured, summary, ways
 
@@ -63,4 +64,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with one_sentence():
+        main()

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from flows.options import parse_setting, set_option
+from flows.options import one_sentence, parse_setting, set_option
 from pti_core.config import RunConfig
 from pti_core.encoder.files import encoder_for
 from pti_core.encoder.network import Encoder
@@ -121,4 +121,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with one_sentence():
+        main()

@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from scipy.stats import wilcoxon
 from studies import decimals, markdown, parser, progress, settings_of
 
+from flows.options import one_sentence
 from pti_core.comparison import WAYS, invert
 from pti_core.tradeoff import compare, summary
 
@@ -89,4 +90,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with one_sentence():
+        main()

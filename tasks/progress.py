@@ -6,13 +6,16 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar, copy_context
+from logging import Logger, LoggerAdapter
 from threading import Event, Lock, Thread
+from typing import Any
 from uuid import UUID
 
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.logging import get_run_logger
 
-from pti_core.shards import OnShardProgress, ShardProgress
+from pti_core.shards import PREPARING, OnShardProgress, ShardProgress
+from pti_core.words import counted, duration, how_far, rate_of
 
 ARTIFACT = "pti-progress"
 LOG_EVERY = 15.0  # seconds
@@ -35,7 +38,7 @@ def listen(listener: OnShardProgress) -> Iterator[None]:
 
 def reporter() -> OnShardProgress:
     """Tells the run's progress artifact and the listener of this context; without a listener, the task's log."""
-    run, other = _run.get(), _listener.get() or _log_reporter()
+    run, other = _run.get(), _listener.get() or log_reporter(get_run_logger())
     if run is None:  # also in the process of a cluster's worker: there the flow counts finished shards
         return other
 
@@ -89,11 +92,11 @@ class RunProgress:
         """One line for a person: images, speed, time left."""
         done = self.percent() / 100.0 * self._total
         seconds = time.monotonic() - self._start
-        words = f"{int(done + 1e-6):,} of {self._total:,} images"
+        words = f"{int(done + 1e-6):,} of {counted(self._total, 'image')}"
         if done >= self._before + 1:
             rate = (done - self._before) / max(seconds, 1e-9)
             speed = f"{rate:.2f} images a second" if rate >= 1 else f"{1 / rate:.1f} s per image"
-            left = f", about {_duration((self._total - done) / rate)} left" if done < self._total else ""
+            left = f", about {duration((self._total - done) / rate)} left" if done < self._total else ""
             words += f", {speed}{left}"
         return words
 
@@ -142,37 +145,22 @@ def run_progress(total: int, done: int = 0) -> Iterator[RunProgress]:
         yield progress
 
 
-def _duration(seconds: float) -> str:
-    """`45 s`, `12 min`, `3 h 20 min`, `2 d 4 h`."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    if minutes < 90:
-        return f"{minutes} min"
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"
-
-
-def _log_reporter() -> Callable[[ShardProgress], None]:
-    logger, start, last = get_run_logger(), time.monotonic(), 0.0
+def log_reporter(logger: Logger | LoggerAdapter[Any]) -> OnShardProgress:
+    """Tells the log of a task how far a shard is, every `LOG_EVERY` seconds and at its end."""
+    last = 0.0
+    begun: dict[int, tuple[float, float]] = {}  # by shard: when its work began, and the images done before
 
     def report(progress: ShardProgress) -> None:
         nonlocal last
         now = time.monotonic()
+        if progress.doing != PREPARING:
+            begun.setdefault(progress.shard, (now, progress.done))
         if now - last < LOG_EVERY and progress.done < progress.total:
             return
         last = now
-        rate = progress.done / max(now - start, 1e-9)
-        left = (progress.total - progress.done) / rate if rate > 0 else float("inf")
+        start, before = begun.get(progress.shard, (now, progress.done))
+        rate = rate_of(progress.done - before, now - start)
         doing = f", {progress.words}" if progress.words else ""
-        logger.info(
-            "shard %d: %.1f of %d images, %.3f images/s, %.0f s left%s",
-            progress.shard,
-            progress.done,
-            progress.total,
-            rate,
-            left,
-            doing,
-        )
+        logger.info("shard %d: %s%s", progress.shard, how_far(progress.done, progress.total, rate), doing)
 
     return report

@@ -12,6 +12,7 @@ from prefect.artifacts import create_image_artifact, create_markdown_artifact, c
 
 from pti_core import report
 from pti_core.runs import load_run
+from pti_core.words import counted
 from tasks.credentials import use_credentials
 
 MAX_PICTURE = 250_000  # bytes of JPEG; the server keeps artifacts in its database
@@ -36,7 +37,7 @@ def publish_summary(root: str, run: str, credentials: str | None = None) -> dict
     create_table_artifact(
         table=_table(summary["medians"]),
         key="pti-medians",
-        description=f"Medians of the {summary['images']} images of run {run}",
+        description=f"Medians of {counted(summary['images'], 'image')} of run {run}",
     )
     create_markdown_artifact(key="pti-summary", markdown=report.markdown(summary), description=f"Run {run}: {root}")
     if summary["contact_sheet"]:

@@ -12,7 +12,9 @@ import pandas as pd
 import pytest
 from conftest import QUICK_SETTINGS
 from PIL import Image
+from typer.testing import CliRunner
 
+from flows.cli import app
 from pti_core.alpha import plots, report, shards
 from pti_core.alpha.findings import RATIO, drift_table, findings, interval, paired, path_curves
 from pti_core.alpha.stored import Request
@@ -53,6 +55,19 @@ class Page(HTMLParser):
         self.tags.append(tag)
         self.links += [value for name, value in attrs if name in ("src", "href")]
         assert not {name for name, _ in attrs} & {"onerror", "onload", "onclick", "style"}
+
+
+@pytest.mark.parametrize("alphas", [["30"], ["30", "30", "30.0"]])
+def test_alphas_that_allow_no_statement_are_told_of_in_the_terminal_on_the_page_and_on_the_server(studied, alphas):
+    run, _ = studied
+    options = [text for alpha in alphas for text in ("--alpha", alpha)]
+    result = CliRunner().invoke(app, ["alpha-study", run.store.root, *options])
+    assert result.exit_code == 0, result.output
+    assert "everything is done already" in result.output
+    advice = "study 30 and “off” at least, or leave the alphas out to study all."
+    assert advice in result.output
+    assert advice in html.unescape(page_of(run))
+    assert advice in report.publish(run, {0: IDS}, Request([30.0], 2)).markdown
 
 
 def page_of(run):

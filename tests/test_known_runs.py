@@ -61,7 +61,7 @@ def test_a_run_that_is_not_there(runs: tuple[Run, Run], tmp_path: Path) -> None:
     with pytest.raises(RunError, match=f"{tmp_path}: no run there; `pti run DATASET --output {tmp_path}` makes one"):
         run_names(Store(str(tmp_path)))
     folder = f"{store.root}/runs/{runs[0].name}"
-    with pytest.raises(RunError, match=re.escape(f"{folder} is the folder of a run; give the output that it lies in")):
+    with pytest.raises(RunError, match=re.escape(f"the root of the tables: {store.root} --run {runs[0].name}")):
         run_names(Store(folder))
 
 

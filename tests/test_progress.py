@@ -1,10 +1,17 @@
 """Images done of all: what is counted, how it is told, and that a lost server costs no work."""
 
+import io
+import logging
+
 import pytest
 from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
+from rich.console import Console
 
-from pti_core.shards import ShardProgress
-from tasks.progress import RunProgress, listen, reporter
+from flows.console import ProgressView
+from pti_core.shards import PREPARING, ShardProgress
+from pti_core.words import counted, how_far, rate_of
+from tasks import progress as progress_module
+from tasks.progress import RunProgress, listen, log_reporter, reporter
 
 
 @pytest.fixture
@@ -54,3 +61,31 @@ def test_a_lost_server_is_told_of_once_and_costs_no_work(progress, warnings):
     assert [told.done for told in heard] == [10.0]
     assert len(warnings) == 1
     assert "run's page could not be updated" in warnings[0]
+
+
+def test_before_anything_is_known_the_speed_is_being_measured():
+    assert rate_of(3, 0.5) == rate_of(0, 60) == rate_of(-1, 60) == 0
+    assert rate_of(3, 60) == 0.05
+    assert how_far(0, 4, 0.0) == "0.0 of 4 images, measuring speed"
+    assert how_far(1.5, 4, 0.1) == "1.5 of 4 images, 0.100 images/s, 25 s left"
+    assert how_far(0.5, 1000, 0.01) == "0.5 of 1,000 images, 0.010 images/s, 27 h 46 min left"
+    assert how_far(1, 1, 0.0) == "1.0 of 1 image"
+    assert [counted(n, "shard") for n in (0, 1, 2)] == ["0 shards", "1 shard", "2 shards"]
+
+
+def test_the_log_of_a_task_and_the_terminal_say_the_same_of_a_shard_that_was_half_done(caplog, monkeypatch):
+    """What was done before is no speed: 32 images in no time were hundreds of thousands a second."""
+    monkeypatch.setattr(progress_module, "LOG_EVERY", 0)
+    screen = io.StringIO()
+    view, report = ProgressView(Console(file=screen, width=200)), log_reporter(logging.getLogger("a.task"))
+    view.expect(64, 0)
+    with caplog.at_level(logging.INFO):
+        for doing in (PREPARING, "looking"):
+            for tell in (report, view):
+                tell(ShardProgress(7, 32.0, 64, None, doing))
+    said = "32.0 of 64 images, measuring speed"
+    assert [record.getMessage() for record in caplog.records] == [
+        f"shard 7: {said}, {PREPARING}",
+        f"shard 7: {said}, looking",
+    ]
+    assert f"{said}, {PREPARING}" in screen.getvalue()

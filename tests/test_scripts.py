@@ -1,5 +1,6 @@
 """The scripts that the figures of the documentation come from, as their pages call them, on a tiny generator."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ from PIL import Image
 
 ROOT = Path(__file__).parents[1]
 METHODS = ["W", "W+", "PTI without locality", "PTI"]
+NO_DATA, NO_WHEEL = "nodata' does not exist; check", "'no.whl' does not exist; `pip download --no-deps random-face=="
 
 pytestmark = pytest.mark.slow
 
@@ -68,4 +70,27 @@ def test_a_setting_that_is_none_ends_in_one_sentence(command):
     done = subprocess.run([sys.executable, *command, "--set", "tuning.steps"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2
     assert "argument --set: --set 'tuning.steps': NAME=VALUE expected" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("command", "says"),
+    [
+        (["-m", "benchmarks.bench", "--small", "--images", "nodata"], NO_DATA),
+        (["scripts/tradeoff.py", "nodata"], NO_DATA),
+        (["scripts/sweep.py", "nodata"], NO_DATA),
+        (["scripts/group_sizes.py", "nodata"], NO_DATA),
+        (["scripts/make_faces64.py", "--wheel", "no.whl"], NO_WHEEL),
+        (["scripts/make_demo_faces.py", "--wheel", "no.whl"], NO_WHEEL),
+    ],
+)
+def test_what_is_not_there_ends_in_one_sentence(command, says, tmp_path):
+    """In a folder of its own: a script may have written before it fails."""
+    if command[0] != "-m":
+        command = [str(ROOT / command[0]), *command[1:]]
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, *command], cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert done.returncode == 1, done.stderr
+    (said,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert says in said
     assert "Traceback" not in done.stderr

@@ -60,8 +60,13 @@ def test_deployment_run_of_the_demo_ends_completed_with_tables_and_artifacts(ser
 
 def test_a_run_that_cannot_work_fails_with_its_sentence(server, parameters, tmp_path):
     settings = parameters["settings"] | {"locality.alpha": 0}
-    for asked, words in (({"dataset": f"{tmp_path}/nowhere"}, "nowhere"), ({"settings": settings}, "locality.alpha")):
-        assert words in server.refused("pti/demo", parameters | asked)
+    for asked, words in (
+        ({"dataset": f"{tmp_path}/nowhere"}, "nowhere"),
+        ({"settings": settings}, "locality.alpha 0: Input should be greater than 0"),
+    ):
+        said = server.refused("pti/demo", parameters | asked)
+        assert words in said
+        assert "\n" not in said
     assert not list((tmp_path / "out").rglob("*.*"))
 
 

@@ -49,6 +49,8 @@ def folder(pictures, tiny_checkpoint, tmp_path_factory):
         ("edit {}/lost", "has no deltas: 'deltas/run="),
         ("report {}/lost", "has no deltas: 'deltas/run="),
         ("alpha-study {}/out --image 7.png", "has no image '7.png'; it has 3, for example"),
+        ("report {}/out --images -1", "--images '-1': a number from 0 up, or 'all', expected"),
+        ("report {}/out --images few", "--images 'few': a number from 0 up, or 'all', expected"),
         ("alpha-study {}/out --alpha -1", "alpha -1: 0 or above expected"),
         ("alpha-study {}/out --alpha 0", "alphas [0.0]: at least one above 0 expected"),
         ("alpha-study {}/out --alpha nan", "alpha nan: 0 or above expected"),
@@ -61,6 +63,15 @@ def test_it_is_one_sentence(folder, command, says):
     assert output.count("error: ") == 1
     assert says in output
     assert "Traceback" not in output
+
+
+@pytest.mark.parametrize("command", ["report", "edit", "alpha-study"])
+def test_the_folder_of_a_run_in_place_of_the_root(folder, command):
+    (run,) = (folder / "out/runs").iterdir()
+    result = CliRunner().invoke(app, [command, f"{run}/"])
+    assert result.exit_code == 1, result.output
+    advice = f"is the folder of a run; give the root of the tables: {folder}/out --run {run.name}"
+    assert advice in result.output.replace("\n", "")
 
 
 def test_the_report_of_a_run_without_its_deltas_stays_as_it_was(folder):

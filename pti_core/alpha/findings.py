@@ -94,6 +94,12 @@ def interval(numbers: NDArray[np.float64]) -> tuple[float, float]:
     return float(found.low), float(found.high)
 
 
+NO_STATEMENT: Final = (
+    "These alphas allow no statement: 0, 15, 30, 60 and “off” are what the statements are about; study 30 and “off” at "
+    "least, or leave the alphas out to study all."
+)
+
+
 def findings(near: pd.DataFrame, drift: pd.DataFrame) -> list[Finding]:
     """The paper's statements, as far as the study's alphas allow."""
     return [*_of_nearness(near), *_of_drift(drift)]

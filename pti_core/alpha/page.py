@@ -15,10 +15,11 @@ import pandas as pd
 from PIL import Image
 
 from pti_core import html_report
-from pti_core.alpha.findings import CONFIDENCE, QUARTER, THREE_QUARTERS, Finding, label
+from pti_core.alpha.findings import CONFIDENCE, NO_STATEMENT, QUARTER, THREE_QUARTERS, Finding, label
 from pti_core.alpha.stored import Request
 from pti_core.alpha.study import OFF
 from pti_core.runs import Run
+from pti_core.words import counted
 
 _HERE: Final = Path(__file__).parent
 _STYLES: Final = (Path(html_report.__file__).parent / "report.css", _HERE / "page.css")
@@ -44,7 +45,7 @@ class Study:
     @property
     def scope(self) -> str:
         """What was studied, in a sentence."""
-        images, samples = _count(self.images, "image"), _count(self.request.z_samples, "sample")
+        images, samples = counted(self.images, "image"), counted(self.request.z_samples, "sample")
         alphas = ", ".join(label(alpha) for alpha in self.request.numbers)
         off = " and without the regulariser" if OFF in self.request.alphas else ""
         return f"{images}, {samples} z an image, preset {self.run.config.preset}; alpha {alphas}{off}."
@@ -60,6 +61,7 @@ def render(study: Study, report_beside: bool) -> str:
         study=study,
         run=study.run,
         marks=_MARKS,
+        no_statement=NO_STATEMENT,
         confidence=f"{CONFIDENCE:.0%}",
         quarter=QUARTER,
         three_quarters=THREE_QUARTERS,
@@ -80,10 +82,6 @@ def _cells(frame: pd.DataFrame) -> dict[str, Any]:
         for name, values in zip(frame.index, frame.to_numpy(), strict=True)
     ]
     return {"headings": list(map(str, frame.columns)), "rows": rows}
-
-
-def _count(number: int, word: str) -> str:
-    return f"{number} {word}{'' if number == 1 else 's'}"
 
 
 def _webp(png: bytes) -> bytes:

@@ -9,7 +9,7 @@ from typing import Final
 
 import pandas as pd
 
-from pti_core.alpha.findings import Finding, drift_table, findings, findings_table, label, nearness_table
+from pti_core.alpha.findings import NO_STATEMENT, Finding, drift_table, findings, findings_table, label, nearness_table
 from pti_core.alpha.page import Study, render
 from pti_core.alpha.plots import as_png, drift_plot, nearness_plot
 from pti_core.alpha.shards import strip_name
@@ -94,7 +94,8 @@ def markdown(study: Study) -> str:
     """The study in words and tables, for a page that cannot show pictures from the store."""
     run, said = study.run, study.findings
     lines = [f"# Alpha study of run {escaped(run.name)}", "", study.scope, "", "## Findings", ""]
-    lines += [_rows(["statement", "verdict", "measure", "has to be", "mean, 95 %", "images"], map(_cells, said))]
+    headings = ["statement", "verdict", "measure", "has to be", "mean, 95 %", "images"]
+    lines += [_rows(headings, map(_cells, said)) if said else NO_STATEMENT]
     lines += ["", "## How near is w_r to w_z?", "", _table(study.nearness, "alpha")]
     lines += ["", "## Old against new generator, medians", "", _table(study.drift, "tuned with alpha")]
     lines += ["", *(f"- {escaped(remark)}" for remark in study.remarks)]

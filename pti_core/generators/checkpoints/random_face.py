@@ -70,7 +70,7 @@ def _noise(layer: StyledConv, value: np.ndarray) -> None:
 def read_random_face(wheel: str | Path) -> MobileStyleGAN:
     """The full 1024 x 1024 FFHQ generator from a downloaded `random-face` wheel; w_avg is left at zero.
 
-    Raises ValueError where the file is no such wheel.
+    Raises ValueError where the file is no such wheel, or is not there.
     """
     try:
         with zipfile.ZipFile(wheel) as archive:
@@ -78,6 +78,9 @@ def read_random_face(wheel: str | Path) -> MobileStyleGAN:
                 name: archive.read(f"random_face/data/{name}")
                 for name in ("MappingNetwork.xml", "MappingNetwork.bin", "SynthesisNetwork.xml", "SynthesisNetwork.bin")
             }
+    except FileNotFoundError:
+        fetch = f"pip download --no-deps {WHEEL}"
+        raise ValueError(f"wheel {str(wheel)!r} does not exist; `{fetch}` fetches it") from None
     except (zipfile.BadZipFile, KeyError) as error:
         raise ValueError(f"{wheel} is not the wheel {WHEEL}: {error}") from error
     generator = MobileStyleGAN(CHANNELS).eval().requires_grad_(False)

@@ -1,0 +1,84 @@
+"""`pti check`: everything is read again, and what is damaged or gone is made again by what made it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from flows.options import Credentials, Root, use_credentials
+
+if TYPE_CHECKING:
+    from pti_core.store import Store
+
+console = Console()
+
+Again = dict[tuple[str, int], set[str]]
+"""By run and shard, the commands that make once more what is damaged there."""
+
+
+def check(
+    root: Root,
+    name: Annotated[str | None, typer.Option("--run", help="Name of a run; all of them if left out.")] = None,
+    credentials: Credentials = None,
+) -> None:
+    """Read every file of the runs under ROOT again; what is damaged or gone is then made again by what made it.
+
+    Files of runs and edits are compared with their checksums, pictures of edits are looked for.
+    """
+    from pti_core.files import OutputRefused, StoreError
+    from pti_core.known_runs import run_names
+    from pti_core.store import Store
+    from pti_core.words import counted
+
+    use_credentials(credentials)
+    store, stuck = Store(root), 0
+    again: Again = {}
+    for run in run_names(store, name):
+        try:
+            stuck += not _whole(store, run, again)
+        except OutputRefused:
+            raise  # it is so for all runs
+        except StoreError as error:
+            _line(f"run {run}: {error}")
+            stuck += 1
+    said = []
+    if again:
+        commands = sorted({f"`{command}`" for some in again.values() for command in some}, reverse=True)
+        shards_are = f"{counted(len(again), 'shard')} {'is' if len(again) == 1 else 'are'}"
+        do = "does" if len(commands) == 1 else "do"
+        said.append(
+            f"{shards_are} not as written; the same {' and '.join(commands)} again {do} what is damaged once more"
+        )
+    if stuck:
+        said.append(f"{counted(stuck, 'run')} could not be checked in full, for what is said above")
+    if said:
+        raise RuntimeError("; ".join(said))
+
+
+def _whole(store: Store, run: str, again: Again) -> bool:
+    """Check one run, say what is found and add it to `again`; False where its manifest is damaged or gone."""
+    from rich.progress import track
+
+    from pti_core.checking import RUN, check_all, check_manifest
+    from pti_core.words import counted
+
+    total, problem = check_manifest(store, run)
+    if problem:
+        _line(f"run {run}: {problem}")
+    shards, seen = len(store.markers(run)), set[int]()
+    for found in track(check_all(store, run), f"run {run}", shards, console=console, transient=True):
+        for text in found.problems:
+            _line(f"run {run}, shard {found.shard}: {text}; `{found.again}` again makes it once more")
+            again.setdefault((run, found.shard), set()).add(found.again)
+        if found.again == RUN:
+            seen.add(found.shard)
+    left = max(0, (total or 0) - len(seen))
+    unfinished = f"; {left} {'is' if left == 1 else 'are'} unfinished and not read" if left else ""
+    _line(f"run {run}: {counted(shards, 'shard')} read{unfinished}")
+    return problem is None
+
+
+def _line(text: str) -> None:
+    console.print(text, highlight=False, markup=False, soft_wrap=True)
