@@ -101,10 +101,10 @@ def _show_runs(found: Sequence[RunStatus]) -> None:
 
 
 def _time_left(seconds: float | None) -> str:
-    """Hours and minutes at the speed so far; a word where nothing is known yet."""
-    if seconds is None:
-        return "unknown"
-    return f"{seconds / 3600:.1f} h" if seconds > 5400 else f"{seconds / 60:.1f} min"
+    """At the speed so far; a word where nothing is known yet."""
+    from pti_core.words import duration
+
+    return "unknown" if seconds is None else duration(seconds)
 
 
 def show(root: Root, name: RunName = None, credentials: Credentials = None) -> None:

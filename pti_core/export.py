@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -211,7 +212,15 @@ def _stored(run: Run, pivot: dict[str, Any]) -> Stored:
         raise ExportError(f"{error}; {hint}") from error
 
 
+_LONGEST: Final = 200
+"""Bytes of a file's name before its endings; most file systems take 255 in all."""
+
+
 def _file_name(image_id: str) -> str:
-    """An image id as the name of a file, without its ending."""
+    """An image id as the name of a file, without its ending; where it is too long, its beginning and a checksum."""
     stem = image_id.removesuffix(Path(image_id).suffix)
-    return re.sub(r"[^\w.-]+", "_", stem).strip("._") or "image"
+    name = re.sub(r"[^\w.-]+", "_", stem).strip("._") or "image"
+    if len(name.encode()) <= _LONGEST:
+        return name
+    checksum = hashlib.sha256(image_id.encode()).hexdigest()[:8]
+    return f"{name.encode()[:_LONGEST].decode(errors='ignore')}-{checksum}"

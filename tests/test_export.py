@@ -227,7 +227,7 @@ def test_where_the_picture_of_an_image_lies(root, tmp_path):
     assert not (tmp_path / "faces").exists()
 
 
-def test_a_name_that_is_too_long_costs_its_image_alone(pictures, checkpoint, tmp_path):
+def test_a_name_that_is_too_long_costs_its_image_alone(pictures, checkpoint, tmp_path, monkeypatch):
     from typer.testing import CliRunner
 
     from flows.cli import app
@@ -247,6 +247,10 @@ def test_a_name_that_is_too_long_costs_its_image_alone(pictures, checkpoint, tmp
     assert result.exit_code == 0
     assert "3 there already" in result.output
     assert f"note: {done.left_out[0]}" in result.output
+    monkeypatch.chdir(tmp_path)  # a generator's file gets a name of its own, which may be shorter
+    files = [export_image(str(tmp_path / "out"), name).generator for name in (long, longer)]
+    assert all(file.exists() and len(file.name) < 230 for file in files)
+    assert files[0] != files[1]
 
 
 def test_images_that_cannot_be_exported(root, data, checkpoint, tmp_path):
