@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from flows.cli import app
 from pti_core.alpha.stored import Place, Request, note_left_out, reasons_left_out, studied
 from pti_core.checking import check_run
-from pti_core.editing import plans
+from pti_core.editing import answers, plans
 from pti_core.files import OutputRefused, StoreError
 from pti_core.notes import NoteBook, read_notes
 from pti_core.presets import configure
@@ -143,7 +143,7 @@ def test_notes_answers_and_studies_that_may_not_be_read(refuse) -> None:
     wanted: list[tuple[str, Callable[[], Any]]] = [
         ("/notes/", lambda: read_notes(run.store.files, RUN, [1])),
         ("/alpha/left_out/", lambda: reasons_left_out(run, [0])),
-        ("/edits/done/", lambda: plans._answered(run, {0: 1})),
+        ("/edits/done/", lambda: answers.read_all_answers(run.store, RUN, [0])),
         (part, lambda: studied(run, [place], study)),
     ]
     for name, way in wanted:
