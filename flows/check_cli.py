@@ -25,17 +25,22 @@ def check(
 ) -> None:
     """Read every file of the runs under ROOT again; what is damaged or gone is then made again by what made it.
 
-    Files of runs and edits are compared with their checksums, pictures of edits are looked for.
+    Files of runs and edits are compared with their checksums, those of alpha studies read, pictures of edits looked
+    for.
     """
     from pti_core.files import OutputRefused, StoreError
-    from pti_core.known_runs import run_names
+    from pti_core.known_runs import lost_config, run_names, without_config
     from pti_core.store import Store
     from pti_core.words import counted
 
     use_credentials(credentials)
     store, stuck = Store(root), 0
     again: Again = {}
-    for run in run_names(store, name):
+    names = run_names(store, name)
+    for lost in without_config(store, names) if name is None else ():
+        _line(lost_config(store, lost))
+        stuck += 1
+    for run in names:
         try:
             stuck += not _whole(store, run, again)
         except OutputRefused:
@@ -64,11 +69,11 @@ def _whole(store: Store, run: str, again: Again) -> bool:
     from pti_core.checking import RUN, check_all, check_manifest
     from pti_core.words import counted
 
-    total, problem = check_manifest(store, run)
+    markers, seen = store.markers(run), set[int]()
+    total, problem = check_manifest(store, run, markers)
     if problem:
         _line(f"run {run}: {problem}")
-    shards, seen = len(store.markers(run)), set[int]()
-    for found in track(check_all(store, run), f"run {run}", shards, console=console, transient=True):
+    for found in track(check_all(store, run, markers), f"run {run}", len(markers), console=console, transient=True):
         for text in found.problems:
             _line(f"run {run}, shard {found.shard}: {text}; `{found.again}` again makes it once more")
             again.setdefault((run, found.shard), set()).add(found.again)
@@ -76,7 +81,7 @@ def _whole(store: Store, run: str, again: Again) -> bool:
             seen.add(found.shard)
     left = max(0, (total or 0) - len(seen))
     unfinished = f"; {left} {'is' if left == 1 else 'are'} unfinished and not read" if left else ""
-    _line(f"run {run}: {counted(shards, 'shard')} read{unfinished}")
+    _line(f"run {run}: {counted(len(markers), 'shard')} read{unfinished}")
     return problem is None
 
 

@@ -39,19 +39,25 @@ errors = Console(stderr=True)
 
 def status(root: Root, credentials: Credentials = None) -> None:
     """What is done and what is left of every run under ROOT."""
-    from pti_core.known_runs import run_names
+    from pti_core.files import OutputRefused
+    from pti_core.known_runs import lost_config, run_names, without_config
     from pti_core.status import run_status
     from pti_core.store import Store, StoreError
+    from pti_core.words import counted
 
     use_credentials(credentials)
     store = Store(root)
-    found, wrong = [], []
-    for name in run_names(store):
+    names = run_names(store)
+    found, wrong = [], [lost_config(store, lost) for lost in without_config(store, names)]
+    for name in names:
         try:
             found.append(run_status(store, name))
-        except StoreError as error:  # of this run alone, maybe: the others are shown
-            wrong.append(error)
-    _show_runs(found)
+        except OutputRefused:
+            raise  # it is so for all runs
+        except StoreError as error:
+            wrong.append(str(error))
+    if found:
+        _show_runs(found)
     for run in found:
         for note in run.running[:SHOWN]:
             _line(f"run {run.run}, shard {note.shard} is at work on {note.where}")
@@ -59,8 +65,10 @@ def status(root: Root, credentials: Credentials = None) -> None:
             _line(f"run {run.run}, shard {note.shard} failed: {note.error}")
         if run.temporary:
             _line(f"run {run.run}: {run.temporary} rejects are temporary; `pti run ... --retry-rejects` tries them")
+    for sentence in wrong:
+        _line(sentence)
     if wrong:
-        raise StoreError("; ".join(map(str, wrong)))
+        raise StoreError(f"{counted(len(wrong), 'run')} cannot be read, for what is said above")
 
 
 def _line(text: str) -> None:

@@ -15,6 +15,7 @@ def check_reachable(
 ) -> None:
     """Ask the Prefect server and the cluster that a flow is about to need, where they are not started for it alone.
 
+    (To try whether a cluster of its own can be started would take as long as to start it twice.)
     Raises RunnerError where the cluster does not answer or has no room, RuntimeError where the server does not.
     """
     if PREFECT_API_URL.value():

@@ -7,18 +7,16 @@ run) and has it done again. Edits are checked by `editing.checking`.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Final
-
-import pyarrow as pa
+from typing import Any, Final
 
 from pti_core import tables
 from pti_core.editing.checking import check_edits
-from pti_core.files import MissingFile, OutputRefused, StoreError
+from pti_core.files import DamagedFile, MissingFile
 from pti_core.layout import checked
 from pti_core.markers import parse_marker, part_shard
-from pti_core.store import DamagedPart, Store
+from pti_core.store import Store
 
 RUN: Final = "pti run"
 _WINDOW: Final = 100_000  # rows of the manifest that are read at once
@@ -34,20 +32,23 @@ class Checked:
     again: str = RUN  # the command that makes once more what is damaged
 
 
-def check_all(store: Store, run: str) -> Iterator[Checked]:
+Markers = Mapping[int, Mapping[str, Any]]
+"""Of a run, by shard, as `Store.markers` reads them: once, since there may be many."""
+
+
+def check_all(store: Store, run: str, markers: Markers) -> Iterator[Checked]:
     """The shards of a run, then its edits, then its alpha studies. Raises StoreError where they cannot be read."""
-    yield from check_run(store, run)
+    yield from check_run(store, run, markers)
     for shard, problems in check_edits(store, run):
         yield Checked(shard, problems, "pti edit")
     yield from _check_studies(store, run)
 
 
-def check_run(store: Store, run: str) -> Iterator[Checked]:
+def check_run(store: Store, run: str, markers: Markers) -> Iterator[Checked]:
     """Compare every file of every finished shard with its checksum; a shard that does not hold counts as not done.
 
     The next run does again what is damaged or gone, and only that. Raises StoreError where the store cannot be read.
     """
-    markers = store.markers(run)
     for shard, path in _unreadable_markers(store, run, markers):
         yield Checked(shard, [f"marker {path!r} cannot be read, so this shard counts as not done"])
     for shard, marker in sorted(markers.items()):
@@ -61,25 +62,23 @@ def check_run(store: Store, run: str) -> Iterator[Checked]:
         yield Checked(shard, problems)
 
 
-def check_manifest(store: Store, run: str) -> tuple[int | None, str | None]:
-    """How many shards a run has; or, in one sentence, why nobody can tell. Reads all of the manifest."""
+def check_manifest(store: Store, run: str, markers: Markers) -> tuple[int | None, str | None]:
+    """How many shards a run has; or, in one sentence, why its manifest does not tell. Reads all of it.
+
+    Raises StoreError where it cannot be read, for another reason than that it is damaged or gone.
+    """
     path = f"runs/{checked(run)}/manifest.parquet"
     way_out = "without it the run cannot go on; bring it back, or `pti run ... --overwrite` does all again"
     if not store.exists(path):
         return None, f"manifest {path!r} is missing: {way_out}"
     try:
         manifest = store.manifest(run)
-        columns = [name for name in tables.schema("manifest").names if name != "shard"]
-        for _ in manifest.windows(_WINDOW, columns):
+        for _ in manifest.windows(_WINDOW, [name for name in tables.schema("manifest").names if name != "shard"]):
             pass
-    except pa.ArrowInvalid:  # shards between two files of the manifest
-        return None, f"a file of the manifest of run {run} is missing: {way_out}"
-    except OutputRefused:
-        raise
-    except StoreError as error:
-        # What it was (a file of one of several, or the network) is in the error; its way out is that of a part.
+    except DamagedFile as error:
+        # What it was, maybe one of several files, is in the error; its way out is that of a part.
         return None, f"the manifest cannot be read ({str(error).partition('; ')[0]}): {way_out}"
-    if (last := max(store.markers(run), default=0)) >= manifest.shards:
+    if (last := max(markers, default=0)) >= manifest.shards:
         after = f"shard {last} is done, and what is there of the manifest ends with shard {manifest.shards - 1}"
         return None, f"a file of the manifest, 'manifest-*.parquet', is missing ({after}): {way_out}"
     return manifest.shards, None
@@ -110,6 +109,6 @@ def _check_studies(store: Store, run: str) -> Iterator[Checked]:
                 store.read_table(path)
             except MissingFile:
                 continue
-            except DamagedPart as error:
+            except DamagedFile as error:
                 problems.append(str(error))
             yield Checked(part_shard(path) or 0, problems, "pti alpha-study")

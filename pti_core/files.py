@@ -47,6 +47,10 @@ class MissingFile(StoreError):
     """A file that is not there."""
 
 
+class DamagedFile(StoreError):
+    """A file that is there, but not as it was written."""
+
+
 class OutputRefused(StoreError):
     """An output that takes nothing: full, read-only, or access denied. No other try helps until a person has helped."""
 
@@ -211,13 +215,16 @@ class Files:
             sentence = f"output {self.name!r} cannot be {doing}: {self._reason(error, ' '.join(text.split()), doing)}"
             if self._is_refusal(error, doing):
                 raise OutputRefused(f"{sentence}; then the same command goes on where it was") from cause
-            raise StoreError(sentence) from cause
+            raise (DamagedFile if self._is_damage(error, text) else StoreError)(sentence) from cause
 
     def _is_refusal(self, error: Exception, doing: str) -> bool:
         if isinstance(error, PermissionError):
             return not (self.local and doing == "read")  # on a disk that may be one file's
         full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
         return full or "NoCredentials" in type(error).__name__
+
+    def _is_damage(self, error: Exception, text: str) -> bool:
+        return isinstance(error, pyarrow.ArrowInvalid | OSError) and _DAMAGE.search(text) is not None
 
     def _reason(self, error: Exception, text: str, doing: str) -> str:
         kind = type(error).__name__
@@ -239,7 +246,7 @@ class Files:
             return "no credentials are found; set them in the environment"
         if any(word in kind for word in ("Connect", "Timeout", "DNS")):
             return f"no connection ({text or 'no answer in time'}); check the address and the network"
-        if isinstance(error, pyarrow.ArrowInvalid | OSError) and _DAMAGE.search(text):
+        if self._is_damage(error, text):
             found = _DAMAGED_FILE.match(text)
             which = f"file {found[1].removeprefix(self._base).lstrip('/')!r}" if found else "a Parquet file"
             reason = text[found.end() :] if found else text

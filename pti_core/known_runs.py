@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from pti_core.store import Store
 
 
@@ -19,17 +21,14 @@ def run_names(store: Store, name: str | None = None) -> list[str]:
         return names
     if name in names:
         return [name]
-    if lost := _without_config(store, names, name):
-        raise RunError(
-            f"{store.root}: run {lost!r} there has lost its configuration; bring 'runs/{lost}/config.json' back, or "
-            "the same `pti run` again does all of it anew"
-        )
+    for lost in without_config(store, names):
+        if name in (None, lost):
+            raise RunError(lost_config(store, lost))
     if names:
         raise RunError(f"{store.root}: no run {name!r}; runs there: {', '.join(names)}")
     if {"config.json", "manifest.parquet"} <= store.files.find("", maxdepth=1).keys():
-        *above, _, run = store.root.rstrip("/").split("/")
-        root = "/".join(above) or ("/" if store.root.startswith("/") else ".")
-        raise RunError(f"{store.root} is the folder of a run; give the root of the tables: {root} --run {run}")
+        root, _, run = (store.files.at("").rstrip("/") if store.files.local else store.root).rsplit("/", 2)
+        raise RunError(f"{store.root} is the folder of run {run}; give the root of its tables, {root or '/'}")
     raise RunError(f"{store.root}: no run there; `pti run DATASET --output {store.root}` makes one")
 
 
@@ -39,8 +38,15 @@ def newest_run(store: Store, name: str | None = None) -> str:
     return max(names, key=lambda run: (store.read_config(run).get("created", ""), run)) if len(names) > 1 else names[0]
 
 
-def _without_config(store: Store, names: list[str], name: str | None) -> str | None:
-    """A run, or this one, of which there is more than nothing but no config."""
-    folders = {path.split("/")[1] for path in store.files.find("runs", maxdepth=2) if path.count("/") == 2}
-    lost = sorted(folders - set(names))
-    return next((run for run in lost if name is None or run == name), None)
+def without_config(store: Store, names: Collection[str]) -> list[str]:
+    """Runs beside those of these names, of which there is a manifest but no configuration; sorted."""
+    found = [path.split("/") for path in store.files.find("runs", maxdepth=2)]
+    return sorted({parts[1] for parts in found if parts[2:] == ["manifest.parquet"]} - set(names))
+
+
+def lost_config(store: Store, run: str) -> str:
+    """A sentence about such a run."""
+    return (
+        f"{store.root}: run {run!r} there has lost its configuration; bring 'runs/{run}/config.json' back, or the same "
+        "`pti run` again does all of it anew"
+    )

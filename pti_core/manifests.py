@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pti_core import tables
-from pti_core.files import FileInfo, Files, StoreError
+from pti_core.files import DamagedFile, FileInfo, Files, StoreError
 
 _NAME: Final = re.compile(r"manifest(?:-(\d{5,}))?\.parquet")
 
@@ -85,7 +85,10 @@ class Manifest:
         return pa.concat_tables(found) if len(found) > 1 else found[0]
 
     def windows(self, rows: int, columns: list[str]) -> Iterator[tuple[range, pa.Table]]:
-        """All inputs in pieces of about so many rows: whole shards, their numbers and their rows."""
+        """All inputs in pieces of about so many rows: whole shards, their numbers and their rows.
+
+        DamagedFile where a file between two others is gone.
+        """
         each = max(1, rows * self.shards // max(1, self.rows))
         for first in range(0, self.shards, each):
             found, stop = [], min(self.shards, first + each)
@@ -95,9 +98,13 @@ class Manifest:
                     with self._files.explained("read"), self._files.open(part.path) as file:
                         content = pq.ParquetFile(file, metadata=part.metadata, pre_buffer=True)
                         found.append(content.read_row_groups(list(groups), columns=[*columns, "shard"]))
-            table = pa.concat_tables(found)
+            table = pa.concat_tables(found) if found else tables.schema("manifest").empty_table()
             inside = pc.and_(pc.greater_equal(table["shard"], first), pc.less(table["shard"], stop))
-            yield range(first, stop), table.filter(inside).select(columns)
+            table = table.filter(inside)
+            if pc.count_distinct(table["shard"]).as_py() < stop - first:
+                missing = f"not all shards from {first} to {stop - 1} are listed"
+                raise DamagedFile(f"run {self.run!r} lacks a file of its manifest ({missing})")
+            yield range(first, stop), table.select(columns)
 
     def shard(self, number: int) -> list[dict[str, Any]]:
         """The inputs of a shard, in order. StoreError where there is no such shard."""

@@ -108,15 +108,20 @@ def on_idle_cores(function: Callable[[Item], Result], items: Iterable[Item], dev
 
 
 def on_own_cores(function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
-    """Results of `function(item)` in order, by as many threads as the caller's arithmetic may take: one in a job.
+    """Results of `function(item)` in order, by as many threads as the caller's arithmetic may take, one for each item.
 
-    For items of several milliseconds: threads that hand over shorter ones wait for each other.
+    For items of several milliseconds: threads that hand over shorter ones wait for each other. One item alone is done
+    by the caller, with all threads of its arithmetic.
     """
-    threads = min(torch.get_num_threads(), available_cores(), len(items))
-    if threads <= 1:
+    threads = torch.get_num_threads()
+    jobs = min(threads, available_cores(), len(items))
+    if jobs <= 1:
         return list(map(function, items))
-    with ThreadPoolExecutor(threads, "pti-own", initializer=_begin_worker) as pool:
-        return list(pool.map(function, items))
+    try:
+        with ThreadPoolExecutor(jobs, "pti-own", initializer=_begin_worker) as pool:
+            return list(pool.map(function, items))
+    finally:
+        torch.set_num_threads(threads)  # the workers' one thread is otherwise that of every thread from now on
 
 
 def in_parallel(

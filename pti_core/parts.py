@@ -17,8 +17,8 @@ from typing import Any, Final
 import pyarrow as pa
 
 from pti_core import tables
+from pti_core.files import DamagedFile, FileInfo
 from pti_core.runs import Run, any_engine_for
-from pti_core.store import DamagedPart, FileInfo
 from pti_core.tables import Row
 
 INVERTED: Final = ("deltas", "pivots", "rejects", "metrics")
@@ -91,7 +91,7 @@ def _whole(paths: Mapping[str, str], run: Run, marked: Mapping[str, str], expect
     for table in ("metrics", "deltas", "pivots", "rejects"):
         try:
             files[table], content = run.store.read_table(paths[table])
-        except DamagedPart:
+        except DamagedFile:
             return None
         if marked.get(paths[table], files[table].sha256) != files[table].sha256:
             return None
@@ -126,7 +126,7 @@ def whole_locality(run: Run, shard: int, of: Mapping[int, Mapping[str, FileInfo]
     for number, path in paths.items():
         try:
             info, content = run.store.read_table(path)
-        except DamagedPart:
+        except DamagedFile:
             continue
         if number not in of or marked.get(path, info.sha256) != info.sha256:
             continue

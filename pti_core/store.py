@@ -27,20 +27,16 @@ import pyarrow.parquet as pq
 
 from pti_core import manifests, tables
 from pti_core.completeness import check_complete
-from pti_core.files import FileInfo, Files, MissingFile, StoreError
+from pti_core.files import DamagedFile, FileInfo, Files, MissingFile, StoreError
 from pti_core.layout import checked, marker_path, run_id, shard_folder
 from pti_core.manifests import Manifest
 from pti_core.markers import check_marker, make_marker, parse_marker, part_number
 
-__all__ = ["DamagedPart", "FileInfo", "Store", "StoreError", "make_marker", "run_id"]
+__all__ = ["FileInfo", "Store", "StoreError", "make_marker", "run_id"]
 
 _AT_ONCE: Final = 1000  # files that are read at once
 
 _PARTITIONS = pads.partitioning(pa.schema([("run", pa.string()), ("shard", pa.int32())]), flavor="hive")
-
-
-class DamagedPart(StoreError):
-    """A part that is there, but not as it was written."""
 
 
 class Store:
@@ -153,7 +149,7 @@ class Store:
         return pq.read_table(pa.BufferReader(self.files.get(path, f"part {path!r} is missing"))).to_pandas()
 
     def read_table(self, path: str) -> tuple[FileInfo, pa.Table]:
-        """One part as it was written, with its size and checksum. DamagedPart where it is no whole Parquet file.
+        """One part as it was written, with its size and checksum. DamagedFile where it is no whole Parquet file.
 
         StoreError where it is not there, or the file system does not answer.
         """
@@ -161,7 +157,7 @@ class Store:
         try:
             table = pq.read_table(pa.BufferReader(data))
         except (pa.ArrowException, OSError) as error:
-            raise DamagedPart(f"part {path!r} in {self.files.name!r} is damaged ({error})") from error
+            raise DamagedFile(f"part {path!r} in {self.files.name!r} is damaged ({error})") from error
         return FileInfo(path, len(data), hashlib.sha256(data).hexdigest()), table
 
     def file_info(self, path: str) -> FileInfo:

@@ -57,11 +57,23 @@ def edit_shards(
     version: str | None = None,
     credentials: str | None = None,
 ) -> list[dict[str, Any]]:
-    """Edit the images of shards; write pictures and the table `edits`. Counts of each shard."""
+    """Edit the images of shards; write pictures and the table `edits`. Counts of each shard.
+
+    A strength that is too far from 0 costs its own edits alone: its EditError is raised when all shards are done.
+    """
     use_credentials(credentials)
     use_own_share()
     opened, report_progress = load_run(root, run, version), reporter()
-    return [edit_shard(opened, number, plans.Request(**request), report_progress) for number in numbers]
+    counts: list[dict[str, Any]] = []
+    wrong: plans.EditError | None = None
+    for number in numbers:
+        try:
+            counts.append(edit_shard(opened, number, plans.Request(**request), report_progress))
+        except plans.EditError as error:
+            wrong = wrong or error
+    if wrong is not None:
+        raise wrong
+    return counts
 
 
 @task(name="publish-edits", task_run_name="publish")

@@ -99,6 +99,31 @@ def test_a_manifest_whose_later_file_is_gone(store: Store) -> None:
     assert lines[1] == f"run {RUN}: 4 shards read"
 
 
+def test_a_manifest_whose_middle_file_is_gone(store: Store) -> None:
+    rows = manifest().drop_columns(["shard"])
+    for first in (3, 6):
+        store.write_manifest(RUN, tables.assign_shards(rows, 2, first))
+    for shard in range(3, 9):
+        do_shard(store, RUN, shard)
+    assert check(store) == (0, [f"run {RUN}: 9 shards read"])
+    Path(f"{store.root}/runs/{RUN}/manifest-00003.parquet").unlink()
+    status, lines = check(store)
+    assert status == 1
+    assert f"run {RUN!r} lacks a file of its manifest (not all shards from 0 to 8 are listed)" in lines[0]
+    assert "bring it back" in lines[0]
+
+
+def test_a_network_that_fails_is_no_damage(monkeypatch: pytest.MonkeyPatch, store: Store) -> None:
+    def slow(*_: object, **__: object) -> None:
+        raise TimeoutError("read timed out")
+
+    monkeypatch.setattr("pyarrow.parquet.read_metadata", slow)
+    status, lines = check(store)
+    assert status == 1
+    assert "no connection (read timed out); check the address and the network" in lines[0]
+    assert "--overwrite" not in lines[0]
+
+
 def test_help_says_that_all_runs_are_checked() -> None:
     said = " ".join(CliRunner().invoke(app, ["check", "--help"], env={"COLUMNS": "200"}).output.split())
     assert "Name of a run; all of them if left out." in said

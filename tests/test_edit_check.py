@@ -2,6 +2,8 @@
 
 import json
 import shutil
+from dataclasses import asdict
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -17,20 +19,27 @@ from pti_core.editing.plans import EditError, plan
 from pti_core.editing.report import publish
 from pti_core.editing.shards import edit_shard
 from pti_core.store import Store, StoreError
+from tasks.edit import edit_shards
+from tasks.progress import listen
 
 ASKED = (None, ["pca:0"], [1.0])
 SHARD = "shard=00000/part-0.parquet"
 
 
 @pytest.fixture(scope="module")
-def edited(pictures, tiny_checkpoint, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("edited")
-    (folder / "data").mkdir()
+def data(pictures, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
     for name, picture in zip(("0.png", "1.png", "2.png"), pictures, strict=False):
-        Image.fromarray(picture).save(folder / "data" / name)
-    finish(folder / "data", folder / "out", tiny_checkpoint)
-    do(folder / "out", *ASKED)
-    return folder / "out"
+        Image.fromarray(picture).save(folder / name)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def edited(data, tiny_checkpoint, tmp_path_factory):
+    out = tmp_path_factory.mktemp("edited") / "out"
+    finish(data, out, tiny_checkpoint)
+    do(out, *ASKED)
+    return out
 
 
 @pytest.fixture
@@ -156,6 +165,101 @@ def test_a_check_leaves_alone_what_is_edited_meanwhile(root):
     next(root.glob("runs/*/edits/done/00000.json")).write_text(json.dumps({"answers": answers.answers, "files": []}))
     assert check(root)[0] == 0
     assert len(table(root)) == 14
+
+
+def files_ended_at(monkeypatch, name, times=1):
+    """A process is killed when it is about to write a file of this name for the so many-th time."""
+    replace, seen = Path.replace, []
+
+    def ends(self, target):
+        if Path(target).name == name:
+            seen.append(target)
+            if len(seen) == times:
+                raise KeyboardInterrupt
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", ends)
+
+
+def test_an_edit_that_is_killed_before_its_part_is_recorded_has_damaged_nothing(root, monkeypatch):
+    asked = (None, ["pca:1"], [1.0])
+    planned = plan(str(root), *asked)
+    with monkeypatch.context() as patches:
+        files_ended_at(patches, "00000.json", times=2)  # the first one takes the record back
+        with pytest.raises(KeyboardInterrupt):
+            edit_shard(planned.run, 0, planned.request)
+    assert len(table(root)) == 5
+    assert check(root)[0] == 0
+    assert len(table(root)) == 5
+    assert do(root, *asked)[1] == {0: 0, 1: 1}
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_check_that_is_killed_has_damaged_nothing(root, monkeypatch, times):
+    do(root, None, ["pca:0", "pca:1"], [1.0])
+    before = table(root)
+    (gone,) = root.glob("runs/*/edits/pca-0/0.png/*.png")
+    gone.unlink()
+    run = plan(str(root)).run
+    with monkeypatch.context() as patches:
+        files_ended_at(patches, "00000.json", times)
+        with pytest.raises(KeyboardInterrupt):
+            list(check_edits(Store(str(root)), run.name))
+    check(root)
+    assert len(table(root)) == len(before)
+    assert sum(do(root, None, ["pca:0", "pca:1"], [1.0])[1].values()) == 1
+    pd.testing.assert_frame_equal(table(root), before)
+    assert check(root)[0] == 0
+
+
+def test_edits_and_checks_that_overlap_lose_nothing(data, tiny_checkpoint, tmp_path):
+    root = tmp_path / "out"
+    finish(data, root, tiny_checkpoint, batch=1)  # a part of each image
+    do(root, *ASKED)
+    first, second = plan(str(root), None, ["pca:1"], [1.0]), plan(str(root), None, ["pca:2"], [1.0], ["0.png"])
+    (gone,) = root.glob("runs/*/edits/pca-0/0.png/*.png")
+    seen = []
+
+    def meanwhile(progress):
+        seen.append(progress.done)
+        if len(seen) == 3:  # the part of 0.png is written, that of 1.png is not
+            edit_shard(second.run, 0, second.request)
+            gone.unlink()
+            check(root)
+
+    edit_shard(first.run, 0, first.request, meanwhile)
+    assert len(table(root)) == 6
+    assert check(root)[0] == 0
+    assert len(table(root)) == 6
+    assert plan(str(root), None, ["pca:1"], [1.0]).pending == [1]
+    assert do(root, *ASKED)[1] == {0: 1}
+    assert not table(root)["picture"].isna().any()
+
+
+def test_a_picture_that_is_found_gone_while_the_same_is_asked_for_is_drawn(root):
+    asked = (None, ["pca:0", "pca:1"], [1.0])
+    planned = plan(str(root), *asked)
+    (gone,) = root.glob("runs/*/edits/pca-0/0.png/*.png")
+    seen = []
+
+    def meanwhile(progress):
+        seen.append(progress.done)
+        if len(seen) == 3:
+            gone.unlink()
+            check(root)
+
+    edit_shard(planned.run, 0, planned.request, meanwhile)
+    assert plan(str(root), *asked).pending == [0, 1]
+    assert do(root, *asked)[1] == {0: 1, 1: 1}
+    assert gone.exists()
+
+
+def test_an_impossible_strength_costs_no_other_shard_of_its_task(root):
+    asked = (None, ["pca:1"], [1.0, 1e30])
+    planned = plan(str(root), *asked)
+    with listen(lambda _: None), pytest.raises(EditError, match=r"direction 'pca-1' at strength 1e\+30"):
+        edit_shards.fn(str(root), planned.run.name, planned.pending, asdict(planned.request))
+    assert len(table(root)) == 6
 
 
 def test_a_damaged_file_that_a_person_meets_is_one_that_check_finds(root):

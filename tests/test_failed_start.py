@@ -1,4 +1,4 @@
-"""A start that fails leaves no run behind: an empty one would be the newest, which all other commands take."""
+"""Where a server or cluster does not answer, no run is left behind: it would be the newest, which all commands take."""
 
 import os
 import socket

@@ -54,15 +54,18 @@ def test_the_newest_is_the_one_that_was_begun_last(runs: tuple[Run, Run]) -> Non
     assert newest_run(store, runs[0].name) == runs[0].name
 
 
-def test_a_run_that_is_not_there(runs: tuple[Run, Run], tmp_path: Path) -> None:
+def test_a_run_that_is_not_there(runs: tuple[Run, Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = runs[0].store
     with pytest.raises(RunError, match=f"no run 'other'; runs there: {', '.join(run_names(store))}"):
         run_names(store, "other")
     with pytest.raises(RunError, match=f"{tmp_path}: no run there; `pti run DATASET --output {tmp_path}` makes one"):
         run_names(Store(str(tmp_path)))
     folder = f"{store.root}/runs/{runs[0].name}"
-    with pytest.raises(RunError, match=re.escape(f"the root of the tables: {store.root} --run {runs[0].name}")):
-        run_names(Store(folder))
+    says = f"is the folder of run {runs[0].name}; give the root of its tables, {store.root}"
+    monkeypatch.chdir(folder)
+    for place in (folder, f"../{runs[0].name}", "."):
+        with pytest.raises(RunError, match=re.escape(says)):
+            run_names(Store(place))
 
 
 def test_a_lost_config_is_named(out: Path, runs: tuple[Run, Run]) -> None:
@@ -71,6 +74,11 @@ def test_a_lost_config_is_named(out: Path, runs: tuple[Run, Run]) -> None:
     assert run_names(Store(str(out))) == [other]
     with pytest.raises(RunError, match=f"run '{lost}' there has lost its configuration; bring 'runs/{lost}/config"):
         run_names(Store(str(out)), lost)
+    for command in ("status", "check"):  # the other one is looked at all the same
+        code, said = pti(command, out)
+        assert code == 1
+        assert f"run '{lost}' there has lost its configuration" in said
+        assert f"{other} unfinished 0 / 3" in said or f"run {other}: 0 shards read; 2 are unfinished" in said
 
 
 def test_what_has_nothing_names_the_run_that_has(runs: tuple[Run, Run]) -> None:
@@ -104,7 +112,8 @@ def test_status_shows_the_others_where_one_run_has_lost_its_manifest(out: Path, 
     code, said = pti("status", out)
     assert code == 1
     assert f"{other} unfinished 0 / 3" in said
-    assert f"error: run '{lost}' has no manifest in '{out}': bring 'runs/{lost}/manifest.parquet' back" in said
+    assert f"run '{lost}' has no manifest in '{out}': bring 'runs/{lost}/manifest.parquet' back" in said
+    assert said.endswith("error: 1 run cannot be read, for what is said above")
 
 
 def test_pictures_go_into_a_folder_and_not_into_a_file(runs: tuple[Run, Run], tmp_path: Path) -> None:

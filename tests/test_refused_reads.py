@@ -80,7 +80,7 @@ def ways(run: Run) -> list[Callable[[], Any]]:
     return [
         lambda: store.markers(RUN),
         lambda: store.done(RUN),
-        lambda: list(check_run(store, RUN)),
+        lambda: list(check_run(store, RUN, store.markers(RUN))),
         lambda: run_status(store, RUN),
         run.left,
     ]

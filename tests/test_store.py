@@ -192,12 +192,12 @@ def test_a_shard_of_a_run_that_was_overwritten_meanwhile_is_not_done(store: Stor
 def test_a_check_leaves_alone_what_is_done_again_meanwhile(store: Store) -> None:
     for shard in range(2):
         do_shard(store, RUN, shard)
-    found = check_run(store, RUN)
+    found = check_run(store, RUN, store.markers(RUN))
     assert next(found) == Checked(0, [])
     do_shard(store, RUN, 1, bad=1)  # `--retry-rejects`, while shard 0 was read
     assert list(found) == [Checked(1, [])]
     assert list(store.done(RUN)) == [0, 1]
-    found = check_run(store, RUN)
+    found = check_run(store, RUN, store.markers(RUN))
     assert next(found) == Checked(0, [])
     store.unmark(RUN, 1, {0})  # or it is at work just now
     write_parts(store, RUN, 1, ["2.png", "3.png"])

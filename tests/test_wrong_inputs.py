@@ -70,7 +70,7 @@ def test_the_folder_of_a_run_in_place_of_the_root(folder, command):
     (run,) = (folder / "out/runs").iterdir()
     result = CliRunner().invoke(app, [command, f"{run}/"])
     assert result.exit_code == 1, result.output
-    advice = f"is the folder of a run; give the root of the tables: {folder}/out --run {run.name}"
+    advice = f"is the folder of run {run.name}; give the root of its tables, {folder}/out"
     assert advice in result.output.replace("\n", "")
 
 

@@ -61,7 +61,7 @@ def integer_codec(bits: int) -> tuple[Encoder, Decoder]:
         if not payload:
             return np.zeros(shape, np.float32)
         steps = reader.array("<f4", channels) * np.float32(scale)
-        if not np.isfinite(steps).all():
+        if not np.isfinite(steps * np.float32(256)).all():  # times any level
             raise reader.damaged("a channel's step is not finite")
         levels = reader.array("u1", count if bits == 8 else (count + 1) // 2)
         reader.end()

@@ -20,10 +20,10 @@ from pti_core.editing.answers import (
     read_answers,
     write_answers,
 )
-from pti_core.files import FileInfo, MissingFile
+from pti_core.files import DamagedFile, FileInfo, MissingFile
 from pti_core.layout import checked
 from pti_core.markers import part_shard
-from pti_core.store import DamagedPart, Store
+from pti_core.store import Store
 
 NAMED: Final = 3  # pictures in a message
 
@@ -55,14 +55,12 @@ def _check_shard(store: Store, run: str, shard: int, paths: set[str], pictures: 
         if read_answers(store, run, shard) != answers:  # somebody edits it just now
             return problems
         problems.append(problem)
+        forget_answers(store, run, shard, [path])  # first: whoever ends here leaves a part that is whole, not recorded
         if content is not None:
             file = store.files.put(path, tables.to_parquet("edits", content))
             kept = [other for other in answers.files if other.path != path]
-            answers = Answers([], [*kept, file])
-            write_answers(store, run, shard, answers)
-        else:
-            forget_answers(store, run, shard, [path])
-            answers = read_answers(store, run, shard)
+            write_answers(store, run, shard, Answers([], [*kept, file]))
+        answers = read_answers(store, run, shard)
     return problems
 
 
@@ -75,7 +73,7 @@ def _check_part(
         file, table = store.read_table(path)
     except MissingFile as error:
         return (str(error), None) if recorded else (None, None)
-    except DamagedPart as error:
+    except DamagedFile as error:
         return str(error), empty
     if recorded not in (None, file):
         return f"file {path!r}: {file.bytes} bytes, not as written", empty

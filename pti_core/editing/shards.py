@@ -27,14 +27,13 @@ from pti_core.editing.plans import (
     results_sha256,
 )
 from pti_core.engine import Engine
-from pti_core.files import FileInfo, MissingFile
+from pti_core.files import DamagedFile, FileInfo, MissingFile, StoreError
 from pti_core.images import picture, to_uint8
 from pti_core.known_runs import RunError
 from pti_core.metrics import round_uint8
 from pti_core.parallel import one_at_a_time
 from pti_core.runs import Run, engine_for, stored_from_rows
 from pti_core.shards import OnShardProgress, ShardProgress
-from pti_core.store import DamagedPart, StoreError
 from pti_core.tables import Row
 
 _Wanted = list[tuple[Direction, float]]
@@ -62,7 +61,6 @@ def edit_shard(run: Run, shard: int, request: Request, on_progress: OnShardProgr
     parts = run.store.parts("pivots", run.name, shard)
     images = {number: _pivots(run, path, request) for number, path in sorted(parts.items())}
     forget_lost(run.store, run.name, shard)
-    files: list[FileInfo] = []
     too_far: EditError | None = None
     total, done, made = sum(map(len, images.values())), 0, 0
     faces = request.embedding is not None and face_embedding_name() is not None
@@ -73,7 +71,7 @@ def edit_shard(run: Run, shard: int, request: Request, on_progress: OnShardProgr
 
     say()
     for number, pivots in images.items():
-        rows, metadata, file = _there(run, shard, number, marker, request)
+        rows, metadata, _ = _there(run, shard, number, marker, request)
         jobs = [(pivot, wanted) for pivot in pivots if (wanted := _missing(pivot, directions, request, rows, faces))]
         done += len(pivots) - len(jobs)
         new: list[dict[str, Any]] = []
@@ -92,12 +90,19 @@ def edit_shard(run: Run, shard: int, request: Request, on_progress: OnShardProgr
             kept = list(before.values())
             content = sorted(kept + new, key=lambda row: (row["image_id"], row["direction"], row["strength"]))
             about_to_write(run.store, run.name, shard, run.store.part_path("edits", run.name, shard, number))
-            file = run.store.write_part("edits", run.name, shard, number, tables.table("edits", content, metadata))
+            run.store.write_part("edits", run.name, shard, number, tables.table("edits", content, metadata))
             made += len(new)
-        files += [file] if file else []
     if too_far is not None:
         raise too_far
-    mark_answered(run, shard, request, marker, files)
+    files: list[FileInfo] = []
+    for number, pivots in images.items():
+        # As they are now: others may have written them, or found a picture gone, since they were passed here.
+        rows, _, file = _there(run, shard, number, marker, request)
+        if any(_missing(pivot, directions, request, rows, faces) for pivot in pivots):
+            break
+        files += [file] if file else []
+    else:
+        mark_answered(run, shard, request, marker, files)
     say()
     return {"shard": shard, "images": total, "edits": made}
 
@@ -128,7 +133,7 @@ def _there(
         file, table = run.store.read_table(path)
     except MissingFile:
         pass
-    except DamagedPart:
+    except DamagedFile:
         whole = False
     else:
         found = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
