@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from fsspec.implementations.local import LocalFileSystem
 from PIL import Image
 from test_edit import do, finish, table
 from typer.testing import CliRunner
@@ -260,6 +261,24 @@ def test_an_impossible_strength_costs_no_other_shard_of_its_task(root):
     with listen(lambda _: None), pytest.raises(EditError, match=r"direction 'pca-1' at strength 1e\+30"):
         edit_shards.fn(str(root), planned.run.name, planned.pending, asdict(planned.request))
     assert len(table(root)) == 6
+
+
+def test_a_part_that_is_written_between_its_record_and_its_content_is_no_damage(root, monkeypatch):
+    read, edits = LocalFileSystem.cat_file, []
+
+    def reads(self, path, *args, **kwargs):
+        if str(part(root)) in str(path) and not edits:
+            edits.append("begun")
+            edits.append(do(root, None, ["pca:1"], [1.0])[1])
+        return read(self, path, *args, **kwargs)
+
+    run = plan(str(root)).run
+    with monkeypatch.context() as patches:
+        patches.setattr(LocalFileSystem, "cat_file", reads)
+        assert list(check_edits(Store(str(root)), run.name)) == [(0, []), (1, [])]
+    assert edits[1:] == [{0: 2, 1: 1}]
+    assert len(table(root)) == 6
+    assert plan(str(root), None, ["pca:1"], [1.0]).pending == []
 
 
 def test_a_damaged_file_that_a_person_meets_is_one_that_check_finds(root):
