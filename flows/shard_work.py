@@ -69,6 +69,6 @@ def do_shards(
     if failed:
         first = min(failed)
         raise ShardsFailed(
-            f"{len(failed)} of {counted(len(pending), 'shard')} failed, to be done by the next run, "
+            f"{len(failed)} of {counted(len(pending), 'shard')} failed and are left, "
             f"first shard {first}: {failed[first]}"
         )
