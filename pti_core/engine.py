@@ -28,13 +28,13 @@ from pti_core.encoder.start import encoded_start
 from pti_core.first_pass import first_pass
 from pti_core.generators.base import Generator
 from pti_core.generators.half import multiplies_bf16, precision_for
-from pti_core.inversions import Delta, Failure, Found, Inversion, Measures, Result, Stage, Target
-from pti_core.measure import measure_fit
+from pti_core.inversions import Failure, Found, Result, Target
 from pti_core.memory import free_memory, keep_freed_memory, shortage
 from pti_core.parallel import available_cores, in_parallel, one_thread
 from pti_core.perceptual import LPIPS, load_lpips
 from pti_core.pivot import Pivots, find_pivots
 from pti_core.progress import OnImageStep, OnProgress, WorkCounter
+from pti_core.results import results_of
 from pti_core.room import room_beside, too_small_for_one
 from pti_core.sampling import WStatistics, seed_for, w_statistics
 from pti_core.stacked import tune_stack
@@ -273,46 +273,7 @@ class Engine:
         self, owner: str, members: Sequence[Found], tuned: Tuned, seconds: float, at_once: int
     ) -> list[Result]:
         """The rows of an owner whose generator is tuned."""
-        config, (images, pivots) = self.config, self._together(members)
-        delta = tuned.delta(self.generator)
-        if not all(bool(torch.isfinite(d).all()) for d in delta.values()):
-            message = "the tuning diverged to NaN"
-            return [Failure(m.target.image_id, "tuning", "NotFinite", message, permanent=True) for m in members]
-        with exact_convolutions(self.device):
-            encoded = deltas.fit(
-                self.generator,
-                tuned.generator,
-                images,
-                pivots,
-                self.lpips,
-                config.codec,
-                at_once,
-                config.tuning.max_resolution,
-            )
-        shots: list[bytes] = []
-        measured = partial(measure_fit, images, pivots, self.lpips, at_once)
-        measures: dict[Stage, list[Measures]] = {
-            "pivot": measured(self.generator),
-            "tuned": measured(tuned.generator.with_precision("fp32"), shots),
-            "stored": measured(self.stored_generator(encoded)),
-        }
-        inversions = [
-            Inversion(
-                image_id=member.target.image_id,
-                owner=owner,
-                w=member.pivot.w[0].cpu(),
-                noise=member.noise,
-                measures={stage: rows[i] for stage, rows in measures.items()},
-                shot=shots[i],
-                pivot_steps=config.pivot.steps,
-                tuning_steps=tuned.steps,
-                pivot_seconds=member.seconds,
-                tuning_seconds=seconds,
-                seed=config.seed,
-            )
-            for i, member in enumerate(members)
-        ]
-        return [*inversions, Delta(owner, encoded)]
+        return results_of(self, owner, members, *self._together(members), tuned, seconds, at_once)
 
     def _together(self, members: Sequence[Found]) -> tuple[Tensor, Pivots]:
         """Targets and pivots of several images as one batch."""

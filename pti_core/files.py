@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-import re
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +21,9 @@ from fsspec.implementations.local import LocalFileSystem
 from pti_core import connections
 from pti_core.addresses import redact, refusal
 from pti_core.connections import file_system, read_whole, tried_again, without_secrets
+from pti_core.file_errors import DamagedFile, MissingFile, OutputRefused, StoreError, explanation
+
+__all__ = ["DamagedFile", "FileInfo", "Files", "MissingFile", "OutputRefused", "StoreError"]
 
 Result = TypeVar("Result")
 
@@ -33,26 +35,6 @@ READ_WAITS: Final = (0.3, 1.5)
 
 _SMALL: Final = 256 << 10  # bytes of a file that is not worth more than one request
 _AT_ONCE: Final = 32  # small files read at the same time
-
-_DAMAGE: Final = re.compile(r"thrift|parquet|page header|end of stream|corrupt|decompress", re.IGNORECASE)
-_DAMAGED_FILE: Final = re.compile(r".*Could not open Parquet input source '([^']*)': ")
-"""What pyarrow says of a Parquet file that is not as it was written; of one whose end is, it does not say which."""
-
-
-class StoreError(RuntimeError):
-    """An output that cannot be used or does not hold together; the message names it, never its credentials."""
-
-
-class MissingFile(StoreError):
-    """A file that is not there."""
-
-
-class DamagedFile(StoreError):
-    """A file that is there, but not as it was written."""
-
-
-class OutputRefused(StoreError):
-    """An output that takes nothing: full, read-only, or access denied. No other try helps until a person has helped."""
 
 
 @dataclass(frozen=True)
@@ -210,52 +192,10 @@ class Files:
             raise
         except Exception as error:
             text = without_secrets(redact(str(error)), self._options)
+            base = getattr(self, "_base", self.root)
             # a cause would be printed with it, so it is kept only where it gives nothing away
             cause = error if text == str(error) else None
-            sentence = f"output {self.name!r} cannot be {doing}: {self._reason(error, ' '.join(text.split()), doing)}"
-            if self._is_refusal(error, doing):
-                raise OutputRefused(f"{sentence}; then the same command goes on where it was") from cause
-            raise (DamagedFile if self._is_damage(error, text) else StoreError)(sentence) from cause
-
-    def _is_refusal(self, error: Exception, doing: str) -> bool:
-        if isinstance(error, PermissionError):
-            return not (self.local and doing == "read")  # on a disk that may be one file's
-        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
-        return full or "NoCredentials" in type(error).__name__
-
-    def _is_damage(self, error: Exception, text: str) -> bool:
-        return isinstance(error, pyarrow.ArrowInvalid | OSError) and _DAMAGE.search(text) is not None
-
-    def _reason(self, error: Exception, text: str, doing: str) -> str:
-        kind = type(error).__name__
-        if isinstance(error, ImportError):
-            return f"a package for this protocol is missing ({text})"
-        if isinstance(error, NotADirectoryError | FileExistsError | IsADirectoryError):
-            file = self._file_in_the_way()
-            way_out = "choose another output" if doing == "written" else "check the address"
-            return f"{file!r} is a file where a folder is needed; {way_out}"
-        if isinstance(error, FileNotFoundError) and not self.local:
-            return "the bucket does not exist; create it or choose another output"
-        if isinstance(error, PermissionError):
-            return f"access denied ({text}); check the permissions and credentials"
-        if isinstance(error, OSError) and error.errno in (errno.EROFS, errno.ENOENT):
-            return "this place is read-only or takes no new folders; choose another output"
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return "no space is left; free some or choose another output"
-        if "Credentials" in kind:
-            return "no credentials are found; set them in the environment"
-        if any(word in kind for word in ("Connect", "Timeout", "DNS")):
-            return f"no connection ({text or 'no answer in time'}); check the address and the network"
-        if self._is_damage(error, text):
-            found = _DAMAGED_FILE.match(text)
-            which = f"file {found[1].removeprefix(self._base).lstrip('/')!r}" if found else "a Parquet file"
-            reason = text[found.end() :] if found else text
-            return f"{which} is damaged ({reason}); `pti check` finds it, and the command that made it does it again"
-        return f"{kind}: {text}; check the address and credentials"
-
-    def _file_in_the_way(self) -> str:
-        path = Path(getattr(self, "_base", self.root))
-        return str(next((p for p in (path, *path.parents) if p.is_file()), path))
+            raise explanation(error, text, doing, self.name, base, self.local) from cause
 
 
 def _walked(fs: Any, top: str, maxdepth: int | None) -> dict[str, Any]:

@@ -17,12 +17,12 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from typing import Any, Final
+from functools import partial
+from typing import Any
 
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 
 from pti_core import manifests, tables
@@ -31,12 +31,9 @@ from pti_core.files import DamagedFile, FileInfo, Files, MissingFile, StoreError
 from pti_core.layout import checked, marker_path, run_id, shard_folder
 from pti_core.manifests import Manifest
 from pti_core.markers import check_marker, make_marker, parse_marker, part_number
+from pti_core.table_files import one_shard, read_files
 
 __all__ = ["FileInfo", "Store", "StoreError", "make_marker", "run_id"]
-
-_AT_ONCE: Final = 1000  # files that are read at once
-
-_PARTITIONS = pads.partitioning(pa.schema([("run", pa.string()), ("shard", pa.int32())]), flavor="hive")
 
 
 class Store:
@@ -272,27 +269,14 @@ class Store:
         """The same as a pyarrow table, which takes a fifth of the memory of millions of rows with strings."""
         wanted = tables.schema(table)
         folder = table if run is None else f"{table}/run={checked(run)}"
-        if run is not None and (shard := _one_shard(filters)) is not None:
+        if run is not None and (shard := one_shard(filters)) is not None:
             folder = shard_folder(table, run, shard)  # the others need not even be listed
         files = {path: size for path, size in self.files.find(folder).items() if path.endswith(".parquet")}
         if not files:
             empty = pa.schema([*wanted, pa.field("run", pa.string()), pa.field("shard", pa.int32())]).empty_table()
             return empty if columns is None else empty.select(list(columns))
         where = None if filters is None else pq.filters_to_expression(filters)
-        return self._rows(table, files, None if columns is None else list(columns), where)
-
-    def _rows(self, table: str, files: Mapping[str, int], columns: list[str] | None, where: Any = None) -> pa.Table:
-        options = {"format": "parquet", "partitioning": _PARTITIONS, "partition_base_dir": self.files.at(table)}
-        paths, found = [self.files.at(file) for file in files], []
-        arrow = self.files.arrow(files)
-        for i in range(0, len(paths), _AT_ONCE):  # a data set keeps the footers of all its files in memory
-
-            def rows(some: list[str] = paths[i : i + _AT_ONCE]) -> pa.Table:
-                return pads.dataset(some, filesystem=arrow, **options).to_table(columns=columns, filter=where)
-
-            with self.files.explained("read"):
-                found.append(self.files.again(rows))
-        return pa.concat_tables(found)
+        return read_files(self.files, table, files, None if columns is None else list(columns), where)
 
     def check_complete(self, run: str) -> dict[str, int]:
         """Assert that each input has exactly one row, in pivots or in rejects; the counts of rows.
@@ -300,14 +284,7 @@ class Store:
         StoreError where rows(pivots) + rows(rejects) != rows(manifest), or an image is twice, missing or unknown.
         """
         files = {table: self.files.find(f"{table}/run={checked(run)}") for table in ("pivots", "rejects")}
-        return check_complete(run, self.manifest(run), files, self._rows)
-
-
-def _one_shard(filters: Any) -> int | None:
-    """The shard that filters as `[("shard", "==", 3), ...]` are about, if they name one."""
-    rules = filters if isinstance(filters, list) else []
-    shards = [rule[2] for rule in rules if isinstance(rule, tuple) and rule[:2] in (("shard", "=="), ("shard", "="))]
-    return int(shards[0]) if len(shards) == 1 else None
+        return check_complete(run, self.manifest(run), files, partial(read_files, self.files))
 
 
 def _json(content: Mapping[str, Any]) -> bytes:

@@ -13,7 +13,7 @@ from conftest import QUICK_SETTINGS
 from rich.console import Console
 
 from flows.console import ProgressView
-from pti_core import completeness, report, store, tables
+from pti_core import completeness, report, table_files, tables
 from pti_core.freezing import freeze
 from pti_core.manifests import Manifest, write
 from pti_core.presets import configure
@@ -92,7 +92,7 @@ def run(dataset, tiny_checkpoint, tmp_path):
 def test_rows_are_compared_in_windows(run, monkeypatch):
     whole = run.store.check_complete(run.name)
     monkeypatch.setattr(completeness, "_WINDOW", 2)
-    monkeypatch.setattr(store, "_AT_ONCE", 1)
+    monkeypatch.setattr(table_files, "_AT_ONCE", 1)
     assert run.store.check_complete(run.name) == whole == {"manifest": 7, "pivots": 7, "rejects": 0}
     path = run.store.part_path("pivots", run.name, 2, 0)
     part = run.store.read_table(path)[1]
