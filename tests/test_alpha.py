@@ -115,16 +115,20 @@ def test_rows_of_a_request_are_those_of_a_study_that_asked_for_no_more(studied, 
     assert len(kept[1]) == 2 * (1 + 1 + 1)  # two tunings: target, alpha 30, w_z
 
 
+def found_in(run):
+    return check_all(run.store, run.name, run.store.markers(run.name))
+
+
 def test_a_study_that_is_damaged_is_done_again(copy):
     before = copy.store.read("alpha_drift", run=copy.name)
     for table in stored.TABLES:
         path = Path(copy.store.root, copy.store.part_path(table, copy.name, 1, 0))
         for data in (b"garbage", path.read_bytes()[:-9]):
             path.write_bytes(data)
-            assert [c.shard for c in check_all(copy.store, copy.name) if c.problems] == [1]
+            assert [c.shard for c in found_in(copy) if c.problems] == [1]
             assert plans.plan(str(copy.store.root), copy.name, 12, [], REQUEST.alphas, 2).pending == [1]
             assert shards.study_shard(copy, 1, ["3.png"], REQUEST).done == 1
-            assert [c.shard for c in check_all(copy.store, copy.name) if c.problems] == []
+            assert [c.shard for c in found_in(copy) if c.problems] == []
     pd.testing.assert_frame_equal(copy.store.read("alpha_drift", run=copy.name), before)
 
 

@@ -166,7 +166,7 @@ def test_status_cuts_nothing_off(width, terminal, monkeypatch, capsys):
     cli._show_runs(runs)
     lines = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
     row = next(line for line in lines if line.startswith("0123456789ab"))
-    for cell in ("unfinished", "640000 / 1000000", "10000 / 15625", "12345", "100.0 h", "paper"):
+    for cell in ("unfinished", "640000 / 1000000", "10000 / 15625", "12345", "4 d 4 h", "paper"):
         assert cell in row
     if terminal and width == 80:
         assert address not in row
