@@ -159,9 +159,9 @@ def _sentence(error: Exception) -> str:
     from pydantic import ValidationError
 
     if isinstance(error, ValidationError):  # of a file that was written by hand, say
-        from pti_core.presets import sentence
+        from pti_core.presets import in_one_sentence
 
-        return sentence(error)
+        return in_one_sentence(error)
     text = str(error) or type(error).__name__
     if "Failed to reach API at" in text:  # Prefect's words
         text = f"{text.rstrip('.')}; start the server with `prefect server start`, or unset PREFECT_API_URL to work "

@@ -105,7 +105,7 @@ def align(
     if "://" in str(output):
         raise AlignmentError(f"{redact(str(output))}: a folder on this machine expected")
     output = Path(output)
-    if blocked := file_in_the_way(output):
+    if blocked := file_in_the_way(output, "choose another folder"):
         raise AlignmentError(blocked)
     table = read_given(landmarks, "landmarks", COLUMNS, AlignmentError)
     listing = scan(dataset, without=str(output))

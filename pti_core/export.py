@@ -122,7 +122,7 @@ def export_images(
     """
     if "://" in str(folder):
         raise ExportError(f"{redact(str(folder))}: a folder on this machine expected")
-    if blocked := file_in_the_way(Path(folder)):
+    if blocked := file_in_the_way(Path(folder), "choose another folder"):
         raise ExportError(blocked)
     if image_id is None:
         opened = find_run(root, run)

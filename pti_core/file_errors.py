@@ -9,6 +9,8 @@ from typing import Final
 
 import pyarrow
 
+from pti_core.names import file_in_the_way
+
 _DAMAGE: Final = re.compile(r"thrift|parquet|page header|end of stream|corrupt|decompress", re.IGNORECASE)
 _DAMAGED_FILE: Final = re.compile(r".*Could not open Parquet input source '([^']*)': ")
 """What pyarrow says of a Parquet file that is not as it was written; of one whose end is, it does not say which."""
@@ -57,9 +59,8 @@ def _reason(error: Exception, text: str, doing: str, base: str, local: bool) -> 
     if isinstance(error, ImportError):
         return f"a package for this protocol is missing ({text})"
     if isinstance(error, NotADirectoryError | FileExistsError | IsADirectoryError):
-        file = _file_in_the_way(base)
         way_out = "choose another output" if doing == "written" else "check the address"
-        return f"{file!r} is a file where a folder is needed; {way_out}"
+        return file_in_the_way(Path(base), way_out) or f"{base!r} is no folder that takes files; {way_out}"
     if isinstance(error, FileNotFoundError) and not local:
         return "the bucket does not exist; create it or choose another output"
     if isinstance(error, PermissionError):
@@ -78,8 +79,3 @@ def _reason(error: Exception, text: str, doing: str, base: str, local: bool) -> 
         reason = text[found.end() :] if found else text
         return f"{which} is damaged ({reason}); `pti check` finds it, and the command that made it does it again"
     return f"{kind}: {text}; check the address and credentials"
-
-
-def _file_in_the_way(base: str) -> str:
-    path = Path(base)
-    return str(next((p for p in (path, *path.parents) if p.is_file()), path))

@@ -30,12 +30,12 @@ def refused(image_id: str, error: OSError) -> str | None:
     return f"image {image_id!r}: no file of this name can be written here ({error.strerror}); rename the image"
 
 
-def file_in_the_way(folder: Path) -> str | None:
-    """A sentence where a folder cannot be made, since it or one above it is a file."""
-    first = next((path for path in (folder, *folder.parents) if there(path)), folder)
-    if there(first) and not first.is_dir():
-        return f"{str(first)!r} is a file where a folder is needed; choose another"
-    return None
+def file_in_the_way(folder: Path, way_out: str) -> str | None:
+    """A sentence that ends with a way out, where there can be no such folder: it, or one above it, is a file."""
+    first = next((path for path in (folder, *folder.parents) if there(path)), None)
+    if first is None or first.is_dir():
+        return None
+    return f"{str(first)!r} is a file where a folder is needed; {way_out}"
 
 
 def there(path: Path) -> bool:

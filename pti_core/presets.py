@@ -88,13 +88,13 @@ def configure(preset: str = "fast", overrides: Mapping[str, Any] | None = None) 
     try:
         return RunConfig.model_validate(content)
     except ValidationError as error:
-        raise PresetError(sentence(error)) from None
+        raise PresetError(in_one_sentence(error)) from None
 
 
 _WANTED = {"tuple_type": "a list expected, such as [15,30]"}  # pydantic's words are about Python
 
 
-def sentence(error: ValidationError) -> str:
+def in_one_sentence(error: ValidationError) -> str:
     """Which settings have which values, and why not; pydantic's own message has several lines for each."""
     # Without a place it is about several settings, and its message names them; the input is all of them.
     return "; ".join(
