@@ -60,7 +60,8 @@ def _reason(error: Exception, text: str, doing: str, base: str, local: bool) -> 
         return f"a package for this protocol is missing ({text})"
     if isinstance(error, NotADirectoryError | FileExistsError | IsADirectoryError):
         way_out = "choose another output" if doing == "written" else "check the address"
-        return file_in_the_way(Path(base), way_out) or f"{base!r} is no folder that takes files; {way_out}"
+        place = Path(error.filename) if local and error.filename else Path(base)
+        return file_in_the_way(place, way_out) or f"{base!r} is no folder that takes files; {way_out}"
     if isinstance(error, FileNotFoundError) and not local:
         return "the bucket does not exist; create it or choose another output"
     if isinstance(error, PermissionError):

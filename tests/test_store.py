@@ -412,7 +412,7 @@ def test_a_file_where_a_folder_is_needed(tmp_path: Path, name: str) -> None:
 
 def test_a_file_in_the_place_of_a_table(tmp_path: Path) -> None:
     (tmp_path / "metrics").write_text("x")
-    with pytest.raises(StoreError, match="is a file where a folder is needed"):
+    with pytest.raises(StoreError, match=f"'{tmp_path}/metrics' is a file where a folder is needed"):
         Store(str(tmp_path)).check_writable()
 
 
