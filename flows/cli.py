@@ -1,6 +1,7 @@
-"""The `pti` command: all commands are put together here; `status`, `show` and `check` are of this file.
+"""The `pti` command: all commands are put together here; `status` and `show` are of this file.
 
-`run`, `edit`, `alpha-study`, `train-encoder`, `align`, `report`, `export` and `generator` are of `flows/*_cli.py`.
+`run`, `check`, `edit`, `alpha-study`, `train-encoder`, `align`, `report`, `export` and `generator` are of
+`flows/*_cli.py`.
 """
 
 from __future__ import annotations

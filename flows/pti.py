@@ -57,7 +57,7 @@ def pti(
             of it again ('overwrite').
         retry_rejects: try again what failed for a passing reason.
         convert: accept grey, palette, CMYK, 16-bit and transparent images, converted to RGB.
-        seed: of all random numbers.
+        seed: of the random numbers of images; each has its own, by this and its image_id.
         shard_size: images in a shard, the unit of work.
         shards_per_task: shards that one task does; more cost less.
         runner: where tasks run: in this process ('threads'), or on a Dask or Ray cluster.

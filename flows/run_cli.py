@@ -73,7 +73,7 @@ def run(
     seed: Annotated[
         int, typer.Option(help="Of the random numbers of images; each has its own, by this and its image_id.")
     ] = 0,
-    shard_size: Annotated[int, typer.Option(min=1, help="Images in a shard.")] = 64,
+    shard_size: Annotated[int, typer.Option(min=1, help="Images in a shard, of a new run or of what is added.")] = 64,
     shards_per_task: options.ShardsPerTask = 1,
     runner: options.Runner = options.RunnerKind.threads,
     address: options.Address = None,
@@ -124,7 +124,8 @@ def run(
             from tasks.progress import listen
 
             view.expect(frozen.manifest.rows, done)
-            with listen(view), stop_at_once(view.say_last):
+            again = "the same command without --overwrite" if overwrite else "the same command"
+            with listen(view), stop_at_once(view.say_last, again):
                 summary = pti(
                     dataset=dataset,
                     output=output,

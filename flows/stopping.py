@@ -26,15 +26,17 @@ _take_over: Callable[[], None] | None = None  # of a command that ends at once; 
 
 
 @contextlib.contextmanager
-def stop_at_once(say: Callable[[str], None]) -> Iterator[None]:
+def stop_at_once(say: Callable[[str], None], again: str = "the same command") -> Iterator[None]:
     """For a command in a terminal: while this lasts, SIGINT and SIGTERM end the process with 130 and 143.
+
+    `again`: what goes on where it was.
 
     Prefect would wait for its tasks, with a server that the same Ctrl-C has ended: its own ending takes minutes.
     """
     global _take_over
 
     def stop(number: int, frame: FrameType | None) -> None:
-        say("stopped; the same command goes on where it was")
+        say(f"stopped; {again} goes on where it was")
         give_up()
         _tell_server(signal.Signals(number).name)
         _end_ephemeral_server()

@@ -38,7 +38,7 @@ PRESETS: dict[Preset, dict[str, Any]] = {
     # colours are right from the start. Tuning: a learning rate 50 times the paper's that rises, and then falls nearly
     # to zero, with less momentum. Adam works along the directions that a layer's inputs vary in (`bases`), and after
     # each step these go back towards the old weights, the more the rest of W sees of them: a fifth of the way where it
-    # sees the mean (`TuningConfig.pull`). The drift at w_z is a third of what 350 small steps leave, and locality needs
+    # sees the mean (`TuningConfig.pull`). The drift at w_z is 0.4 of what 350 small steps leave, and locality needs
     # every other step only. MSE counts four times: its gradient does not fade near the target as that of LPIPS does,
     # which is worth nearly three decibels. The 4x4 input, which all pictures share, stays. Drawing is in half precision
     # where that is faster and as good. What each brings: docs/speed.md.

@@ -12,7 +12,7 @@ from pydantic.fields import FieldInfo
 from pti_core.config import RunConfig
 from pti_core.presets import PRESETS, configure
 
-COMMAND = ".venv/bin/python -m pti_core.settings_page > docs/settings.md"
+COMMAND = "python -m pti_core.settings_page > docs/settings.md"
 COLUMNS = ("fast", "demo", "paper")
 """Presets with a column; the command's own default first."""
 
@@ -40,7 +40,8 @@ range, is one sentence before any work begins. A deployment takes the same as it
 `{"tuning.steps": 200}`. `mode`, `seed` and `image.convert` have options of their own too (`--mode`, `--seed`,
 `--convert`); where both are given, `--set` wins.
 
-All but `batch` decide results, and so the name of a run: with another value a new run begins beside the old one.
+All but `batch` decide results, and so the name of a run: with another value a new run begins beside the old one. A run
+keeps the `batch` that it began with, or got by `--overwrite`.
 [speed.md](speed.md) says what the values of `fast` and `demo` bring, [paper.md](paper.md) how `paper` differs from the
 authors' program. A test keeps this page as the code is; what writes it anew:
 

@@ -54,7 +54,7 @@ COLUMNS: Final[dict[str, dict[str, Column]]] = {
         "w": Column(
             pa.list_(pa.float32()), "the pivot: `[w_dim]` for w, `[num_ws * w_dim]`, layer after layer, for w+"
         ),
-        "noise": Column(_B, "the optimised noise maps, for `deltas.decode_noise`; null where not optimised", True),
+        "noise": Column(_B, "the pivot's noise maps, for `deltas.decode_noise`; null in runs of `noop`", True),
         "lpips": Column(_F, f"at the pivot, untuned: {_LPIPS}"),
         "mse": Column(_F, f"at the pivot, untuned: {_MSE}"),
         "steps": Column(_I, "optimisation steps"),
@@ -258,7 +258,8 @@ def docs() -> str:
         lines += [f"### `{name}`", "", "| column | type | meaning |", "| --- | --- | --- |"]
         for field in schema(name):
             kind = f"list of {field.type.value_type}" if pa.types.is_list(field.type) else str(field.type)
-            lines.append(f"| `{field.name}` | {kind}{', null' if field.nullable else ''} | {columns[field.name].doc} |")
+            doc = columns[field.name].doc.replace("|", "\\|")  # it would end the cell
+            lines.append(f"| `{field.name}` | {kind}{', null' if field.nullable else ''} | {doc} |")
         lines.append("")
     return "\n".join(lines)
 
