@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 import torch
 
+from pti_core.memory import is_out_of_memory
 from pti_core.once import once
 
 CHOICE = "PTI_DEVICE"
@@ -20,14 +21,14 @@ class UnfitMachine(RuntimeError):
     """No image can be inverted on this machine as it is: its device cannot be used, or its memory is too small."""
 
 
-def use_device(device: str | None) -> bool:
+def use_device(device: str | None) -> str | None:
     """Work on this device from now on, unless the environment names one; for a process that is told which is its own.
 
-    True where it is another than before.
+    Returns the one that it was told of before; None for the first.
     """
     global _given
     before, _given = _given, device
-    return before != device
+    return before
 
 
 def best_device() -> str:
@@ -75,7 +76,7 @@ def check_alive(device: str) -> None:
     try:
         torch.ones(2, device=device).sum().item()
     except (RuntimeError, AssertionError) as error:
-        if isinstance(error, torch.OutOfMemoryError):
+        if is_out_of_memory(error):  # also where another process has filled it, which is no error of torch's own
             return
         reason = reason_of(error)
         raise UnfitMachine(f"device {device!r} has failed ({reason}); start the worker or the command again") from error

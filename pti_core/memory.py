@@ -23,6 +23,7 @@ _SHORT = (  # in the messages of torch and of its libraries
     "ALLOC_FAILED",  # of cuBLAS and cuDNN
     "ALLOCATION_FAILED",  # of cuDNN 9, on the device and on the host
     "NOT_INITIALIZED when calling `cublasCreate",  # where torch itself has taken all of the device
+    "INTERNAL_ERROR, when calling `cusolverDnCreate",
     "unable to find an engine",  # of cuDNN, where no way to convolve has got the memory it works in
 )
 TOP_PAD = 256 * 2**20
@@ -66,7 +67,8 @@ def free_memory(device: torch.device) -> None:
     """Give back what no tensor holds any more, before another try."""
     gc.collect()
     if device.type == "cuda":
-        torch.cuda.empty_cache()
+        with torch.cuda.device(device):  # or torch would set up the first GPU as well, which may be full
+            torch.cuda.empty_cache()
 
 
 def halved(call: Callable[[int], Result], at_once: int, device: torch.device) -> Result:

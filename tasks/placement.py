@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import sys
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import torch
 
 from pti_core.device import use_device
+from pti_core.memory import free_memory
 from pti_core.parallel import use_cores
 from pti_core.runs import forget_engine
 
@@ -19,10 +19,12 @@ def use_own_share() -> None:
     if cores := given_cores():
         use_cores(cores)
     index = given_gpu()
-    if index is not None and torch.cuda.is_available() and use_device(f"cuda:{index}"):
-        forget_engine()  # what it holds on another GPU is somebody else's room now
-        gc.collect()
-        torch.cuda.empty_cache()
+    if index is not None and torch.cuda.is_available():
+        now = f"cuda:{index}"
+        before = use_device(now)
+        if before not in (None, now):
+            forget_engine()  # what it holds on another GPU is somebody else's room now
+            free_memory(torch.device(before))
 
 
 def given_cores() -> int:
