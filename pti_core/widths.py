@@ -11,7 +11,7 @@ import torch
 from pti_core.bases import Bases
 from pti_core.config import RunConfig
 from pti_core.generators.base import Generator
-from pti_core.memory import shortage
+from pti_core.memory import free_memory, shortage
 from pti_core.perceptual import LPIPS
 from pti_core.pivot import Pivots, find_pivots
 from pti_core.room import too_small_for_one
@@ -22,6 +22,7 @@ from pti_core.tuning import tune
 GAIN = 0.95  # a width is worth it if an image then costs at most this share
 MISSES = 2  # doublings in a row without it, after which no more are tried
 STEPS = 4  # of the work that are timed
+REPEATS = 2  # of which the quicker one counts: anything else that the machine does makes one longer
 
 
 def fastest_width(seconds: Callable[[int], float], most: int) -> int:
@@ -92,9 +93,13 @@ def widths(
 
         def seconds(n: int) -> float:
             took(n, 1 + STEPS)  # the first time also chooses kernels and gets memory, some of it at the second step
-            before = took(n, 1)
-            return max(took(n, 1 + STEPS) - before, 1e-9)  # without what is done once, however many steps
+            few, many = (min(took(n, steps) for _ in range(REPEATS)) for steps in (1, 1 + STEPS))
+            # Without what is done once, however many steps. Where that was disturbed, an upper bound: a width must not
+            # win by chance.
+            return many - few if many > few else many
 
-        return fastest_width(seconds, config.batch)
+        found = fastest_width(seconds, config.batch)
+        free_memory(device)  # the widest took most, and may have failed for it
+        return found
 
     return fastest(search), fastest(tuning) if config.mode == "single" else 1
