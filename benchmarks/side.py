@@ -208,6 +208,8 @@ def matrix_share(generator: Generator, config: RunConfig, device: str) -> float:
     def share(work: Callable[[], object], images: int) -> tuple[float, float]:
         """Seconds an image: in convolutions and matrix products, and by the clock."""
         work()  # once before: kernels are chosen
+        if cuda:
+            torch.cuda.synchronize(device)
         with torch.profiler.profile(activities=[activity]) as profile:
             begin = time.perf_counter()
             work()

@@ -14,6 +14,9 @@ from PIL import Image
 from pti_core.generators.checkpoints import save_generator
 from pti_core.generators.mobilestylegan import MobileStyleGAN
 
+if torch.accelerator.is_available():  # tests compare bits, which is what a CPU gives; PTI_DEVICE=cuda tries a GPU
+    os.environ.setdefault("PTI_DEVICE", "cpu")
+
 torch.set_num_threads(1)  # two threads gain nothing at 32 x 32, and lose much beside another process
 
 QUICK_SETTINGS = {"pivot.steps": 6, "pivot.w_samples": 300, "tuning.steps": 5, "measure.z_samples": 1, "batch": 4}

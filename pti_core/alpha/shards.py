@@ -53,7 +53,6 @@ def study_shard(
     there = places(run, {shard: ids})
     done = studied(run, there.values(), request)
     todo = [place for i, place in there.items() if i not in done]
-    engine.prepare()
     tell = _Teller(shard, ids, on_progress, before, len(ids) if total is None else total)
     for image_id in done:
         tell(image_id, 1.0, "reading")
@@ -61,6 +60,7 @@ def study_shard(
     left_out = {i: f"image {i!r} has no pivot any more; the same `pti run` again finds it" for i in gone}
     made = 0
     with one_at_a_time(engine.device):
+        engine.prepare()  # of a GPU it sets how convolutions round, for the process
         work = partial(_study, run, engine, request, tell)
         for place, found in zip(todo, engine.in_parallel(work, todo), strict=True):
             if isinstance(found, str):
