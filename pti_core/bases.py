@@ -7,7 +7,8 @@ coordinates, and the rest stays. (One side of SOAP, Vyas et al. 2024, arXiv 2409
 input factor, George et al. 2018, arXiv 1806.03884. There the moments are of the data in training.)
 
 The eigenvalues say how much the rest of W sees of a change: E||dW x||^2 is the sum over the directions of eigenvalue
-times squared length of dW along it. So the pull back to the old weights is strongest where inputs vary most.
+times squared length of dW along it (of 1x1 kernels; of larger ones as if neighbouring pixels had nothing to do with
+each other). So the pull back to the old weights is strongest where inputs vary most.
 """
 
 from __future__ import annotations

@@ -57,7 +57,9 @@ class PivotConfig(Frozen):
     )
     noise_weight: float = Field(1e5, ge=0, description="lambda_n, weight of the noise maps' autocorrelation.")
     optimise_noise: bool = Field(
-        True, description="Optimise the noise maps along with w; otherwise they stay as noise_init gives them."
+        True,
+        description="Optimise the noise maps along with w; otherwise they stay as noise_init gives them, with mean 0 "
+        "and variance 1.",
     )
     noise_init: Literal["const", "random"] = Field(
         "const", description="Start of the noise maps: the generator's own, or N(0, 1) by the image's seed."

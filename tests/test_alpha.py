@@ -200,6 +200,14 @@ def test_what_cannot_be_studied_is_said_before_any_work(studied, dataset, tiny_c
     nothing = finished(dataset(2), tmp_path / "noop", tiny_checkpoint, "noop")
     with pytest.raises(AlphaError, match="engine 'noop', which inverts nothing"):
         plans.plan(nothing.store.root, None, 1, [], REQUEST.alphas, 1)
+    free = finished(dataset(1, "one"), tmp_path / "free", tiny_checkpoint, **{"locality.weight": 0.0})
+    with pytest.raises(AlphaError, match=r"has locality\.weight 0, so alpha decides nothing; use"):
+        plans.plan(free.store.root, None, 1, [], REQUEST.alphas, 1)
+
+
+def test_a_tuning_that_diverges_leaves_out_its_image_and_says_with_which_alpha(copy):
+    found = shards.study_shard(copy, 0, ["0.png"], Request([1e30], 1))
+    assert found.left_out == {"0.png": "image '0.png': tuning it with alpha 1e+30 diverged to NaN"}
 
 
 def test_a_place_is_of_its_pivot_its_noise_and_its_input(studied):

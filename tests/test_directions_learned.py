@@ -48,6 +48,15 @@ def test_labels_that_mean_nothing_are_said_to_tell_nothing(samples):
     assert abs(said) < 0.4
 
 
+def test_a_rare_score_that_is_never_told_is_half_of_what_is_told(samples):
+    w, _ = samples
+    torch.manual_seed(4)
+    labels = torch.zeros(100)
+    labels[torch.randperm(100)[:4]] = 1
+    said = float(learn(w[:100], labels, 8.0, "labels").remark.split("tells ")[1].split("%")[0])
+    assert said < 75  # always the frequent one: 96 % of the images
+
+
 def test_a_dozen_labels_in_many_dimensions_still_point_the_right_way():
     torch.manual_seed(3)
     true = torch.nn.functional.normalize(torch.randn(512), dim=0)

@@ -48,7 +48,9 @@ class Study:
         images, samples = counted(self.images, "image"), counted(self.request.z_samples, "sample")
         alphas = ", ".join(label(alpha) for alpha in self.request.numbers)
         off = " and without the regulariser" if OFF in self.request.alphas else ""
-        return f"{images}, {samples} z an image, preset {self.run.config.preset}; alpha {alphas}{off}."
+        pull = self.run.config.tuning.pull
+        stays = f" In all of them tuning.pull = {pull:g} holds W as well." if pull else ""
+        return f"{images}, {samples} z an image, preset {self.run.config.preset}; alpha {alphas}{off}.{stays}"
 
 
 def render(study: Study, report_beside: bool) -> str:

@@ -50,6 +50,10 @@ def plan(root: str, name: str | None, count: int, ids: Sequence[str], alphas: Se
             f"run {run.name} was made by the engine {run.config.engine!r}, which inverts nothing: "
             "there is nothing to study; use a run of another preset"
         )
+    if run.config.locality.weight == 0:
+        raise AlphaError(
+            f"run {run.name} has locality.weight 0, so alpha decides nothing; use a run with another weight"
+        )
     images = chosen(run, count, ids)
     wanted = places(run, images)
     there = studied(run, wanted.values(), request)

@@ -124,6 +124,8 @@ def _study(
 
         on_step(0)
         tuned[alpha] = tuned_with(engine, target, pivots, image_id, alpha, on_step)
+        if not all(bool(torch.isfinite(p).all()) for p in tuned[alpha].tunable().values()):
+            return f"image {image_id!r}: tuning it {how} diverged to NaN"
         found = drift(engine, tuned[alpha], target, pivots, image_id, alpha, alphas, samples)
         drifts += [asdict(row) for row in found]
     tell(image_id, _TUNING, f"drawing {name}")

@@ -72,7 +72,9 @@ def learn(w: Tensor, scores: Tensor, scale: float, what: str) -> Learned:
     vector, _ = fit(x, y)
     unseen = _unseen(fit, x, y)
     if len(values) == 2:
-        measure = f"tells {float(((unseen > 0) == (y > 0.5)).double().mean()):.0%} of images that it has not seen"
+        told = ((unseen > 0) == (y > 0.5)).double()
+        share = float(told[y > 0.5].mean() + told[y < 0.5].mean()) / 2  # of either: what always says no tells half
+        measure = f"tells {share:.0%} of images that it has not seen, either score counting half"
     else:
         measure = f"correlation {float(torch.corrcoef(torch.stack([unseen, y]))[0, 1]):.2f} on images not seen"
     return Learned(vector.float(), f"{what}: learned from {len(y)} images; {measure}")
