@@ -21,6 +21,7 @@ from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 from flows.options import RunnerError, check_runner
 from flows.stopping import jobs_allowed_again
 from pti_core.parallel import CORES, available_cores
+from tasks.tries import ShardsLeft
 
 RunnerName = Literal["threads", "dask", "ray"]
 
@@ -251,8 +252,8 @@ def in_window(
 
     `parameters(step, content)` are those of a chunk's next task: `content` is the chunk at first, then what the task
     before returned. Yields, as they end, each chunk with what its last task returned and None, or with what it failed
-    of. Memory does not grow with the number of chunks. Where it is closed, what has not started yet never does. Raises
-    RunnerError where the cluster is gone.
+    of. What a task with ShardsLeft has done goes on to the next step, or is yielded with it. Memory does not grow with
+    the chunks' number. Where it is closed, what has not started yet never does. RunnerError where the cluster is gone.
     """
     ended: SimpleQueue[PrefectFuture[Any]] = SimpleQueue()
     at_work: dict[Any, tuple[int, Any, PrefectFuture[Any]]] = {}  # by task run: which step of which chunk
@@ -276,11 +277,12 @@ def in_window(
         result, error = _outcome(future)
         if error is not None:
             runner.doubt()
-        if error is None and step + 1 < len(steps):
+        goes_on = step + 1 < len(steps) and (error is None or bool(result))
+        if goes_on:
             start(step + 1, chunk, result)
-        else:
+        if error is not None or not goes_on:
             try:
-                yield chunk, result, error
+                yield chunk, None if goes_on else result, error
             except GeneratorExit:
                 for _, _, left in at_work.values():
                     runner.cancel(left)
@@ -291,5 +293,7 @@ def in_window(
 def _outcome(future: PrefectFuture[Any]) -> tuple[Any, Exception | None]:
     try:
         return future.result(), None
+    except ShardsLeft as error:
+        return error.done, error
     except Exception as error:  # of the task, or of the cluster: a worker that died too often
         return None, error

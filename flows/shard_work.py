@@ -12,9 +12,9 @@ from flows.runners import Runner, in_window
 from flows.stopping import end_when_told, give_up
 from pti_core.device import UnfitMachine
 from pti_core.files import OutputRefused
-from pti_core.inputs import InputsUnreadable
 from pti_core.words import counted
 from tasks.progress import run_progress
+from tasks.tries import ShardsLeft
 
 AWAY: Final = 3
 """Tasks in a row whose inputs cannot be read, each after its own retries, or whose machine can do nothing: then the
@@ -49,17 +49,20 @@ def do_shards(
     ):
         outcomes = in_window(pool, steps, chunks, parameters)
         for chunk, result, error in outcomes:
+            for counts in result or ():
+                finished += 1
+                progress.finished(counts["shard"], counts["images"])
             if error is None:
-                finished, away = finished + len(chunk), 0
-                for counts in result:
-                    progress.finished(counts["shard"], counts["images"])
+                away = 0
                 continue
-            failed |= dict.fromkeys(chunk, str(error) or type(error).__name__)
-            for shard in chunk:
+            left = _left(chunk, error)
+            for shard, why in left.items():
+                failed.setdefault(shard, why)  # one that failed at a step before is still in the chunk
                 progress.dropped(shard)
-            away = away + 1 if isinstance(error, InputsUnreadable | UnfitMachine) else 0
+            away = away + 1 if isinstance(error, UnfitMachine) or (isinstance(error, ShardsLeft) and error.away) else 0
             if isinstance(error, OutputRefused) or away == AWAY:
-                hopeless = f"shard {chunk[0]}: {error}"
+                first = min(left)
+                hopeless = f"shard {first}: {left[first]}"
                 break
         if hopeless:
             outcomes.close()
@@ -72,3 +75,8 @@ def do_shards(
             f"{len(failed)} of {counted(len(pending), 'shard')} failed and are left, "
             f"first shard {first}: {failed[first]}"
         )
+
+
+def _left(chunk: Sequence[int], error: Exception) -> dict[int, str]:
+    """Why shards are left, by shard: those that a task names, or all of its chunk."""
+    return error.failed if isinstance(error, ShardsLeft) else dict.fromkeys(chunk, str(error) or type(error).__name__)

@@ -18,7 +18,7 @@ from tasks.credentials import use_credentials
 from tasks.placement import use_own_share
 from tasks.progress import reporter
 from tasks.publish import as_data_uri
-from tasks.shards import RETRY, worth_another_try
+from tasks.tries import RETRY, each
 
 KEY = "pti-alpha-study"  # of the artifact in words; those of the pictures begin with it
 SHOWN = {"nearness": "How near is w_r to w_z", "drift": "Old against new generator", "strip": "The first image"}
@@ -49,7 +49,7 @@ def plan_alpha_study(
     }
 
 
-@task(name="study-alpha", task_run_name="study-alpha-{chosen[0][shard]}", retry_condition_fn=worth_another_try, **RETRY)
+@task(name="study-alpha", task_run_name="study-alpha-{chosen[0][shard]}", **RETRY)
 def study_alpha(
     root: str,
     run: str,
@@ -63,13 +63,16 @@ def study_alpha(
     use_credentials(credentials)
     use_own_share()
     opened, report_progress = load_run(root, run, version), reporter()
-    for one in chosen:
-        found = study_shard(
-            opened, one["shard"], one["ids"], Request(**request), report_progress, one["before"], images
-        )
+    of = {one["shard"]: one for one in chosen}
+
+    def study(number: int) -> dict[str, int]:
+        ids, before = of[number]["ids"], of[number]["before"]
+        found = study_shard(opened, number, ids, Request(**request), report_progress, before, images)
         for why in found.left_out.values():
             get_run_logger().warning("left out: %s", why)
-    return [{"shard": one["shard"], "images": len(one["ids"])} for one in chosen]
+        return {"shard": number, "images": len(ids)}
+
+    return each(list(of), study)
 
 
 @task(name="publish-alpha-study", task_run_name="publish")

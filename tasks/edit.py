@@ -16,7 +16,7 @@ from tasks.credentials import use_credentials
 from tasks.placement import use_own_share
 from tasks.progress import reporter
 from tasks.publish import as_data_uri
-from tasks.shards import RETRY, worth_another_try
+from tasks.tries import RETRY, each
 
 COLUMNS = {  # of the table of medians: heading, decimals
     "lpips": ("LPIPS tuned", 3),
@@ -48,7 +48,7 @@ def plan_edits(
     return {**found, "images": total, "done": done, "pending": plan.pending}
 
 
-@task(name="edit-shards", task_run_name="edit-{numbers[0]}", retry_condition_fn=worth_another_try, **RETRY)
+@task(name="edit-shards", task_run_name="edit-{numbers[0]}", **RETRY)
 def edit_shards(
     root: str,
     run: str,
@@ -57,23 +57,11 @@ def edit_shards(
     version: str | None = None,
     credentials: str | None = None,
 ) -> list[dict[str, Any]]:
-    """Edit the images of shards; write pictures and the table `edits`. Counts of each shard.
-
-    A strength that is too far from 0 costs its own edits alone: its EditError is raised when all shards are done.
-    """
+    """Edit the images of shards; write pictures and the table `edits`. Counts of each shard."""
     use_credentials(credentials)
     use_own_share()
     opened, report_progress = load_run(root, run, version), reporter()
-    counts: list[dict[str, Any]] = []
-    wrong: plans.EditError | None = None
-    for number in numbers:
-        try:
-            counts.append(edit_shard(opened, number, plans.Request(**request), report_progress))
-        except plans.EditError as error:
-            wrong = wrong or error
-    if wrong is not None:
-        raise wrong
-    return counts
+    return each(numbers, lambda number: edit_shard(opened, number, plans.Request(**request), report_progress))
 
 
 @task(name="publish-edits", task_run_name="publish")

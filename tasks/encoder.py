@@ -12,7 +12,7 @@ from pti_core.encoder import making
 from pti_core.shards import ShardProgress
 from tasks.credentials import use_credentials
 from tasks.progress import reporter
-from tasks.shards import worth_another_try
+from tasks.tries import worth_another_try
 
 
 @task(name="train-encoder", retries=1, retry_condition_fn=worth_another_try)

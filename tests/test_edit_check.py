@@ -22,6 +22,7 @@ from pti_core.editing.shards import edit_shard
 from pti_core.store import Store, StoreError
 from tasks.edit import edit_shards
 from tasks.progress import listen
+from tasks.tries import ShardsLeft
 
 ASKED = (None, ["pca:0"], [1.0])
 SHARD = "shard=00000/part-0.parquet"
@@ -258,7 +259,7 @@ def test_a_picture_that_is_found_gone_while_the_same_is_asked_for_is_drawn(root)
 def test_an_impossible_strength_costs_no_other_shard_of_its_task(root):
     asked = (None, ["pca:1"], [1.0, 1e30])
     planned = plan(str(root), *asked)
-    with listen(lambda _: None), pytest.raises(EditError, match=r"direction 'pca-1' at strength 1e\+30"):
+    with listen(lambda _: None), pytest.raises(ShardsLeft, match=r"direction 'pca-1' at strength 1e\+30"):
         edit_shards.fn(str(root), planned.run.name, planned.pending, asdict(planned.request))
     assert len(table(root)) == 6
 

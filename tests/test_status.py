@@ -14,13 +14,13 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from pti_core import tables
 from pti_core.freezing import freeze
-from pti_core.inputs import InputsUnreadable
 from pti_core.parallel import Stopped, allow_all, stop_all
 from pti_core.presets import configure
 from pti_core.status import run_status
 from pti_core.store import FileInfo, Store, make_marker
 from tasks.progress import listen
 from tasks.shards import invert_shards
+from tasks.tries import ShardsLeft
 
 DONE, SHARDS = 2000, 2500
 
@@ -89,7 +89,7 @@ def test_a_shard_that_was_stopped_has_not_failed(dataset: Any, tmp_path: Any, ti
             allow_all()
         assert run_status(run.store, run.name).failed == []
         folder.rename(tmp_path / "away")
-        with pytest.raises(InputsUnreadable):
+        with pytest.raises(ShardsLeft, match="none of 2 images can be read"):
             invert_shards.fn(out, run.name, [0])
     (note,) = run_status(run.store, run.name).failed
     assert "none of 2 images can be read" in note.error
