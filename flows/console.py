@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self
 
@@ -52,12 +53,14 @@ class ProgressView:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.bar.stop()
+        with suppress(OSError, SystemExit):  # of a full disk, of a pipe: what ended the work is to be told
+            self.bar.stop()
 
     def say_last(self, text: str) -> None:
-        """The last words before the process ends."""
-        self.bar.stop()
-        self.console.print(text, style="yellow", highlight=False, markup=False)
+        """The last words before the process ends, which it does also where nobody can hear them."""
+        with suppress(OSError, SystemExit):
+            self.bar.stop()
+            self.console.print(text, style="yellow", highlight=False, markup=False)
 
     def note(self, text: str) -> None:
         """Something that a person should know; it stays above the bar."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -28,12 +29,31 @@ _run: ContextVar[RunProgress | None] = ContextVar("pti_run_progress", default=No
 
 @contextmanager
 def listen(listener: OnShardProgress) -> Iterator[None]:
-    """Send the progress of all shards that are done in this context (its threads included) to `listener`."""
-    token = _listener.set(listener)
+    """Send the progress of all shards that are done in this context (its threads included) to `listener`.
+
+    One that fails, as where it prints to a full disk, is told nothing more; the work goes on.
+    """
+    token = _listener.set(_until_it_fails(listener))
     try:
         yield
     finally:
         _listener.reset(token)
+
+
+def _until_it_fails(listener: OnShardProgress) -> OnShardProgress:
+    failed = Lock()  # taken for good: jobs call this at the same time, and one warning is enough
+
+    def tell(progress: ShardProgress) -> None:
+        if failed.locked():
+            return
+        try:
+            listener(progress)
+        except (Exception, SystemExit) as error:  # rich exits where nobody reads its pipe any more
+            if failed.acquire(blocking=False):
+                why = f"{type(error).__name__}: {error}"
+                logging.getLogger(__name__).warning("progress is shown no more (%s); the work goes on", why)
+
+    return tell
 
 
 def reporter() -> OnShardProgress:

@@ -2,12 +2,13 @@
 
 import io
 import logging
+from contextlib import suppress
 
 import pytest
 from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 from rich.console import Console
 
-from flows.console import ProgressView
+from flows.console import PLAIN_EVERY, ProgressView
 from pti_core.shards import PREPARING, ShardProgress
 from pti_core.words import counted, how_far, rate_of
 from tasks import progress as progress_module
@@ -61,6 +62,41 @@ def test_a_lost_server_is_told_of_once_and_costs_no_work(progress, warnings):
     assert [told.done for told in heard] == [10.0]
     assert len(warnings) == 1
     assert "run's page could not be updated" in warnings[0]
+
+
+@pytest.fixture
+def full_disk():
+    """A file on a disk without space."""
+    with suppress(OSError), open("/dev/full", "w") as file:  # its end tries once more to write what is left
+        yield file
+
+
+def test_a_terminal_that_takes_nothing_is_told_of_once_and_costs_no_work(progress, full_disk, caplog):
+    view = ProgressView(Console(file=io.StringIO()))
+    with view:
+        view.console.file = full_disk
+        view.last_line = -PLAIN_EVERY  # the next is printed
+        check_work_goes_on(progress, view, caplog, "OSError: [Errno 28] No space left on device")
+        view.say_last("stopped")
+
+
+def test_a_pipe_that_nobody_reads_ends_no_job(progress, caplog):
+    def gone(told):
+        """As rich does."""
+        raise SystemExit(1)
+
+    check_work_goes_on(progress, gone, caplog, "SystemExit: 1")
+
+
+def check_work_goes_on(progress, listener, caplog, why):
+    with listen(listener):
+        report = reporter()
+        for done in (5.0, 10.0):
+            report(ShardProgress(shard=0, done=done, total=80, now=None))
+        progress.finished(0, 80)
+    assert progress.percent() == 100
+    (warning,) = [record.getMessage() for record in caplog.records if record.name == "tasks.progress"]
+    assert warning.startswith(f"progress is shown no more ({why})")
 
 
 def test_before_anything_is_known_the_speed_is_being_measured():
