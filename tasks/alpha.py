@@ -18,13 +18,13 @@ from tasks.credentials import use_credentials
 from tasks.placement import use_own_share
 from tasks.progress import reporter
 from tasks.publish import as_data_uri
-from tasks.tries import RETRY, each
+from tasks.tries import RETRY, UNKEPT, each
 
 KEY = "pti-alpha-study"  # of the artifact in words; those of the pictures begin with it
 SHOWN = {"nearness": "How near is w_r to w_z", "drift": "Old against new generator", "strip": "The first image"}
 
 
-@task(name="plan-alpha-study")
+@task(name="plan-alpha-study", **UNKEPT)
 def plan_alpha_study(
     root: str,
     run: str | None,
@@ -75,7 +75,7 @@ def study_alpha(
     return each(list(of), study)
 
 
-@task(name="publish-alpha-study", task_run_name="publish")
+@task(name="publish-alpha-study", task_run_name="publish", **UNKEPT)
 def publish_alpha_study(
     root: str, run: str, shards: list[dict[str, Any]], request: dict[str, Any], credentials: str | None = None
 ) -> dict[str, Any]:

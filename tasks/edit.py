@@ -16,7 +16,7 @@ from tasks.credentials import use_credentials
 from tasks.placement import use_own_share
 from tasks.progress import reporter
 from tasks.publish import as_data_uri
-from tasks.tries import RETRY, each
+from tasks.tries import RETRY, UNKEPT, each
 
 COLUMNS = {  # of the table of medians: heading, decimals
     "lpips": ("LPIPS tuned", 3),
@@ -27,7 +27,7 @@ COLUMNS = {  # of the table of medians: heading, decimals
 }
 
 
-@task(name="plan-edits")
+@task(name="plan-edits", **UNKEPT)
 def plan_edits(
     root: str,
     run: str | None,
@@ -64,7 +64,7 @@ def edit_shards(
     return each(numbers, lambda number: edit_shard(opened, number, plans.Request(**request), report_progress))
 
 
-@task(name="publish-edits", task_run_name="publish")
+@task(name="publish-edits", task_run_name="publish", **UNKEPT)
 def publish_edits(root: str, run: str, request: dict[str, Any], credentials: str | None = None) -> dict[str, Any]:
     """Write the sheet of pictures; publish it and the medians; return the summary."""
     use_credentials(credentials)

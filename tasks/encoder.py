@@ -12,10 +12,10 @@ from pti_core.encoder import making
 from pti_core.shards import ShardProgress
 from tasks.credentials import use_credentials
 from tasks.progress import reporter
-from tasks.tries import worth_another_try
+from tasks.tries import UNKEPT, worth_another_try
 
 
-@task(name="train-encoder", retries=1, retry_condition_fn=worth_another_try)
+@task(name="train-encoder", retries=1, retry_condition_fn=worth_another_try, **UNKEPT)
 def make_encoder(
     generator: str,
     samples: int,

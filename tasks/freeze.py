@@ -11,9 +11,10 @@ from prefect.runtime import flow_run
 from pti_core import freezing
 from pti_core.config import RunConfig
 from tasks.credentials import use_credentials
+from tasks.tries import UNKEPT
 
 
-@task(name="freeze-manifest")
+@task(name="freeze-manifest", **UNKEPT)
 def freeze_manifest(
     dataset: str,
     output: str,

@@ -14,6 +14,7 @@ from pti_core import report
 from pti_core.runs import load_run
 from pti_core.words import counted
 from tasks.credentials import use_credentials
+from tasks.tries import UNKEPT
 
 MAX_PICTURE = 250_000  # bytes of JPEG; the server keeps artifacts in its database
 MAX_WIDTH = 1400  # pixels
@@ -28,7 +29,7 @@ COLUMNS = {  # of the table of medians: heading, decimals
 }
 
 
-@task(name="publish-summary", task_run_name="publish")
+@task(name="publish-summary", task_run_name="publish", **UNKEPT)
 def publish_summary(root: str, run: str, credentials: str | None = None) -> dict[str, Any]:
     """Write the contact sheet where it is missing; publish medians, summary and picture; return the summary."""
     use_credentials(credentials)

@@ -1,4 +1,4 @@
-"""What tasks over shards have in common: each shard fails alone, and what may pass is tried again."""
+"""What tasks have in common: nothing is kept of them, each shard fails alone, and what may pass is tried again."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any, Final, TypeVar
 from uuid import UUID
 
 from prefect import Task
+from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.context import TaskRunContext
 from prefect.logging import get_run_logger
@@ -20,6 +21,10 @@ from pti_core.inputs import InputsUnreadable
 from pti_core.parallel import Stopped
 
 Item = TypeVar("Item")
+
+UNKEPT: Final[dict[str, Any]] = {"persist_result": False, "cache_policy": NO_CACHE}
+"""Of every task, however Prefect is set: what is done only the store knows. A result that Prefect kept would be taken
+when the flow run is tried again, though files may be lost or the data set another by then."""
 
 ENDING: Final = (Stopped, OutputRefused, UnfitMachine)
 """After these no other shard can be done in this process, and no other try helps."""
@@ -52,6 +57,7 @@ def worth_another_try(task: Task[..., Any], run: TaskRun, state: State[Any]) -> 
 
 
 RETRY: Final[dict[str, Any]] = {
+    **UNKEPT,
     "retries": 2,
     "retry_delay_seconds": [5.0, 30.0],
     "retry_condition_fn": worth_another_try,

@@ -1,17 +1,25 @@
-"""Shards that one task does together: one that fails costs no other, and only what is left is tried again."""
+"""Shards that one task does together: one that fails costs no other, and only what is left is tried again.
+
+And no task's result is kept by Prefect.
+"""
 
 from __future__ import annotations
 
+import importlib
 import pickle
+import pkgutil
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from prefect import flow
+from prefect import Task, flow
+from prefect.cache_policies import NO_CACHE
+from prefect.settings import PREFECT_LOCAL_STORAGE_PATH, PREFECT_RESULTS_PERSIST_BY_DEFAULT, temporary_settings
 from prefect.testing.utilities import prefect_test_harness
 
+import tasks
 from flows.runners import started
 from flows.shard_work import ShardsFailed, do_shards
 from pti_core.device import UnfitMachine
@@ -106,6 +114,36 @@ def failing(errors: dict[int, Exception]) -> tuple[list[int], Callable[[int], in
 def prefect() -> Iterator[None]:
     with prefect_test_harness(server_startup_timeout=400):
         yield
+
+
+def test_no_task_leaves_to_prefect_s_settings_whether_its_result_is_kept() -> None:
+    found = {task.name: task for task in all_tasks()}
+    assert {"freeze-manifest", "invert-shards", "edit-shards", "study-alpha", "train-encoder"} <= found.keys()
+    kept = {name for name, one in found.items() if one.persist_result is not False or one.cache_policy != NO_CACHE}
+    assert kept == set()
+
+
+def all_tasks() -> Iterator[Task[..., Any]]:
+    """Those of all modules of the package."""
+    for module in pkgutil.iter_modules(tasks.__path__, "tasks."):
+        yield from (one for one in vars(importlib.import_module(module.name)).values() if isinstance(one, Task))
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("prefect")
+def test_a_task_that_is_called_again_does_what_is_lost_meanwhile(run: Run, tmp_path: Path) -> None:
+    keeping = {PREFECT_RESULTS_PERSIST_BY_DEFAULT: True, PREFECT_LOCAL_STORAGE_PATH: tmp_path / "kept"}
+    part = Path(run.store.root) / run.store.part_path("pivots", run.name, 0, 0)
+
+    @flow(name="twice")
+    def twice() -> None:
+        invert_shards(run.store.root, run.name, [0])
+        part.unlink()
+        invert_shards(run.store.root, run.name, [0])
+
+    with temporary_settings(keeping), listen(lambda _: None):
+        twice()
+    assert part.exists()
 
 
 @pytest.mark.slow
