@@ -142,6 +142,12 @@ def secret_in(address: str) -> str | None:
     return "a signature or token in its query" if _SIGNED.search(rest) else None
 
 
+def secret_in_name(name: str) -> str | None:
+    """The same for what a table calls an image, which may be an address, or what is behind its last slash."""
+    address = re.sub(r"^/*(\w+):/+", r"\1://", name)  # of which a path has but one slash
+    return secret_in(address) or ("a signature or token in its query" if _SIGNED.search(name) else None)
+
+
 def refusal(what: str, address: str) -> str | None:
     """The sentence that refuses an address with a secret, without the secret; None for one without."""
     secret = secret_in(address)

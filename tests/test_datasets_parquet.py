@@ -99,6 +99,34 @@ def test_ids(tmp_path: Path) -> None:
     assert "two files have the image_id '\u00e9.png', 'parquet://image!path=" in refused(same)
 
 
+SECRET = "wJalrXUtnFEMIbPxRfiCY"
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        f"https://host/{{}}.jpg?X-Amz-Signature={SECRET}",
+        f"https://bob:{SECRET}@host/{{}}.jpg",
+        f"https:/bob:{SECRET}@host/{{}}.jpg",
+        f"s3://key:{SECRET}@bucket/{{}}.jpg",
+        f"{{}}.jpg?sv=2024&sig={SECRET}",
+    ],
+)
+def test_an_address_with_a_secret_becomes_no_id(tmp_path: Path, address: str) -> None:
+    paths = ["0.jpg", address.format(1)]
+    without = rows(write(tmp_path / "x.parquet", image=column(paths)))
+    assert [row["image_id"] for row in without] == ["x/000000", "x/000001"]
+    named = rows(write(tmp_path / "x.parquet", image=column(paths), image_id=paths, key=["a", "b"]))
+    assert [row["image_id"] for row in named] == ["a", "b"]
+    assert SECRET not in str(without + named)
+
+
+def test_addresses_and_names_without_a_secret_are_ids(tmp_path: Path) -> None:
+    paths = ["https://host/0.jpg?width=512", "s3://bucket/photo:a@2x.png", "b@2x.png", "what?;#~&.png"]
+    found = rows(write(tmp_path / "x.parquet", image=column(paths)))
+    assert [row["image_id"] for row in found] == [path.replace("//", "/") for path in paths]
+
+
 def test_ids_and_labels_as_pandas_and_polars_write_them(tmp_path: Path) -> None:
     names = [f"{i}.png" for i in range(3)]
     categories = pa.array(["u", "v", "u"]).dictionary_encode()

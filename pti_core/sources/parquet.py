@@ -68,8 +68,9 @@ def listing(file: Container, column: str | None = None) -> Rows:
 def named(files: Sequence[Rows]) -> Listed:
     """All rows with names, in the order of the files.
 
-    A name is the first of the image's own path and the columns `IDS` that is in every file and differs in all rows, or
-    in the rows of each file: then the file's name goes before. Else it is the file's name and the number of the row.
+    A name is the first of the image's own path and the columns `IDS` that is in every file, as names that may be shown,
+    and differs in all rows, or in the rows of each file: then the file's name goes before. Else it is the file's name
+    and the number of the row.
     """
     names = [joined(f"{rows.file.stem}/", pc.utf8_lpad(rows.listed["name"], 6, "0")) for rows in files]
     field = None

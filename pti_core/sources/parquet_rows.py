@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pti_core.addresses import ParquetRow, local_path, row_in
+from pti_core.addresses import ParquetRow, local_path, row_in, secret_in_name
 from pti_core.sources.base import Kept, opened, plain_names
 
 _WHOLE = 128 << 20  # bytes; a row group of at most this is read in one piece
@@ -99,14 +99,20 @@ def _plain(values: Any) -> Any:
 
 
 def ids_in(content: pq.ParquetFile, place: str) -> pa.ChunkedArray | None:
-    """A column as names; None where it is not there, has nulls or empty names, or is neither text nor whole numbers."""
+    """A column as names; None where it is not there, has nulls or empty names, or is neither text nor whole numbers.
+
+    None also where one of them is an address with a password or a signature: an image_id is stored and shown.
+    """
     found = small_column(content, place)
     if found is None or found.null_count:
         return None
     if not (pa.types.is_integer(found.type) or pa.types.is_string(found.type) or pa.types.is_large_string(found.type)):
         return None
     found = found.cast(pa.large_string())
-    return None if pc.any(pc.equal(found, "")).as_py() else plain_names(found)
+    suspects = found.filter(pc.match_substring_regex(found, "[@?&;#~]"))
+    if pc.any(pc.equal(found, "")).as_py() or any(map(secret_in_name, suspects.to_pylist())):
+        return None
+    return plain_names(found)  # an address is none any more afterwards
 
 
 class _Piece(NamedTuple):
