@@ -16,6 +16,7 @@ from PIL import Image
 
 from pti_core.addresses import redact
 from pti_core.config import ImageConfig
+from pti_core.connections import OutOfResources
 from pti_core.datasets import scan
 from pti_core.generators.checkpoints.whole import whole
 from pti_core.given import read_given
@@ -100,7 +101,7 @@ def align(
     Those of an image with several are `1-1.png`, `1-2.png`, ...; images that would share a file keep their extension.
     `landmarks` is a CSV or Parquet file with `image_id` and `COLUMNS`, a row a face. What cannot be read or aligned is
     left out and told. Files that are there are kept. Raises AlignmentError for a table that is none and an output that
-    is no folder of this machine, DatasetError.
+    is no folder of this machine; DatasetError; OutOfResources.
     """
     if "://" in str(output):
         raise AlignmentError(f"{redact(str(output))}: a folder on this machine expected")
@@ -173,6 +174,8 @@ def _align_one(
         try:
             photograph = photograph or Image.fromarray(decode(read_bytes(uri), image_id, ImageConfig(convert=True)))
             face = aligned(photograph, landmarks, size)
+        except OutOfResources:
+            raise
         except (ImageError, OSError) as error:
             done.wrong.append(str(error))
             return

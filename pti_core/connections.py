@@ -6,6 +6,7 @@ the user's own (`FSSPEC_...` variables, `~/.config/fsspec`) says nothing.
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -39,6 +40,31 @@ class TooLarge(OSError):
     """A file of more than `LARGEST` bytes, or one in an archive that would have so many unpacked."""
 
 
+class OutOfResources(OSError):
+    """A machine that cannot open one more file, or has no room for a temporary one; what it reads is not at fault."""
+
+
+def out_of_resources(error: BaseException) -> OutOfResources | None:
+    """What to do about an error that has to do with this machine, or that comes from one; None for all others."""
+    found: BaseException | None = error
+    while found is not None:
+        if isinstance(found, OutOfResources):
+            return found
+        if isinstance(found, OSError) and found.errno in (errno.EMFILE, errno.ENFILE):
+            return OutOfResources("too many files are open on this machine; raise the limit (`ulimit -n`)")
+        if isinstance(found, OSError) and found.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            return no_temporary_file(found)
+        found = found.__cause__ or found.__context__
+    return None
+
+
+def no_temporary_file(error: OSError) -> OutOfResources:
+    """What to do where this machine takes none, or no more of one."""
+    return OutOfResources(
+        f"temporary files cannot be written ({error.strerror}); free space in /tmp, or set TMPDIR to a folder with more"
+    )
+
+
 def too_large(size: int | None = None) -> str:
     """What a file is, of so many bytes or of an unknown number once it is unpacked, and what is expected."""
     found = f"{size} bytes" if size else "unpacked"
@@ -47,13 +73,14 @@ def too_large(size: int | None = None) -> str:
 
 FINAL_ERRORS: Final = (
     TooLarge,
+    OutOfResources,
     FileNotFoundError,
     PermissionError,
     NotADirectoryError,
     IsADirectoryError,
     FileExistsError,
 )
-"""Errors of files that no other try helps."""
+"""Errors that no other try helps within seconds."""
 
 _PUBLIC: Final = ("endpoint_url", "region_name", "signature_version", "addressing_style", "mode", "profile", "project")
 _SECRET_VARIABLES: Final = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pti_core.addresses import DEMO, canonical, local_path, redact, refusal, secret_in, split_chain
-from pti_core.connections import tried_again, without_secrets
+from pti_core.connections import out_of_resources, tried_again, without_secrets
 from pti_core.reading import DEMO_FOLDER, DEMO_URL, READ_WAITS, read_bytes
 from pti_core.sources import files, parquet, tars, zips
 from pti_core.sources.base import EXTENSIONS, Container, DatasetError, Listed, images_in, joined, table, text
@@ -272,6 +272,8 @@ def _explained(dataset: str, options: Mapping[str, Any], find: Callable[[], List
     except ValueError as error:
         raise DatasetError(f"dataset {name!r}: {redact(str(error))}; a path or an fsspec URL expected") from error
     except Exception as error:  # each file system has its own errors (botocore's are not OSErrors)
+        if short := out_of_resources(error):
+            raise DatasetError(f"dataset {name!r} cannot be listed: {short}") from error
         reason = " ".join(f"{type(error).__name__}: {without_secrets(redact(str(error)), options)}".split())
         raise DatasetError(
             f"dataset {name!r} cannot be listed ({reason}); check the address and credentials"

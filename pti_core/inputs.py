@@ -9,7 +9,7 @@ from typing import Any, Final
 import torch
 
 from pti_core import images
-from pti_core.connections import LARGEST, TooLarge, too_large
+from pti_core.connections import LARGEST, OutOfResources, TooLarge, too_large
 from pti_core.datasets import read_bytes
 from pti_core.inversions import Target
 from pti_core.runs import Run
@@ -19,7 +19,7 @@ _PROBES: Final = 3  # inputs of other parts that are tried where none of a part 
 
 
 class InputsUnreadable(OSError):
-    """No input can be read: the data set is away, its images are not at fault."""
+    """Inputs cannot be read, and are not at fault: the data set is away, or this machine is out of something."""
 
 
 @dataclass
@@ -32,7 +32,10 @@ class Inputs:
 
 
 def read_inputs(run: Run, rows: Sequence[Row], resolution: int, tries: Mapping[str, int]) -> Inputs:
-    """Read and decode the inputs of manifest rows. `tries`: how often an image was tried before, by image_id."""
+    """Read and decode the inputs of manifest rows. `tries`: how often an image was tried before, by image_id.
+
+    Raises InputsUnreadable where this machine cannot read now, whatever the image.
+    """
     found = Inputs()
     for row in rows:
         before = tries.get(row["image_id"], 0)
@@ -42,6 +45,8 @@ def read_inputs(run: Run, rows: Sequence[Row], resolution: int, tries: Mapping[s
             one = run.read_input(row["uri"], row["image_id"], resolution)
         except images.ImageError as error:
             found.rejects.append(reject(row, "decode", type(error).__name__, str(error), True, before))
+        except OutOfResources as error:
+            raise InputsUnreadable(f"data set {run.dataset!r}: {error}; then run the same command again") from error
         except OSError as error:
             final = isinstance(error, TooLarge)
             found.rejects.append(reject(row, "read", type(error).__name__, str(error), final, before))

@@ -10,7 +10,14 @@ from typing import Any, Final
 import fsspec
 
 from pti_core.addresses import local_path, redact, split_chain
-from pti_core.connections import FINAL_ERRORS, file_system, read_whole, tried_again, without_secrets
+from pti_core.connections import (
+    FINAL_ERRORS,
+    file_system,
+    out_of_resources,
+    read_whole,
+    tried_again,
+    without_secrets,
+)
 from pti_core.sources import parquet_rows, tars, zips
 
 _MEMBERS: Final = {"tar": tars.read, "zip": zips.read, "parquet": parquet_rows.read}
@@ -29,8 +36,8 @@ class ReadError(OSError):
 def read_bytes(uri: str, storage_options: dict[str, Any] | None = None) -> bytes:
     """The content of a `uri` of a listing. Raises OSError (FileNotFoundError, ReadError, ...) where it cannot be read.
 
-    A read that fails is tried again with back-off, unless the file is missing or access is denied. Archives stay open
-    between calls.
+    A read that fails is tried again with back-off, unless the file is missing or access is denied; or the machine is at
+    fault, which has too many files open, say: then OutOfResources is raised. Archives stay open between calls.
     """
 
     def read() -> bytes:
@@ -38,8 +45,10 @@ def read_bytes(uri: str, storage_options: dict[str, Any] | None = None) -> bytes
             return _read(uri, storage_options)
         except (MemoryError, *FINAL_ERRORS):
             raise
-        except Exception:  # each file system and archive has errors of its own; the last try tells
+        except Exception as error:  # each file system and archive has errors of its own; the last try tells
             _archive.cache_clear()  # what is open may be what is broken
+            if short := out_of_resources(error):
+                raise short from error
             raise
 
     try:

@@ -215,7 +215,7 @@ def test_members_of_one_size_are_not_taken_for_each_other(tmp_path: Path, form: 
     found = {row["image_id"]: row["uri"] for row in rows(path)}
     assert {name: read_bytes(uri) for name, uri in found.items()} == members
     tar(path, {name: members[name] for name in reversed(names)}, mode, format=form)
-    for kept in (tars._index, tars._unpacked):
+    for kept in (tars._index, tars.unpacked):
         kept.forget()  # as in the process of a worker
     assert {name: read_bytes(uri) for name, uri in found.items()} == members
 

@@ -7,7 +7,6 @@ there, so it is unpacked once a process to a temporary file, and OFFSET (`!gz:OF
 
 from __future__ import annotations
 
-import bz2
 import gzip
 import io
 import json
@@ -15,14 +14,12 @@ import lzma
 import os
 import posixpath
 import re
-import shutil
 import tarfile
-import tempfile
 import threading
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from typing import IO, Any, Final, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import pyarrow as pa
 
@@ -44,13 +41,12 @@ from pti_core.sources.base import (
     text,
 )
 from pti_core.sources.groups import field_of, label
+from pti_core.sources.unpacking import compression, unpacked
 
 _BLOCK = 512  # bytes of a header
 _LONG = 4 * _BLOCK  # bytes before a header in which the name stands where it does not fit into it
 _READ_AHEAD = 1 << 17  # bytes; where images are larger, most of a remote archive is skipped
 _LABEL_BYTES = 1 << 24
-_MAGIC: Final = {b"\x1f\x8b": "gz", b"BZh": "bz2", b"\xfd7zXZ": "xz"}
-_OPEN: Final[dict[str, Any]] = {"gz": gzip.open, "bz2": bz2.open, "xz": lzma.open}
 _NO_UTF8 = re.compile("[\ud800-\udfff]")
 _SCAN = threading.Lock()  # an unpacked file has one position for all
 
@@ -76,10 +72,10 @@ def listing(tar: Container, column: str | None = None) -> Listed:
     """
     try:
         with opened(tar.url, tar.options, _READ_AHEAD) as file:
-            if not (packed := _compression(file)):
+            if not (packed := compression(file)):
                 return _listed(tar, file, "", column)
         with _SCAN:
-            return _listed(tar, _unpacked(tar.url, tar.options), f"{packed}:", column)
+            return _listed(tar, unpacked(tar.url, tar.options), f"{packed}:", column)
     except (tarfile.TarError, EOFError, gzip.BadGzipFile, lzma.LZMAError, UnicodeError) as error:
         raise DatasetError(f"{tar.url!r} is no whole tar archive ({error}); fetch or make it again") from error
 
@@ -250,7 +246,7 @@ def _at(
     fits = name.isascii() and len(name) <= 100  # or it may stand before the header
     first, stop = start if fits else max(0, start - _LONG), start + _BLOCK + size
     if packed:
-        plain = _unpacked(url, options)  # held, since another thread may have it replaced and so closed meanwhile
+        plain = unpacked(url, options)  # held, since another thread may have it replaced and so closed meanwhile
         data = os.pread(plain.fileno(), stop - first, first)
     else:
         data = piece(url, first, stop, options)
@@ -280,27 +276,11 @@ def _long_name(blocks: bytes) -> str | None:
     return None
 
 
-def _compression(file: IO[bytes]) -> str | None:
-    start = file.read(6)
-    file.seek(0)
-    return next((kind for magic, kind in _MAGIC.items() if start.startswith(magic)), None)
-
-
-@Kept
-def _unpacked(url: str, options: Mapping[str, Any]) -> IO[bytes]:
-    """A compressed tar as a plain temporary file, which is gone with the process."""
-    with opened(url, options) as file, _OPEN[str(_compression(file))](file) as content:
-        plain = tempfile.TemporaryFile(prefix="pti-")  # noqa: SIM115 (it is kept)
-        shutil.copyfileobj(content, plain, 1 << 20)
-        plain.flush()
-    return plain
-
-
 @Kept
 def _index(url: str, options: Mapping[str, Any]) -> dict[str, tuple[int, int, str | None]]:
     """Place, size and compression of all members, by name."""
     with opened(url, options, _READ_AHEAD) as file:
-        packed = _compression(file)
-        plain = _unpacked(url, options) if packed else file
+        packed = compression(file)
+        plain = unpacked(url, options) if packed else file
         with _SCAN:
             return {m.name: (m.start, m.size, packed) for m in _members(plain) if not m.link}

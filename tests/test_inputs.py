@@ -1,0 +1,148 @@
+"""What cannot be read: an image's own fault is its reject, that of the machine or of the data set's place is not."""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+import tarfile
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from conftest import QUICK_SETTINGS
+from disks import PAGE, Disk
+
+from pti_core.alignment import COLUMNS, align
+from pti_core.connections import OutOfResources
+from pti_core.datasets import DatasetError, scan
+from pti_core.freezing import freeze
+from pti_core.inputs import InputsUnreadable, read_inputs
+from pti_core.presets import configure
+from pti_core.runs import Run
+from pti_core.sources import parquet_rows, tars, zips
+
+IMAGES = 4
+
+
+@pytest.fixture
+def begin(tmp_path: Path, tiny_checkpoint: str) -> Any:
+    config = configure("demo", QUICK_SETTINGS | {"batch": 1, "engine": "noop"})
+    return lambda dataset, **options: freeze(str(dataset), str(tmp_path / "out"), tiny_checkpoint, config, **options)
+
+
+def stored(folder: Path, kind: str) -> Path:
+    """The images of a folder as one of the kinds of data sets."""
+    paths, path = sorted(folder.iterdir()), folder.with_name(f"set.{kind}")
+    if kind == "zip":
+        with zipfile.ZipFile(path, "w") as archive:
+            for image in paths:
+                archive.write(image, image.name)
+    elif kind == "parquet":
+        pd.DataFrame({"image": [image.read_bytes() for image in paths]}).to_parquet(path)
+    elif kind != "folder":
+        with tarfile.open(path, "w:gz" if kind == "tgz" else "w") as archive:
+            for image in paths:
+                archive.add(image, image.name)
+    return folder if kind == "folder" else path
+
+
+def forget() -> None:
+    """As in the process of a worker, which has nothing open."""
+    for kept in (tars._index, tars.unpacked, zips._archive, parquet_rows._reader):
+        kept.forget()
+
+
+@contextmanager
+def limited(what: int, most: int) -> Iterator[None]:
+    """This process may have no more of it."""
+    before = resource.getrlimit(what)
+    resource.setrlimit(what, (most, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(what, before)
+
+
+def open_files() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+def check_all_are_read(run: Run) -> None:
+    found = read_inputs(run, run.manifest.shard(0), 32, {})
+    assert (len(found.targets), found.rejects) == (IMAGES, [])
+
+
+@pytest.mark.parametrize("kind", ["folder", "zip", "tar", "tgz", "parquet"])
+def test_too_many_open_files_are_no_fault_of_images(kind: str, dataset: Any, begin: Any) -> None:
+    run = begin(stored(dataset(IMAGES), kind))
+    rows = run.manifest.shard(0)
+    forget()
+    says = r"data set '.*' cannot be read: too many files are open .*\(`ulimit -n`\); then run the same command again$"
+    with pytest.raises(InputsUnreadable, match=says), limited(resource.RLIMIT_NOFILE, 3):
+        read_inputs(run, rows, 32, {})
+    check_all_are_read(run)
+
+
+NO_ROOM = r"temporary files cannot be written \(.*\); free space in /tmp, or set TMPDIR to a folder with more"
+
+
+def test_an_archive_that_finds_no_room_to_be_unpacked(dataset: Any, begin: Any) -> None:
+    path = stored(dataset(IMAGES), "tgz")
+    run = begin(path)
+    rows = run.manifest.shard(0)
+    for call, error in (
+        (lambda: read_inputs(run, rows, 32, {}), InputsUnreadable),
+        (lambda: scan(str(path)), DatasetError),
+    ):
+        forget()
+        before = open_files()
+        with pytest.raises(error, match=NO_ROOM) as caught, limited(resource.RLIMIT_FSIZE, 4096):
+            call()
+        assert open_files() == before  # its room is free again, though the error is held
+        assert os.strerror(errno.EFBIG) in str(caught.value)
+    check_all_are_read(run)
+
+
+def test_a_full_disk_of_temporary_files(dataset: Any, begin: Any, disk: Disk, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = begin(stored(dataset(IMAGES), "tgz"))
+    rows = run.manifest.shard(0)
+    forget()
+    monkeypatch.setattr(tempfile, "tempdir", str(disk.folder))
+    filler = disk.fill(PAGE)
+    with pytest.raises(InputsUnreadable, match=NO_ROOM) as caught:
+        read_inputs(run, rows, 32, {})
+    assert os.strerror(errno.ENOSPC) in str(caught.value)
+    filler.unlink()
+    check_all_are_read(run)
+
+
+def test_no_folder_for_temporary_files(dataset: Any, begin: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = stored(dataset(IMAGES), "tgz")
+    run = begin(path)
+    rows = run.manifest.shard(0)
+    forget()
+    with monkeypatch.context() as patch:
+        patch.setattr(tempfile, "tempdir", str(path.with_name("gone")))
+        with pytest.raises(InputsUnreadable, match=NO_ROOM):
+            read_inputs(run, rows, 32, {})
+    check_all_are_read(run)
+
+
+def test_photographs_are_not_left_out_for_it(dataset: Any, tmp_path: Path) -> None:
+    pd.DataFrame([dict.fromkeys(COLUMNS, 1.0) | {"image_id": "1.png"}]).to_csv(tmp_path / "points.csv")
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+
+    def run_out(done: int, total: int) -> None:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (3, before[1]))
+
+    try:
+        with pytest.raises(OutOfResources, match=r"1\.png' cannot be read: too many files are open"):
+            align(str(dataset(2)), f"{tmp_path}/points.csv", tmp_path / "faces", 64, on_progress=run_out)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
