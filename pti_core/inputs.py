@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any, Final
 
 import torch
@@ -68,8 +69,8 @@ def check_not_all_unreadable(run: Run, rows: Sequence[Row], found: Inputs) -> No
     if found.targets or any(row["stage"] != "read" or row["permanent"] for row in found.rejects):
         return
     own = {row["uri"] for row in rows}
-    others = [uri for uri in run.manifest.sample(_PROBES + len(own)) if uri not in own]
-    probes = others[:: max(1, len(others) // _PROBES)][:_PROBES]
+    others = (uri for uri in run.manifest.drawn(_PROBES + len(own)) if uri not in own)
+    probes = list(islice(others, _PROBES))  # by chance: a part that met dead links alone asks others when it is retried
     for uri in probes:
         try:
             read_bytes(uri)

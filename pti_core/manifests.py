@@ -9,6 +9,7 @@ row groups and reads one of them (about a megabyte), whatever the number of imag
 
 from __future__ import annotations
 
+import random
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -118,16 +119,13 @@ class Manifest:
             raise StoreError(f"run {self.run!r} has no shard {number}; it has {self.shards}")
         return rows
 
-    def sample(self, count: int) -> list[str]:
-        """Addresses (`uri`) of about `count` inputs, evenly spread over the run's files; all where there are fewer."""
+    def drawn(self, count: int) -> Iterator[str]:
+        """Addresses (`uri`) of `count` inputs, others in each call; all where there are fewer."""
         groups = [(part, i) for part in self._parts for i in range(part.metadata.num_row_groups)]
-        chosen = groups[:: max(1, len(groups) // count)]
-        each = -(-count // len(chosen))
-        found: list[str] = []
-        for part, group in chosen:
-            uris = self._row_group(part, group)["uri"]
-            found += [uris[i].as_py() for i in range(0, len(uris), max(1, len(uris) // each))][:each]
-        return found
+        ends = np.cumsum([part.metadata.row_group(i).num_rows for part, i in groups])
+        for row in random.SystemRandom().sample(range(self.rows), min(count, self.rows)):
+            which = int(np.searchsorted(ends, row, "right"))
+            yield self._row_group(*groups[which])["uri"][row - int(ends[which])].as_py()
 
     def _row_group(self, part: _File, group: int) -> pa.Table:
         last = self._last  # threads share a manifest: what is returned is what was asked for

@@ -22,9 +22,10 @@ from pti_core.alignment import COLUMNS, align
 from pti_core.connections import OutOfResources
 from pti_core.datasets import DatasetError, scan
 from pti_core.freezing import freeze
-from pti_core.inputs import InputsUnreadable, read_inputs
+from pti_core.inputs import InputsUnreadable, check_not_all_unreadable, read_inputs
 from pti_core.presets import configure
 from pti_core.runs import Run
+from pti_core.shards import plan_parts
 from pti_core.sources import parquet_rows, tars, zips
 
 IMAGES = 4
@@ -146,3 +147,37 @@ def test_photographs_are_not_left_out_for_it(dataset: Any, tmp_path: Path) -> No
             align(str(dataset(2)), f"{tmp_path}/points.csv", tmp_path / "faces", 64, on_progress=run_out)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def test_a_part_of_dead_links_alone_asks_others_when_it_is_tried_again(dataset: Any, begin: Any) -> None:
+    """Whichever images are dead, no part is held up by them for ever."""
+    folder = dataset(12)
+    for dead in ("0.png", "3.png", "6.png", "9.png"):  # evenly spread
+        (folder / dead).unlink()
+        (folder / dead).symlink_to(folder / "nothing.png")
+    run = begin(folder)
+    for part in plan_parts(run.manifest.shard(0), run.config.batch, False):
+        for _ in range(20):  # three of three others are dead in one of 165 times
+            found = read_inputs(run, part, 32, {})
+            try:
+                check_not_all_unreadable(run, part, found)
+                break
+            except InputsUnreadable:
+                continue
+        else:
+            pytest.fail(f"{part[0]['image_id']} is never done")
+
+
+def test_inputs_are_drawn_from_all_files_of_a_manifest(dataset: Any, begin: Any) -> None:
+    folder = dataset(12)
+    (folder / "3.png").rename(folder.with_name("new.png"))
+    begin(folder)
+    folder.with_name("new.png").rename(folder / "new.png")
+    run = begin(folder, existing="extend")
+    assert run.manifest.shards == 2
+    uris = run.manifest.table(["uri"])["uri"].to_pylist()
+    assert sorted(run.manifest.drawn(100)) == sorted(uris)
+    drawn = [tuple(run.manifest.drawn(3)) for _ in range(50)]
+    assert all(len(set(one)) == 3 for one in drawn)
+    assert {uri for one in drawn for uri in one} == set(uris)
+    assert len(set(drawn)) > 10
