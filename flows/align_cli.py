@@ -7,6 +7,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from flows import options
+
 SHOWN = 5  # images that are named of those without a face
 
 
@@ -15,9 +17,10 @@ def align(
     landmarks: Annotated[
         str, typer.Argument(help="CSV or Parquet: image_id, left_eye_x, left_eye_y, right_eye_x, ... mouth_right_y.")
     ],
-    output: Annotated[str, typer.Option("--output", "-o", help="Folder for the faces, PNG.")],
+    output: Annotated[str, typer.Option("--output", "-o", help="Folder of this machine for the faces, PNG.")],
     size: Annotated[int, typer.Option(min=16, help="Pixels of a side: the generator's resolution or more.")] = 1024,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Make faces anew that are there.")] = False,
+    credentials: options.Credentials = None,
 ) -> None:
     """Align faces as FFHQ does, by the eyes and mouth that a face detector has found; then `pti run` them.
 
@@ -27,6 +30,7 @@ def align(
 
     from pti_core.alignment import align as align_faces
 
+    options.use_credentials(credentials)
     console = Console()
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("faces", total=None)

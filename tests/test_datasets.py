@@ -14,7 +14,17 @@ import pyarrow.parquet as pq
 import pytest
 
 from pti_core.addresses import canonical
-from pti_core.datasets import DEMO_FOLDER, LISTING, DatasetError, inputs_digest, natural_key, read_bytes, redact, scan
+from pti_core.datasets import (
+    DEMO_FOLDER,
+    EXTENSIONS,
+    LISTING,
+    DatasetError,
+    inputs_digest,
+    natural_key,
+    read_bytes,
+    redact,
+    scan,
+)
 from pti_core.tables import TABLES
 
 Row = namedtuple("Row", LISTING.names)
@@ -53,6 +63,12 @@ def test_folder_in_natural_order(folder: Path) -> None:
     assert rows(f"file://{folder}/") == rows(f"{folder}//") == entries
     assert rows(str(folder), limit=2) == entries[:2]
     assert rows(str(folder), limit=99) == entries
+
+
+def test_the_extensions_that_count_are_in_the_docs() -> None:
+    text = (Path(__file__).parent.parent / "docs/inputs.md").read_text()
+    sentence = text.partition("Images count by their extension")[2].partition(".")[0]
+    assert {f".{name}" for name in sentence.split("`")[1::2]} == EXTENSIONS
 
 
 def test_group_by_folder(folder: Path) -> None:
