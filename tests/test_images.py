@@ -184,7 +184,9 @@ def test_huge_is_refused_by_its_header() -> None:
     assert "at most 100 megapixels" in refused(png(RGB, bits=8, size=(10000, 20000)))  # beyond Pillow's limit too
     assert "10000 x 10001 pixels, at most 100 megapixels" in refused(png(RGB, bits=8, size=(10001, 10000)))
     small = ImageConfig(max_megapixels=0.0005)
-    assert "24 x 24 pixels, at most 0.0005 megapixels" in refused(encoded(RGB), small)
+    message = refused(encoded(RGB), small)
+    assert "24 x 24 pixels, at most 0.0005 megapixels expected; reduce it and add it with --extend, or" in message
+    assert message.endswith("start with --set image.max_megapixels=... (a new run)")
     beyond = ImageConfig(max_megapixels=1e6)
     assert "Pillow's own limit" in refused(png(RGB, bits=8, size=(30000, 30000)), beyond)
 

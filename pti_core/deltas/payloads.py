@@ -50,7 +50,7 @@ def decompress(data: bytes, size: int, what: str) -> bytes:
 
 def damaged(what: str, why: str) -> DeltaError:
     """The error for a payload that cannot be decoded."""
-    return DeltaError(f"{what}: the payload is damaged ({why}); do its shard again")
+    return DeltaError(f"{what}: the payload is damaged ({why}); `pti check`, then the same `pti run` make it again")
 
 
 def section(data: bytes, level: int = THOROUGH) -> bytes:

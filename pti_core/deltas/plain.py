@@ -12,7 +12,7 @@ Values = NDArray[np.float32]
 
 
 def fp16_encode(values: Values) -> tuple[float, bytes]:
-    """Half precision of the values by the largest; all high bytes, then all low ones, which zstd packs far better."""
+    """Half precision of the values by the largest; all low bytes, then all high ones, which zstd packs far better."""
     scale = float(np.abs(values).max(initial=0.0))
     halves = (values / (scale or 1.0)).astype("<f2").ravel()
     return scale, compress(halves.view(np.uint8).reshape(-1, 2).T.tobytes())
