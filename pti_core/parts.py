@@ -1,10 +1,10 @@
 """The files of one part of a shard, and which parts are there and whole.
 
 The metrics of a part are written last and are its seal: their metadata hold the checksums of the part's other tables,
-and on which device and in which precision it was made.
+when the run was frozen that it belongs to, and on which device and in which precision it was made.
 A part counts only if every table is there and as sealed, and as an older marker of the shard says; anything else (a
-worker was killed, a file was lost or damaged) is done again. The locality table is sealed to the deltas and pivots
-that it was measured from.
+worker was killed or is of before `--overwrite`, a file was lost or damaged) is done again. The locality table is sealed
+to the deltas and pivots that it was measured from.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def write_part(
             files[table] = run.store.write_part(table, run.name, shard, number, contents[table])
     engine = any_engine_for(run)
     made = {"device": engine.device.type, "precision": engine.config.precision}
-    sealed = _sealed(contents["metrics"], seconds, {table: files[table] for table in INVERTED[:-1]}, made)
+    sealed = _sealed(run, contents["metrics"], seconds, {table: files[table] for table in INVERTED[:-1]}, made)
     files["metrics"] = run.store.write_part("metrics", run.name, shard, number, sealed)
     rows = {} if before is None else before.rows
     rows = rows | {table: len(contents[table]) for table in _COUNTED if table in contents}
@@ -96,7 +96,7 @@ def _whole(paths: Mapping[str, str], run: Run, marked: Mapping[str, str], expect
         if marked.get(paths[table], files[table].sha256) != files[table].sha256:
             return None
         contents[table] = content.select([c for c in content.column_names if c in _KEPT])
-    seal = _seal(contents["metrics"])
+    seal = _seal(run, contents["metrics"])
     if seal is None or seal["sha256"] != {table: files[table].sha256 for table in INVERTED[:-1]}:
         return None
     ids = [image_id for table in ("pivots", "rejects") for image_id in contents[table]["image_id"].to_pylist()]
@@ -114,7 +114,7 @@ def write_locality(
     run: Run, shard: int, number: int, rows: Sequence[Row], seconds: float, of: Mapping[str, FileInfo]
 ) -> FileInfo:
     """Write the locality table of a part, sealed to the files that it was measured from."""
-    sealed = _sealed(part_table(run, "locality", rows), seconds, {table: of[table] for table in _MEASURED})
+    sealed = _sealed(run, part_table(run, "locality", rows), seconds, {table: of[table] for table in _MEASURED})
     return run.store.write_part("locality", run.name, shard, number, sealed)
 
 
@@ -130,7 +130,7 @@ def whole_locality(run: Run, shard: int, of: Mapping[int, Mapping[str, FileInfo]
             continue
         if number not in of or marked.get(path, info.sha256) != info.sha256:
             continue
-        seal = _seal(content)
+        seal = _seal(run, content)
         if seal is None:
             continue
         if seal["sha256"] == {table: of[number][table].sha256 for table in _MEASURED}:
@@ -145,16 +145,21 @@ def _marked(run: Run, shard: int) -> dict[str, str]:
 
 
 def _sealed(
-    content: pa.Table, seconds: float, of: Mapping[str, FileInfo], made: Mapping[str, str] | None = None
+    run: Run, content: pa.Table, seconds: float, of: Mapping[str, FileInfo], made: Mapping[str, str] | None = None
 ) -> pa.Table:
-    seal = {"seconds": seconds, "sha256": {table: file.sha256 for table, file in of.items()}, **(made or {})}
+    seal = {"created": run.created, "seconds": seconds, "sha256": {table: file.sha256 for table, file in of.items()}}
+    seal |= made or {}
     return content.replace_schema_metadata({**(content.schema.metadata or {}), _SEAL: json.dumps(seal).encode()})
 
 
-def _seal(content: pa.Table) -> dict[str, Any] | None:
-    """What a seal says; None where there is none that can be read."""
+def _seal(run: Run, content: pa.Table) -> dict[str, Any] | None:
+    """What a seal says; None where there is none that can be read, or the run was overwritten since its part was begun.
+
+    (A worker that has outlived its run writes such parts; seals of earlier versions do not say what they are of.)
+    """
     try:
         seal = json.loads((content.schema.metadata or {})[_SEAL])
-        return {**seal, "seconds": float(seal["seconds"]), "sha256": dict(seal["sha256"])}
+        found = {**seal, "seconds": float(seal["seconds"]), "sha256": dict(seal["sha256"])}
     except (KeyError, TypeError, ValueError):
         return None
+    return found if found.get("created", run.created) == run.created else None

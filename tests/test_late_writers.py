@@ -1,0 +1,94 @@
+"""Work on one run by two at once: a worker of before `--overwrite` that writes late, and the same run started twice."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from conftest import QUICK_SETTINGS
+from PIL import Image
+
+from pti_core.freezing import freeze
+from pti_core.presets import configure
+from pti_core.runs import Run
+from pti_core.shards import invert_shard, measure_shard
+
+Begin = Callable[..., Run]
+
+
+@pytest.fixture
+def begin(tmp_path: Path, tiny_checkpoint: str) -> Begin:
+    def freeze_into(dataset: object, shard_size: int = 64, existing: Any = "resume", **settings: Any) -> Run:
+        config = configure("demo", QUICK_SETTINGS | {"engine": "noop", "batch": 2} | settings)
+        return freeze(str(dataset), str(tmp_path / "out"), tiny_checkpoint, config, None, shard_size, existing)
+
+    return freeze_into
+
+
+def finish(run: Run) -> Run:
+    for shard in run.pending():
+        measure_shard(run, shard, invert_shard(run, shard)["files"])
+    return run
+
+
+def part(run: Run, table: str, shard: int = 0) -> Path:
+    return Path(run.store.root) / run.store.part_path(table, run.name, shard, 0)
+
+
+def parts(run: Run) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in Path(run.store.root).rglob("part-*.parquet")}
+
+
+def write_late(files: dict[Path, bytes]) -> None:
+    """As the worker that made them, coming to its end only now."""
+    for path, data in files.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+
+
+# --- a worker of before `--overwrite` ------------------------------------------------------------------------------
+
+
+def test_a_part_from_before_an_overwrite_is_not_taken_for_one_of_the_new_run(
+    dataset: Any, begin: Begin, pictures: list[Any]
+) -> None:
+    folder = dataset(2)
+    old = begin(folder)
+    invert_shard(old, 0)
+    written = parts(old)
+    Image.fromarray(pictures[5]).save(folder / "0.png")
+    new = begin(folder, existing="overwrite")
+    write_late(written)
+    finish(new)
+    sha256 = dict(new.store.read("pivots")[["image_id", "sha256"]].itertuples(index=False))
+    assert sha256["0.png"] == hashlib.sha256((folder / "0.png").read_bytes()).hexdigest()
+    assert new.pending() == []
+
+
+@pytest.mark.parametrize("table", ["metrics", "locality"])
+def test_a_seal_says_of_which_run_it_is_and_one_of_an_earlier_version_counts(
+    dataset: Any, begin: Begin, table: str
+) -> None:
+    run = finish(begin(dataset(2)))
+    path, marker = part(run, table), Path(run.store.root) / f"runs/{run.name}/done/00000.json"
+    content = pq.read_table(path, partitioning=None)
+    seal = json.loads(content.schema.metadata[b"pti_part"])
+    assert seal["created"] == run.created
+
+    def seal_with(changed: dict[str, Any]) -> bytes:
+        metadata = {**content.schema.metadata, b"pti_part": json.dumps(changed).encode()}
+        pq.write_table(content.replace_schema_metadata(metadata), path)
+        marker.unlink()
+        return path.read_bytes()
+
+    earlier = seal_with({key: value for key, value in seal.items() if key != "created"})
+    finish(run)
+    assert path.read_bytes() == earlier
+    seal_with(seal | {"created": "2026-01-01T00:00:00.000+00:00"})
+    finish(run)
+    assert json.loads(pq.read_schema(path).metadata[b"pti_part"])["created"] == run.created
