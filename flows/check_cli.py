@@ -36,13 +36,14 @@ def check(
     use_credentials(credentials)
     store, stuck = Store(root), 0
     again: Again = {}
+    strays: list[str] = []
     names = run_names(store, name)
     for lost in without_config(store, names) if name is None else ():
         _line(lost_config(store, lost))
         stuck += 1
     for run in names:
         try:
-            stuck += not _whole(store, run, again)
+            stuck += not _whole(store, run, again, strays)
         except OutputRefused:
             raise  # it is so for all runs
         except StoreError as error:
@@ -56,17 +57,21 @@ def check(
         said.append(
             f"{shards_are} not as written; the same {' and '.join(commands)} again {do} what is damaged once more"
         )
+    if strays:
+        are = "file is no part of its run" if len(strays) == 1 else "files are no parts of their runs"
+        said.append(f"{len(strays):,} {are}; remove {'it' if len(strays) == 1 else 'them'}")
     if stuck:
         said.append(f"{counted(stuck, 'run')} could not be checked in full, for what is said above")
     if said:
         raise RuntimeError("; ".join(said))
 
 
-def _whole(store: Store, run: str, again: Again) -> bool:
-    """Check one run, say what is found and add it to `again`; False where its manifest is damaged or gone."""
+def _whole(store: Store, run: str, again: Again, strays: list[str]) -> bool:
+    """Check one run, say what is found, add it to `again` or `strays`; False where its manifest is damaged or gone."""
     from rich.progress import track
 
     from pti_core.checking import RUN, check_all, check_manifest
+    from pti_core.completeness import STRAY
     from pti_core.words import counted
 
     markers, seen = store.markers(run), set[int]()
@@ -79,6 +84,9 @@ def _whole(store: Store, run: str, again: Again) -> bool:
             again.setdefault((run, found.shard), set()).add(found.again)
         if found.again == RUN:
             seen.add(found.shard)
+    for path in () if problem else store.strays(run):
+        _line(f"run {run}: file {path!r} {STRAY}")
+        strays.append(path)
     left = max(0, (total or 0) - len(seen))
     unfinished = f"; {left} {'is' if left == 1 else 'are'} unfinished and not read" if left else ""
     _line(f"run {run}: {counted(len(markers), 'shard')} read{unfinished}")

@@ -26,7 +26,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pti_core import manifests, tables
-from pti_core.completeness import check_complete
+from pti_core.completeness import check_complete, strays
 from pti_core.files import DamagedFile, FileInfo, Files, MissingFile, StoreError
 from pti_core.layout import checked, marker_path, run_id, shard_folder
 from pti_core.manifests import Manifest
@@ -247,6 +247,12 @@ class Store:
                 problems.append(f"file {file['path']!r}: {len(data)} bytes, not as written")
         return problems
 
+    def strays(self, run: str) -> list[str]:
+        """Files in a run's tables that are no part of it, though readers take them for one (`completeness.strays`)."""
+        # The files first: what is begun, finished or appended meanwhile is then known to be the run's.
+        listed = [path for table in tables.PARTS for path in self.files.find(f"{table}/run={checked(run)}")]
+        return strays(listed, self.markers(run), self.manifest(run).shards)
+
     # --- reading -----------------------------------------------------------------------------------------------
 
     def read(
@@ -281,10 +287,11 @@ class Store:
     def check_complete(self, run: str) -> dict[str, int]:
         """Assert that each input has exactly one row, in pivots or in rejects; the counts of rows.
 
-        StoreError where rows(pivots) + rows(rejects) != rows(manifest), or an image is twice, missing or unknown.
+        StoreError where rows(pivots) + rows(rejects) != rows(manifest), or an image is twice, missing or unknown;
+        it names the files that are no parts of the run.
         """
         files = {table: self.files.find(f"{table}/run={checked(run)}") for table in ("pivots", "rejects")}
-        return check_complete(run, self.manifest(run), files, partial(read_files, self.files))
+        return check_complete(run, self.manifest(run), files, partial(read_files, self.files), lambda: self.strays(run))
 
 
 def _json(content: Mapping[str, Any]) -> bytes:

@@ -124,6 +124,33 @@ def test_a_network_that_fails_is_no_damage(monkeypatch: pytest.MonkeyPatch, stor
     assert "--overwrite" not in lines[0]
 
 
+def test_files_that_are_no_parts_of_their_run_are_named_and_have_to_be_removed(store: Store) -> None:
+    Path(f"{store.root}/runs/{RUN}/done/00002.json").unlink()  # at work: what is there may be of it
+    part = Path(f"{store.root}/pivots/run={RUN}/shard=00001/part-0.parquet")
+    strays = [part.with_name(name) for name in ("part-0 (1).parquet", "part-1.parquet")]
+    strays += [
+        Path(f"{store.root}/rejects/run={RUN}/shard=0000{n}/{name}") for n, name in ((2, "a.parquet"), (3, part.name))
+    ]
+    for path in strays:
+        path.parent.mkdir(exist_ok=True)
+        shutil.copy(part, path)
+    part.with_name("notes.txt").write_text("no reader takes it for a part")
+    status, lines = check(store)
+    assert status == 1
+    assert lines[:4] == [
+        f"run {RUN}: file '{path.relative_to(store.root)}' is no part of this run (a worker of before `--overwrite` "
+        "has left it, or it is a copy); remove it"
+        for path in strays
+    ]
+    assert lines[4:] == [
+        f"run {RUN}: 2 shards read; 1 is unfinished and not read",
+        "error: 4 files are no parts of their runs; remove them",
+    ]
+    for path in strays:
+        path.unlink()
+    assert check(store)[0] == 0
+
+
 def test_help_says_that_all_runs_are_checked() -> None:
     said = " ".join(CliRunner().invoke(app, ["check", "--help"], env={"COLUMNS": "200"}).output.split())
     assert "Name of a run; all of them if left out." in said

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from pti_core.freezing import freeze
 from pti_core.presets import configure
 from pti_core.runs import Run
 from pti_core.shards import invert_shard, measure_shard
+from pti_core.store import StoreError
 
 Begin = Callable[..., Run]
 
@@ -92,3 +94,25 @@ def test_a_seal_says_of_which_run_it_is_and_one_of_an_earlier_version_counts(
     seal_with(seal | {"created": "2026-01-01T00:00:00.000+00:00"})
     finish(run)
     assert json.loads(pq.read_schema(path).metadata[b"pti_part"])["created"] == run.created
+
+
+def test_a_shard_that_the_new_run_does_not_have_is_named_with_what_to_do(dataset: Any, begin: Begin) -> None:
+    folder = dataset(4)
+    old = begin(folder, shard_size=2)
+    invert_shard(old, 1)
+    written = parts(old)
+    new = finish(begin(folder, existing="overwrite"))
+    write_late(written)
+    assert new.pending() == []
+    with pytest.raises(StoreError) as refused:
+        new.store.check_complete(new.name)
+    assert re.search(
+        r"6 pivots and 0 rejects for 4 images in the manifest; an image has two rows; file 'deltas/.*/shard=00001/"
+        r"part-0000\.parquet' is no part of this run .*; remove it, and 3 more that `pti check` names, and run it",
+        str(refused.value),
+    )
+    strays = new.store.strays(new.name)
+    assert {Path(new.store.root) / path for path in strays} == written.keys()
+    for path in strays:
+        new.store.files.remove(path)
+    assert new.store.check_complete(new.name)["pivots"] == 4
