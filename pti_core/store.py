@@ -135,11 +135,9 @@ class Store:
         return f"{shard_folder(table, run, shard)}/part-{f'{part:04d}' if table == 'deltas' else part}.parquet"
 
     def parts(self, table: str, run: str, shard: int) -> dict[int, str]:
-        """Paths of the parts of a shard's table that are there, by number."""
-        files = self.files.find(shard_folder(table, run, shard))
-        return {
-            int(path.rpartition("-")[2].removesuffix(".parquet")): path for path in files if path.endswith(".parquet")
-        }
+        """Paths of the parts of a shard's table that are there, by number; a file of any other name is no part."""
+        numbers = {path: part_number(path) for path in self.files.find(shard_folder(table, run, shard))}
+        return {number: path for path, number in numbers.items() if number is not None}
 
     def read_part(self, path: str) -> pd.DataFrame:
         """One part by its path. StoreError where it is not there."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -116,3 +117,14 @@ def test_a_shard_that_the_new_run_does_not_have_is_named_with_what_to_do(dataset
     for path in strays:
         new.store.files.remove(path)
     assert new.store.check_complete(new.name)["pivots"] == 4
+
+
+def test_a_copy_beside_a_part_does_not_keep_its_shard_from_being_done(dataset: Any, begin: Begin) -> None:
+    run = begin(dataset(4))
+    inverted = invert_shard(run, 0)
+    for table in ("pivots", "metrics"):
+        shutil.copy(part(run, table), part(run, table).with_name("part-0 (1).parquet"))
+    assert invert_shard(run, 0) == inverted  # all of it is there
+    finish(run)
+    assert run.pending() == []
+    assert len(run.store.strays(run.name)) == 2
