@@ -13,6 +13,8 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any, Final
 
+import pandas as pd
+
 from pti_core import tables
 from pti_core.inputs import Inputs, check_not_all_unreadable, read_inputs
 from pti_core.measure import measure_locality
@@ -25,7 +27,7 @@ from pti_core.progress import Progress
 from pti_core.rows import added, inverted_rows, rejected_ids
 from pti_core.runs import Run, any_engine_for, engine_for, stored_from_rows
 from pti_core.shots import write_shots
-from pti_core.store import FileInfo, make_marker
+from pti_core.store import FileInfo, StoreError, make_marker
 from pti_core.tables import Row
 
 PREPARING: Final = "preparing the generator"
@@ -188,7 +190,8 @@ def measure_shard(
     """Compare old and new generator around every pivot of a shard, as read back from the store; then mark it done.
 
     `files`, `seconds` and `counts`: as `invert_shard` returned them, so that files need not be read again for what the
-    marker says of them, and it tells the time of all the work. Raises StoreError where a table lacks a part.
+    marker says of them, and it tells the time of all the work. Raises StoreError where a table lacks a part, or what
+    is read of one is not what `files` says: the next run does that part again, or takes it as it is now if it is whole.
     """
     rows, infos = run.manifest.shard(shard), []
     known = {file["path"]: FileInfo(**file) for file in files}
@@ -213,23 +216,39 @@ def measure_shard(
 def _counted(run: Run, parts: Iterable[Mapping[str, FileInfo]]) -> dict[str, int]:
     counts = {"pivots": 0, "rejects": 0, "temporary": 0}
     for part in parts:
-        rejects = run.store.read_part(part["rejects"].path)
-        counts["pivots"] += len(run.store.read_part(part["pivots"].path))
+        rejects = _read_known(run, part["rejects"])
+        counts["pivots"] += len(_read_known(run, part["pivots"]))
         counts["rejects"] += len(rejects)
         counts["temporary"] += int((~rejects["permanent"].astype(bool)).sum())
     return counts
+
+
+def _read_known(run: Run, file: FileInfo) -> pd.DataFrame:
+    """A file of a part. StoreError where it is another by now, which the marker would vouch for unseen."""
+    found, content = run.store.read_table(file.path)
+    if found != file:
+        raise StoreError(
+            f"part {file.path!r} is not the one that was inverted: it was damaged, or another process does the same "
+            "shard and has written it; end that one, or wait for its end, and run it again"
+        )
+    return content.to_pandas()
 
 
 def _locality_rows(run: Run, part: Mapping[str, FileInfo]) -> list[dict[str, Any]]:
     if run.config.engine == "noop":
         return []
     engine = engine_for(run)
-    pivots = run.store.read_part(part["pivots"].path)
-    deltas = dict(list(run.store.read_part(part["deltas"].path).groupby("owner", sort=False)))
+    pivots = _read_known(run, part["pivots"])
+    deltas = dict(list(_read_known(run, part["deltas"]).groupby("owner", sort=False)))
 
     def measured(pivot: Row, check: Callable[[], None]) -> list[dict[str, Any]]:
         check()
         owner = run.config.owner(pivot["image_id"], pivot["group"])
+        if owner not in deltas:
+            path = part["deltas"].path
+            raise StoreError(
+                f"part {path!r} has no delta of {owner!r}; remove it, and run it again to have it made anew"
+            )
         stored = stored_from_rows(run, engine, pivot, tables.records(deltas[owner]))
         compared = partial(
             measure_locality,

@@ -10,11 +10,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from conftest import QUICK_SETTINGS
 from PIL import Image
 
+from pti_core.checking import check_run
 from pti_core.freezing import freeze
 from pti_core.presets import configure
 from pti_core.runs import Run
@@ -128,3 +130,38 @@ def test_a_copy_beside_a_part_does_not_keep_its_shard_from_being_done(dataset: A
     finish(run)
     assert run.pending() == []
     assert len(run.store.strays(run.name)) == 2
+
+
+# --- the same run twice --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mixed", [True, False])
+def test_a_marker_does_not_vouch_for_files_that_another_process_has_written(
+    dataset: Any, begin: Begin, mixed: bool
+) -> None:
+    run = begin(dataset(2), engine="pti")
+    ours = invert_shard(run, 0)
+    metrics = part(run, "metrics").read_bytes()
+    part(run, "metrics").unlink()
+    theirs = invert_shard(run, 0)  # other seconds, so other pivots
+    if mixed:  # they are not yet where we are
+        part(run, "metrics").write_bytes(metrics)
+    with pytest.raises(StoreError, match=r"pivots/.*part-0\.parquet' is not the one that was inverted"):
+        measure_shard(run, 0, ours["files"], ours["seconds"], ours["counts"])
+    assert run.pending() == [0]
+    finish(run)
+    (marker,) = run.store.done(run.name).values()
+    assert [found.problems for found in check_run(run.store, run.name, {0: marker})] == [[]]
+    assert (theirs["files"] == marker["files"][:4]) is not mixed  # a part that is of both is done again
+
+
+def test_a_pivot_without_a_delta_is_named_and_done_again_once_its_part_is_removed(dataset: Any, begin: Begin) -> None:
+    run = begin(dataset(2), engine="pti")
+    invert_shard(run, 0)
+    path = part(run, "deltas")
+    content = pq.read_table(path, partitioning=None)
+    pq.write_table(content.filter(pc.not_equal(content["owner"], "1.png")), path)
+    with pytest.raises(StoreError, match=r"deltas/.*part-0000\.parquet' has no delta of '1\.png'; remove it"):
+        measure_shard(run, 0)
+    path.unlink()
+    assert finish(run).pending() == []
