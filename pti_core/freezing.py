@@ -21,7 +21,7 @@ from pti_core.encoder.kept import encoder_of_config, encoder_of_job, keep_encode
 from pti_core.extension import Changes, changes, extension
 from pti_core.generators.cache import FETCHABLE_NAMES
 from pti_core.generators.checkpoints import ALIASES, BUILT_IN, LoadedGenerator
-from pti_core.known_runs import RunError
+from pti_core.known_runs import RunError, left_unfrozen
 from pti_core.runs import Run, load_run, loaded_now
 from pti_core.store import Store, run_id
 from pti_core.tables import assign_shards
@@ -104,7 +104,7 @@ def freeze(
         ready()
         if encoder is not None:
             keep_encoder(store, found.sha256, encoder)
-        if known or name not in store.runs():  # where another process froze it meanwhile, it is at work
+        if known or left_unfrozen(store, name):
             store.clear_run(name)
         store.write_manifest(name, manifest)
         # The configuration is written last: a run that has one is frozen.

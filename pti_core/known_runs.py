@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from pti_core.store import Store
+from pti_core.tables import TABLES
 
 
 class RunError(ValueError):
@@ -42,6 +43,18 @@ def without_config(store: Store, names: Collection[str]) -> list[str]:
     """Runs beside those of these names, of which there is a manifest but no configuration; sorted."""
     found = [path.split("/") for path in store.files.find("runs", maxdepth=2)]
     return sorted({parts[1] for parts in found if parts[2:] == ["manifest.parquet"]} - set(names))
+
+
+def left_unfrozen(store: Store, run: str) -> bool:
+    """Whether there are files of a run that was cut off while it was frozen, or overwritten, or lost its configuration.
+
+    False where another process has frozen it meanwhile, or does just now, and is at work: first its files are listed,
+    then its configuration is looked for, which is there before any of them but the manifest.
+    """
+    folders = (f"runs/{run}", *(f"{table}/run={run}" for table in TABLES))
+    of_freezing = {f"runs/{run}/manifest.parquet", f"runs/{run}/config.json"}
+    left = any(store.files.find(folder).keys() - of_freezing for folder in folders)
+    return left and not store.exists(f"runs/{run}/config.json")
 
 
 def lost_config(store: Store, run: str) -> str:

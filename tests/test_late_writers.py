@@ -8,18 +8,20 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+import fsspec
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from conftest import QUICK_SETTINGS
+from fsspec.implementations.memory import MemoryFileSystem
 from PIL import Image
 
 from pti_core.checking import check_run
 from pti_core.freezing import freeze
 from pti_core.presets import configure
-from pti_core.runs import Run
+from pti_core.runs import Run, load_run
 from pti_core.shards import invert_shard, measure_shard
 from pti_core.store import StoreError
 
@@ -165,3 +167,48 @@ def test_a_pivot_without_a_delta_is_named_and_done_again_once_its_part_is_remove
         measure_shard(run, 0)
     path.unlink()
     assert finish(run).pending() == []
+
+
+class Meanwhile(MemoryFileSystem):
+    """A file system on which somebody does something, once, directly before a file is looked for or removed."""
+
+    protocol = "meanwhile"
+    does: ClassVar[list[Callable[[], object]]] = []
+
+    @classmethod
+    def _strip_protocol(cls, path: str) -> str:
+        return MemoryFileSystem._strip_protocol(path.removeprefix("meanwhile://"))
+
+    def info(self, path: str, **options: Any) -> Any:
+        if path.endswith("/config.json"):
+            self.now()
+        return super().info(path, **options)
+
+    def rm(self, path: str, recursive: bool = False, maxdepth: int | None = None) -> None:
+        self.now()
+        super().rm(path, recursive, maxdepth)
+
+    @classmethod
+    def now(cls) -> None:
+        while cls.does:
+            cls.does.pop()()
+
+
+@pytest.mark.parametrize("left", [True, False])
+def test_who_freezes_a_run_does_not_remove_what_another_one_has_begun_meanwhile(
+    dataset: Any, tiny_checkpoint: str, left: bool
+) -> None:
+    fsspec.register_implementation("meanwhile", Meanwhile, clobber=True)
+    folder, output = dataset(2), f"meanwhile://first-{left}"
+    config = configure("demo", QUICK_SETTINGS | {"engine": "noop"})
+
+    def begin(ready: Callable[[], object] = lambda: None) -> Run:
+        return freeze(str(folder), output, tiny_checkpoint, config, ready=ready)
+
+    if left:  # of a run that was cut off while it was overwritten
+        run = finish(begin())
+        run.store.files.remove(f"runs/{run.name}/config.json")
+    run = begin(ready=lambda: Meanwhile.does.append(lambda: finish(begin())))
+    Meanwhile.now()
+    assert load_run(output, run.name).pending() == []
+    assert run.store.check_complete(run.name) == {"manifest": 2, "pivots": 2, "rejects": 0}
