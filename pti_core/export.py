@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections import Counter
 from collections.abc import Callable
@@ -20,7 +19,7 @@ from pti_core.generators.checkpoints import load_generator
 from pti_core.generators.checkpoints.convert import SUFFIXES, check_free, write_generator
 from pti_core.generators.checkpoints.whole import whole
 from pti_core.known_runs import RunError, run_names
-from pti_core.names import as_listed, file_in_the_way, plain_path, refused, there
+from pti_core.names import as_listed, file_in_the_way, plain_path, refused, shortened, there
 from pti_core.parallel import one_at_a_time
 from pti_core.runs import Run, Stored, engine_for, find_run, load_run, read_stored
 from pti_core.status import no_pivot, nothing_done
@@ -219,8 +218,4 @@ _LONGEST: Final = 200
 def _file_name(image_id: str) -> str:
     """An image id as the name of a file, without its ending; where it is too long, its beginning and a checksum."""
     stem = image_id.removesuffix(Path(image_id).suffix)
-    name = re.sub(r"[^\w.-]+", "_", stem).strip("._") or "image"
-    if len(name.encode()) <= _LONGEST:
-        return name
-    checksum = hashlib.sha256(image_id.encode()).hexdigest()[:8]
-    return f"{name.encode()[:_LONGEST].decode(errors='ignore')}-{checksum}"
+    return shortened(re.sub(r"[^\w.-]+", "_", stem).strip("._") or "image", image_id, _LONGEST)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import re
 import unicodedata
 from pathlib import Path
@@ -18,6 +19,22 @@ def plain_path(image_id: str) -> str:
     """A path that stays below the folder it is joined to, whatever an image is called in an archive or table."""
     parts = [re.sub(r"[\\\x00]", "_", part) for part in image_id.split("/") if part not in ("", ".", "..")]
     return "/".join(parts) or "image"
+
+
+_KEPT: Final = 200  # bytes of a name before its checksum; most file systems take 255 in all
+
+
+def shortened(name: str, of: str, longest: int) -> str:
+    """A file's name; if it has more than `longest` bytes, its beginning and a checksum of `of`, which is unique."""
+    if len(name.encode()) <= longest:
+        return name
+    checksum = hashlib.sha256(of.encode()).hexdigest()[:16]  # fewer would not tell millions of names apart
+    return f"{name.encode()[:_KEPT].decode(errors='ignore')}-{checksum}"
+
+
+def folds_case(file: Path) -> bool:
+    """Whether the disk of a file takes its name in other letters for the same, as those of a Mac and Windows do."""
+    return there(file.with_name(file.name.swapcase()))
 
 
 _REFUSED: Final = (errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.EILSEQ, errno.EINVAL)

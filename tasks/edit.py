@@ -10,6 +10,7 @@ from prefect.artifacts import create_image_artifact, create_table_artifact
 from prefect.logging import get_run_logger
 
 from pti_core.editing import plans, report
+from pti_core.editing.pictures import strength_text
 from pti_core.editing.shards import edit_shard
 from pti_core.runs import load_run
 from tasks.credentials import use_credentials
@@ -89,7 +90,7 @@ def table_of(medians: list[dict[str, Any]]) -> list[dict[str, str]]:
         return "" if value is None else f"{value:.{decimals}f}"
 
     return [
-        {"direction": row["direction"], "strength": plans.strength_text(row["strength"])}
+        {"direction": row["direction"], "strength": strength_text(row["strength"])}
         | {heading: text(row[name], digits) for name, (heading, digits) in columns.items()}
         for row in medians
     ]

@@ -15,7 +15,8 @@ from typer.testing import CliRunner
 from pti_core.alpha.plans import chosen
 from pti_core.directions import DirectionError
 from pti_core.editing.identity import IdentityError, face_embedding
-from pti_core.editing.plans import EditError, load_directions, picture_path, plan
+from pti_core.editing.pictures import picture_path
+from pti_core.editing.plans import EditError, load_directions, plan
 from pti_core.editing.report import publish
 from pti_core.editing.shards import edit_shard
 from pti_core.export import export_image, export_images
@@ -108,7 +109,7 @@ def test_table_and_pictures_are_what_the_stored_generators_draw(root):
             farthest = (moved - stored.ws).norm(dim=2).max().item()
             assert row["distance"] == pytest.approx(farthest, rel=1e-4)
             assert np.array_equal(np.array(Image.open(root / row["picture"])), after)
-            unedited = Image.open(root / picture_path(run, "unedited", row["image_id"], 0.0))
+            unedited = Image.open(root / picture_path(run.store, run.name, "unedited", row["image_id"], 0.0))
             assert np.array_equal(np.array(unedited), before)
     assert (rows["correlation"].abs() <= 1).all()
     assert (root / f"runs/{run.name}/edits/pca-0/b/2%3F.png/-1.5.png").is_file()  # on any file system
@@ -303,7 +304,8 @@ def test_summary_and_sheet(root):
     # Five columns of 128, three lines; the first cell is the unedited image.
     assert picture.width == 2 * 16 + 5 * 128 + 2 * 18 + 2 * 4
     first = np.array(picture.crop((16, 42, 16 + 128, 42 + 128)).resize((32, 32), Image.Resampling.BOX), int)
-    unedited = np.array(Image.open(root / picture_path(planned.run, "unedited", "a/0.png", 0.0)), int)
+    unedited = root / picture_path(planned.run.store, planned.run.name, "unedited", "a/0.png", 0.0)
+    unedited = np.array(Image.open(unedited), int)
     assert np.abs(first - unedited).mean() < 12
 
 

@@ -20,7 +20,6 @@ from pti_core.layout import checked, shard_folder
 from pti_core.store import Store
 
 KEPT: Final = 100  # answers of a shard; an older one is worth a look at its table
-UNEDITED: Final = "unedited"  # folder of the pictures to compare with
 
 
 @dataclass(frozen=True)

@@ -12,14 +12,8 @@ from typing import Final
 import pyarrow as pa
 
 from pti_core import tables
-from pti_core.editing.answers import (
-    UNEDITED,
-    Answers,
-    forget_answers,
-    read_all_answers,
-    read_answers,
-    write_answers,
-)
+from pti_core.editing.answers import Answers, forget_answers, read_all_answers, read_answers, write_answers
+from pti_core.editing.pictures import unedited_path
 from pti_core.files import DamagedFile, FileInfo, MissingFile
 from pti_core.layout import checked
 from pti_core.markers import part_shard
@@ -81,7 +75,7 @@ def _check_part(
         named = table["picture"].to_pylist()
     except KeyError:
         return f"part {path!r} has no column 'picture': it is no part of the table", empty
-    beside = [_unedited(run, picture) for picture in named]
+    beside = [unedited_path(run, picture) for picture in named]
     seen = [path for path in (*named, *beside) if path and not pictures.get(path)]
     # Read, not listed again: an edit may have been at work since then.
     gone = {path for path, data in store.files.get_all(list(dict.fromkeys(seen))).items() if not data}
@@ -92,12 +86,3 @@ def _check_part(
     some = ", ".join(map(repr, sorted(gone)[:NAMED])) + (", ..." if len(gone) > NAMED else "")
     what = "picture is" if len(gone) == 1 else "pictures are"
     return f"{len(gone)} {what} missing or empty: {some}", table.set_column(column, table.schema.field(column), lost)
-
-
-def _unedited(run: str, picture: str | None) -> str | None:
-    """The picture that an edited one is compared with."""
-    top = f"runs/{run}/edits/"
-    if not picture or not picture.startswith(top):
-        return None
-    folders = picture.removeprefix(top).split("/")[1:-1]
-    return f"{top}{UNEDITED}/{'/'.join(folders)}/0.png"

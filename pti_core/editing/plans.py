@@ -1,7 +1,7 @@
 """What is to be edited: directions frozen in the run's folder, strengths, images; and which shards have it already.
 
 runs/<run>/edits/<direction>/direction.npz              the direction as it is applied
-runs/<run>/edits/<direction>/<image_id>/+2.png          pictures; the unedited ones under `unedited/`
+runs/<run>/edits/<direction>/<image_id>/+2.png          pictures (`pictures`)
 runs/<run>/edits/done/00000.json                        which requests a shard has answered (`answers`)
 edits/run=<run>/shard=00000/part-0.parquet              the table
 """
@@ -12,7 +12,6 @@ import hashlib
 import io
 import json
 import math
-import re
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -144,24 +143,6 @@ def load_directions(run: Run, request: Request) -> list[Direction]:
 def mark_answered(run: Run, shard: int, request: Request, marker: Mapping[str, Any], files: Sequence[FileInfo]) -> None:
     """All edits of a shard are in the store, in these parts of the table."""
     add_answer(run.store, run.name, shard, _answer(request, marker), files)
-
-
-def picture_path(run: Run, direction: str, image_id: str, strength: float) -> str:
-    """Where an edited image lies, or would; each image_id has a folder of its own on any file system."""
-    parts = [_folder_name(part) for part in image_id.split("/")]
-    return f"runs/{run.name}/edits/{direction}/{'/'.join(parts)}/{strength_text(strength)}.png"
-
-
-def strength_text(strength: float) -> str:
-    """`+2`, `-1.5`, `0`."""
-    return f"{strength:+g}" if strength else "0"
-
-
-def _folder_name(part: str) -> str:
-    """A part of an image_id with what a file system may not take, and `%` itself, as `%XX`."""
-    if part in ("", ".", ".."):
-        return "".join(f"%{ord(c):02X}" for c in part) or "%00"
-    return re.sub(r'[\x00-\x1f<>:"|?*\\%\[\]]', lambda found: f"%{ord(found.group()):02X}", part)
 
 
 def _shards_of(run: Run, images: Sequence[str]) -> dict[int, int]:

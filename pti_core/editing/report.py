@@ -9,10 +9,11 @@ from typing import Any, Final
 import pandas as pd
 from PIL import Image
 
-from pti_core.editing.answers import UNEDITED
-from pti_core.editing.plans import Request, picture_path, strength_text
+from pti_core.editing.pictures import UNEDITED, strength_text, unedited_path
+from pti_core.editing.plans import Request
 from pti_core.runs import Run
 from pti_core.sheet import Cell, sheet
+from pti_core.tables import records
 
 SHEET: Final = "edits.png"
 MAX_IMAGES: Final = 12
@@ -52,7 +53,7 @@ def _rows(run: Run, request: Request) -> pd.DataFrame:
         ("strength", "in", request.strengths),
     ]
     where += [] if request.images is None else [("image_id", "in", request.images)]
-    columns = ["image_id", "direction", "strength", *MEASURES]
+    columns = ["image_id", "direction", "strength", "picture", *MEASURES]
     rows = run.store.read("edits", run=run.name, columns=columns, filters=where)
     order = {name: i for i, name in enumerate(request.directions)}  # as they were asked for
     return rows.sort_values(["direction", "strength"], key=lambda c: c.map(order) if c.name == "direction" else c)
@@ -75,13 +76,16 @@ def _sheet(run: Run, request: Request, rows: pd.DataFrame) -> Image.Image:
     ids = list(dict.fromkeys(rows["image_id"]))[:MAX_IMAGES]
     keys = zip(rows["image_id"], rows["direction"], rows["strength"], strict=True)
     correlations = dict(zip(keys, pd.to_numeric(rows["correlation"]), strict=True))
-    wanted = {(i, UNEDITED, 0.0) for i in ids} | {(i, d, s) for i in ids for d, s in edits}
-    paths = {key: picture_path(run, key[1], key[0], key[2]) for key in wanted}
-    data = run.store.files.get_all(list(paths.values()))
+    paths: dict[tuple[str, str, float], str] = {}
+    for row in records(rows[rows["image_id"].isin(ids)]):
+        if unedited := unedited_path(run.name, row["picture"]):
+            paths[row["image_id"], row["direction"], row["strength"]] = row["picture"]
+            paths[row["image_id"], UNEDITED, 0.0] = unedited
+    data = run.store.files.get_all(list(set(paths.values())))
     headings = ["tuned", *(f"{direction} {strength_text(strength)}" for direction, strength in edits)]
 
     def cell(image_id: str, direction: str, strength: float) -> Cell:
-        content = data[paths[image_id, direction, strength]]
+        content = data.get(paths.get((image_id, direction, strength), ""))
         picture = None if content is None else Image.open(io.BytesIO(content)).convert("RGB")
         value = correlations.get((image_id, direction, strength))
         known = value is not None and not pd.isna(value)

@@ -14,16 +14,16 @@ from torch import Tensor
 from pti_core import tables
 from pti_core.device import exact_convolutions
 from pti_core.directions import Direction
-from pti_core.editing.answers import UNEDITED, about_to_write, forget_answers, forget_lost
+from pti_core.editing.answers import about_to_write, forget_answers, forget_lost
 from pti_core.editing.identity import face_embedding, face_embedding_name
 from pti_core.editing.measures import Edit, edits
+from pti_core.editing.pictures import UNEDITED, picture_path
 from pti_core.editing.plans import (
     VERSION,
     EditError,
     Request,
     load_directions,
     mark_answered,
-    picture_path,
     results_sha256,
 )
 from pti_core.engine import Engine
@@ -189,7 +189,7 @@ def _edited(
         too_far: EditError | None = None
 
         def keep(direction: str, strength: float, image: Tensor) -> str:
-            path = picture_path(run, direction, image_id, strength)
+            path = picture_path(run.store, run.name, direction, image_id, strength)
             run.store.files.put(path, as_png(image))
             return path
 

@@ -1,0 +1,86 @@
+"""Names of the pictures of edits: for any image_id, on any file system."""
+
+import shutil
+import zipfile
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from test_edit import do, finish, table
+
+from pti_core.editing.checking import check_edits
+from pti_core.editing.plans import plan
+from pti_core.editing.report import publish
+
+ASKED = (None, ["pca:0"], [2.0])
+IDS = ["A.png", "a.png", "l" * 250 + ".png", "l" * 300 + ".png", "é?" * 60 + ".png", "/".join(["m" * 90] * 9) + ".png"]
+
+
+@pytest.fixture(scope="module")
+def archive(pictures, tmp_path_factory):
+    """Images of an archive, where names may be longer than a file's."""
+    folder = tmp_path_factory.mktemp("archive")
+    with zipfile.ZipFile(folder / "set.zip", "w") as archive:
+        for name, picture in zip(IDS, pictures, strict=False):
+            Image.fromarray(picture).save(folder / "one.png")
+            archive.write(folder / "one.png", name)
+    return folder / "set.zip"
+
+
+@pytest.fixture(scope="module")
+def finished(archive, tiny_checkpoint, tmp_path_factory):
+    root = tmp_path_factory.mktemp("out")
+    finish(archive, root, tiny_checkpoint, shard_size=len(IDS))
+    return root
+
+
+@pytest.fixture
+def root(finished, tmp_path):
+    """A run of one shard; a copy of its own."""
+    return shutil.copytree(finished, tmp_path / "out")
+
+
+def folds_case(root):
+    """From now on files have their names in capitals too, as on a disk that takes those for small ones."""
+    for config in root.glob("runs/*/config.json"):
+        config.with_name("CONFIG.JSON").symlink_to(config.name)
+
+
+def test_a_name_that_is_no_files_costs_no_image_of_its_shard(root):
+    planned, made = do(root, *ASKED)
+    assert made == {0: len(IDS)}
+    rows = table(root).set_index("image_id")
+    assert all((root / picture).is_file() for picture in rows["picture"])
+    folder = f"runs/{planned.run.name}/edits/pca-0"
+    for plain in ("A.png", "a.png", "l" * 250 + ".png"):
+        assert rows["picture"][plain] == f"{folder}/{plain}/+2.png"
+    cut = Path(rows["picture"]["l" * 300 + ".png"]).parent.name
+    assert cut.startswith("l" * 200 + "-")
+    assert max(len(part.encode()) for picture in rows["picture"] for part in Path(picture).parts) <= 255
+    assert max(len(picture.encode()) for picture in rows["picture"]) <= 700
+    assert list(check_edits(planned.run.store, planned.run.name)) == [(0, [])]
+    assert plan(str(root), *ASKED).pending == []
+
+
+def test_images_whose_names_differ_in_capitals_share_no_picture(root):
+    folds_case(root)
+    do(root, *ASKED)
+    pictures = table(root)["picture"]
+    assert len({picture.casefold() for picture in pictures}) == len(IDS)
+    assert sum(picture.endswith("/pca-0/a.png/+2.png") for picture in pictures) == 1
+
+
+def test_pictures_that_are_there_keep_their_names(root):
+    asked = (*ASKED, IDS[:2])
+    planned, _ = do(root, *asked)
+    before, sheet = table(root), Path(publish(planned.run, planned.request).sheet)
+    shown = sheet.read_bytes()
+    folds_case(root)
+    assert plan(str(root), *asked).pending == []
+    publish(planned.run, planned.request)
+    assert sheet.read_bytes() == shown
+    do(root, None, ["pca:0"], [2.0, 3.0], IDS[:2])
+    after = table(root)
+    assert after[after["strength"] == 2.0]["picture"].tolist() == before["picture"].tolist()
+    assert after["picture"].str.endswith("/A.png/+3.png").sum() == 0
+    assert list(check_edits(planned.run.store, planned.run.name)) == [(0, [])]
