@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Final
 
 import numpy as np
@@ -19,7 +20,7 @@ from pti_core.generators.checkpoints import load_generator
 from pti_core.generators.checkpoints.convert import SUFFIXES, check_free, write_generator
 from pti_core.generators.checkpoints.whole import whole
 from pti_core.known_runs import RunError, run_names
-from pti_core.names import as_listed, file_in_the_way, plain_path, refused, shortened, there
+from pti_core.names import as_listed, file_in_the_way, folds_case, plain_path, refused, shortened, there
 from pti_core.parallel import one_at_a_time
 from pti_core.runs import Run, Stored, engine_for, find_run, load_run, read_stored
 from pti_core.status import no_pivot, nothing_done
@@ -137,10 +138,7 @@ def export_images(
         opened, pivot = _find(root, image_id, run)
         wanted, unfinished = {image_id: int(pivot["shard"])}, 0
     paths = {name: Path(folder) / _picture_path(name) for name in wanted}
-    path, count = Counter(paths.values()).most_common(1)[0] if paths else (None, 1)
-    if count > 1:
-        both = " and ".join(repr(name) for name in paths if paths[name] == path)
-        raise ExportError(f"{both} would both be {path}; export one at a time, each to a folder of its own")
+    _check_apart(paths, Path(folder))
     missing: dict[int, list[str]] = {}
     for name, shard in wanted.items():
         if overwrite or not there(paths[name]):
@@ -181,6 +179,30 @@ def _picture_path(image_id: str) -> str:
     """Below a folder, as PNG."""
     path = plain_path(image_id)
     return path if path.lower().endswith(".png") else f"{path}.png"
+
+
+def _check_apart(paths: Mapping[str, Path], folder: Path) -> None:
+    """Raise ExportError where two images would have one file, as `A.png` and `a.png` on the disk of a Mac."""
+    apart = {name: str(path).casefold() for name, path in paths.items()}
+    if len(set(apart.values())) == len(paths):
+        return
+    if not (folds := _folds_case(folder)):
+        apart = {name: str(path) for name, path in paths.items()}
+    path, count = Counter(apart.values()).most_common(1)[0]
+    if count > 1:
+        names = [name for name in paths if apart[name] == path]
+        why = ", since the disk takes capital letters for small ones" if folds else ""
+        raise ExportError(
+            f"{' and '.join(map(repr, names))} would both be {paths[names[0]]}{why}; export one at a time, each to a "
+            "folder of its own"
+        )
+
+
+def _folds_case(folder: Path) -> bool:
+    """Whether the disk of a folder, which may not be there yet, takes capital letters for small ones."""
+    above = next(path for path in (folder, *folder.parents) if there(path))
+    with TemporaryDirectory(prefix="pti-", dir=above) as probe:
+        return folds_case(Path(probe))
 
 
 def _find(root: str, image_id: str, name: str | None) -> tuple[Run, dict[str, Any]]:
