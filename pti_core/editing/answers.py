@@ -73,12 +73,20 @@ def write_answers(store: Store, run: str, shard: int, answers: Answers) -> None:
     store.files.put(answers_path(run, shard), content.encode())
 
 
-def add_answer(store: Store, run: str, shard: int, answer: str, files: Sequence[FileInfo]) -> None:
-    """A shard has answered; `files` are the parts that this was about, as they are now."""
+def add_answer(store: Store, run: str, shard: int, answer: str, files: Sequence[FileInfo]) -> bool:
+    """A shard has answered; `files` are the parts that this was about, as they are now.
+
+    False, and nothing counts as answered, where the record names another file in the place of one of them: somebody
+    has written it meanwhile, and which rows are in it is to be looked at again.
+    """
     before = read_answers(store, run, shard)
+    if others := {file.path for file in files if _another(before, file.path, file)}:
+        forget_answers(store, run, shard, others)
+        return False
     now = {file.path: file for file in (*before.files, *files)}
     kept = [a for a in before.answers if a != answer]
     write_answers(store, run, shard, Answers([*kept, answer], [now[path] for path in sorted(now)]))
+    return True
 
 
 def forget_answers(store: Store, run: str, shard: int, paths: Iterable[str]) -> None:
@@ -97,9 +105,22 @@ def forget_lost(store: Store, run: str, shard: int) -> None:
         forget_answers(store, run, shard, lost)
 
 
-def about_to_write(store: Store, run: str, shard: int, path: str) -> None:
-    """A file is no longer recorded, so that it is not taken for a damaged one; all rows of the answers stay in it."""
+def about_to_write(store: Store, run: str, shard: int, path: str, seen: FileInfo | None) -> bool:
+    """A file is no longer recorded, so that it is not taken for a damaged one; all rows of `seen` are to stay in it.
+
+    False where the record names another file than this one: it was written since, and is to be read again. Nothing
+    counts as answered then, since who wrote it may not have had the rows of others.
+    """
     before = read_answers(store, run, shard)
+    if _another(before, path, seen):
+        forget_answers(store, run, shard, [path])
+        return False
     if any(file.path == path for file in before.files):
         kept = [file for file in before.files if file.path != path]
         write_answers(store, run, shard, Answers(before.answers, kept))
+    return True
+
+
+def _another(answers: Answers, path: str, seen: FileInfo | None) -> bool:
+    """Whether another file of this path is recorded."""
+    return any(file.path == path and file != seen for file in answers.files)

@@ -140,9 +140,9 @@ def load_directions(run: Run, request: Request) -> list[Direction]:
     return found
 
 
-def mark_answered(run: Run, shard: int, request: Request, marker: Mapping[str, Any], files: Sequence[FileInfo]) -> None:
-    """All edits of a shard are in the store, in these parts of the table."""
-    add_answer(run.store, run.name, shard, _answer(request, marker), files)
+def mark_answered(run: Run, shard: int, request: Request, marker: Mapping[str, Any], files: Sequence[FileInfo]) -> bool:
+    """All edits of a shard are in the store, in these parts of the table. False where another of them is recorded."""
+    return add_answer(run.store, run.name, shard, _answer(request, marker), files)
 
 
 def _shards_of(run: Run, images: Sequence[str]) -> dict[int, int]:

@@ -82,27 +82,34 @@ def edit_shard(run: Run, shard: int, request: Request, on_progress: OnShardProgr
             say()
         if new:
             # Others may have edited meanwhile: read once more, or their rows would be lost.
-            rows, metadata, _ = _there(run, shard, number, marker, request)
+            path, ready = run.store.part_path("edits", run.name, shard, number), False
+            while not ready:
+                rows, metadata, file = _there(run, shard, number, marker, request)
+                ready = about_to_write(run.store, run.name, shard, path, file)
             before = {(row["image_id"], row["direction"], row["strength"]): row for row in rows}
             for row in new:
                 last = before.pop((row["image_id"], row["direction"], row["strength"]), None)
                 row["picture"] = row["picture"] or (last["picture"] if last else None)
             kept = list(before.values())
             content = sorted(kept + new, key=lambda row: (row["image_id"], row["direction"], row["strength"]))
-            about_to_write(run.store, run.name, shard, run.store.part_path("edits", run.name, shard, number))
             run.store.write_part("edits", run.name, shard, number, tables.table("edits", content, metadata))
             made += len(new)
     if too_far is not None:
         raise too_far
-    files: list[FileInfo] = []
-    for number, pivots in images.items():
-        # As they are now: others may have written them, or found a picture gone, since they were passed here.
-        rows, _, file = _there(run, shard, number, marker, request)
-        if any(_missing(pivot, directions, request, rows, faces) for pivot in pivots):
+
+    def answering() -> list[FileInfo] | None:
+        """The parts as they are now, if nothing is missing: others may have written them, or found a picture gone."""
+        files: list[FileInfo] = []
+        for number, pivots in images.items():
+            rows, _, file = _there(run, shard, number, marker, request)
+            if any(_missing(pivot, directions, request, rows, faces) for pivot in pivots):
+                return None
+            files += [file] if file else []
+        return files
+
+    while (files := answering()) is not None:
+        if mark_answered(run, shard, request, marker, files):
             break
-        files += [file] if file else []
-    else:
-        mark_answered(run, shard, request, marker, files)
     say()
     return {"shard": shard, "images": total, "edits": made}
 

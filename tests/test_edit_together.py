@@ -1,0 +1,54 @@
+"""Two edits of one shard at once: no row of either is lost, and none that is lost counts as answered."""
+
+import pytest
+from fsspec.implementations.local import LocalFileSystem
+from test_edit import do, finish, table
+
+from pti_core.editing.answers import Answers, about_to_write, add_answer, read_answers
+from pti_core.editing.plans import plan
+from pti_core.editing.shards import edit_shard
+from pti_core.store import Store
+
+
+@pytest.mark.parametrize("before", [[], ["pca:0"]])
+def test_rows_that_another_writes_after_a_part_was_read_are_kept(
+    before, dataset, tiny_checkpoint, tmp_path, monkeypatch
+):
+    root = tmp_path / "out"
+    finish(dataset(2), root, tiny_checkpoint)
+    if before:
+        do(root, None, before, [1.0])
+    other, this = (plan(str(root), None, [name], [1.0]) for name in ("pca:1", "pca:2"))
+    read, seen = LocalFileSystem.cat_file, []
+
+    def reads(self, path, *args, **kwargs):
+        try:
+            return read(self, path, *args, **kwargs)
+        finally:
+            if "/edits/run=" in str(path):
+                seen.append(path)
+                if len(seen) == 2:  # the first was to know what is missing; what comes of this one is written back
+                    edit_shard(other.run, 0, other.request)
+
+    with monkeypatch.context() as patches:
+        patches.setattr(LocalFileSystem, "cat_file", reads)
+        edit_shard(this.run, 0, this.request)
+    asked = [*before, "pca:1", "pca:2"]
+    assert table(root)["direction"].value_counts().to_dict() == {name.replace(":", "-"): 2 for name in asked}
+    assert do(root, None, asked, [1.0])[1] == {0: 0}
+
+
+def test_an_answer_about_a_part_that_another_has_written_counts_no_more(tmp_path):
+    store, path = Store(str(tmp_path)), "edits/run=a/shard=00000/part-0.parquet"
+    old, new = store.files.put(path, b"old"), store.files.put(path, b"new")
+    assert about_to_write(store, "a", 0, path, None)
+    assert add_answer(store, "a", 0, "one", [old])
+    assert not about_to_write(store, "a", 0, path, new)  # that was read before the other wrote
+    assert read_answers(store, "a", 0) == Answers()
+    assert add_answer(store, "a", 0, "one", [old])
+    assert about_to_write(store, "a", 0, path, old)
+    assert add_answer(store, "a", 0, "two", [old])  # of one who looked before this one writes
+    assert not add_answer(store, "a", 0, "three", [new])
+    assert read_answers(store, "a", 0) == Answers()
+    assert add_answer(store, "a", 0, "three", [new])
+    assert read_answers(store, "a", 0) == Answers(["three"], [new])
