@@ -309,6 +309,16 @@ def test_summary_and_sheet(root):
     assert np.abs(first - unedited).mean() < 12
 
 
+def test_medians_of_many_edits_are_of_some_shards_and_all_images_are_counted(root, monkeypatch):
+    planned, _ = do(root, None, ["pca:0"], [-1.0, 1.0])
+    monkeypatch.setattr("pti_core.editing.report.MEDIANS_OF", 1)
+    found, rows = publish(planned.run, planned.request), table(root)
+    assert found.images == 3
+    assert [row["images"] for row in found.medians] == [3, 3]
+    chosen = rows[(rows["shard"] == 0) & (rows["strength"] == 1.0)]
+    assert found.medians[1]["lpips"] == pytest.approx(chosen["lpips"].median())
+
+
 def test_a_face_embedding_is_found_by_its_entry_point(root, tmp_path, monkeypatch):
     """A real installed package: a module and its metadata in a folder of sys.path."""
     site = tmp_path / "site"
