@@ -81,7 +81,7 @@ def contact_sheet(run: Run, engine: Engine, limit: int = MAX_ROWS) -> Image.Imag
     """
     directions = visible_directions(engine.generator, engine.statistics, engine.lpips)
     # Ids first, of no more shards than it takes: tables and noise maps of a whole run may not fit into memory.
-    shards = _first_shards(run, limit)
+    shards = first_shards(run, limit)
     ids = run.store.read("pivots", run=run.name, columns=["image_id"], filters=[("shard", "in", shards)]).head(limit)
     where = [("shard", "in", shards), ("image_id", "in", list(ids["image_id"]))]
     metrics = run.store.read("metrics", run=run.name, columns=["image_id", "stage", "lpips"], filters=where)
@@ -96,7 +96,7 @@ def contact_sheet(run: Run, engine: Engine, limit: int = MAX_ROWS) -> Image.Imag
     return sheet(headings, lines, range(3, len(headings), 2))
 
 
-def _first_shards(run: Run, images: int) -> list[int]:
+def first_shards(run: Run, images: int) -> list[int]:
     """The shards that hold the first so many images which were not rejected."""
     shards = []
     for shard, marker in sorted(run.store.markers(run.name).items()):

@@ -21,6 +21,7 @@ from pti_core.known_runs import RunError
 from pti_core.presets import configure
 from pti_core.runs import load_run
 from pti_core.shards import invert_shard, measure_shard
+from pti_core.store import StoreError
 
 REQUEST = Request([0.0, 30.0, 60.0, "off"], 2)
 
@@ -208,6 +209,15 @@ def test_what_cannot_be_studied_is_said_before_any_work(studied, dataset, tiny_c
 def test_a_tuning_that_diverges_leaves_out_its_image_and_says_with_which_alpha(copy):
     found = shards.study_shard(copy, 0, ["0.png"], Request([1e30], 1))
     assert found.left_out == {"0.png": "image '0.png': tuning it with alpha 1e+30 diverged to NaN"}
+
+
+def test_the_first_images_are_chosen_without_reading_the_shards_of_others(copy):
+    for path in Path(copy.store.root).glob("pivots/run=*/shard=00001/*.parquet"):
+        path.write_bytes(b"not to be read")
+    assert plans.chosen(copy, 2) == {0: ["0.png", "1.png"]}
+    assert plans.chosen(copy, 3) == {0: ["0.png", "1.png", "2.png"]}
+    with pytest.raises(StoreError, match="shard=00001"):
+        plans.chosen(copy, 4)
 
 
 def test_a_place_is_of_its_pivot_its_noise_and_its_input(studied):

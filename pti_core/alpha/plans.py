@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pti_core.alpha.stored import Request, places, studied
 from pti_core.alpha.study import Alpha, AlphaError, check_alphas
 from pti_core.names import as_listed
+from pti_core.report import first_shards
 from pti_core.runs import Run, find_run
 from pti_core.status import no_pivot, nothing_done
 
@@ -64,15 +65,17 @@ def plan(root: str, name: str | None, count: int, ids: Sequence[str], alphas: Se
 def chosen(run: Run, count: int, ids: Sequence[str] = ()) -> dict[int, list[str]]:
     """The images to study by shard: those named, or the first `count`.
 
-    Raises AlphaError for an image_id that the run has no pivot of, and for a run without pivots.
+    Raises AlphaError for an image_id that the run has no pivot of, and for a run without finished shards.
     """
     ids = [as_listed(image_id) for image_id in ids]
-    frame = run.store.read("pivots", run=run.name, columns=["image_id", "shard"])
-    if frame.empty:
+    shards = [] if ids else first_shards(run, count)  # no more than it takes: there may be thousands
+    if not ids and not shards:
         raise AlphaError(nothing_done(run))
+    where = [("image_id", "in", ids)] if ids else [("shard", "in", shards)]
+    frame = run.store.read("pivots", run=run.name, columns=["image_id", "shard"], filters=where)
     if missing := sorted(set(ids) - set(frame["image_id"])):
         raise AlphaError(no_pivot(run.store, [run.name], missing[0]))
-    frame = frame[frame["image_id"].isin(ids)] if ids else frame.head(count)
+    frame = frame if ids else frame.head(count)
     found: dict[int, list[str]] = {}
     for shard, image_id in zip(frame["shard"], frame["image_id"], strict=True):
         found.setdefault(int(shard), []).append(image_id)
