@@ -20,9 +20,10 @@ def edit(
         typer.Option(
             "--direction",
             "-d",
-            metavar="SOURCE[:layers=L][:name=N]",
+            metavar="SOURCE[:layers=L][:name=N][:key=K]",
             help="pca:K, sefa:K, a file .npy .npz .pt, learned:TABLE (image_id and score), or visible (the default): "
-            "the two principal components that change an image most. Layers: coarse, middle, fine, 4-7. Repeatable.",
+            "the two principal components that change an image most. Layers: coarse, middle, fine, 4-7. "
+            "Key: the array of a file that has several. Repeatable.",
         ),
     ] = None,
     strength: Annotated[
@@ -30,7 +31,7 @@ def edit(
         typer.Option(
             "--strength",
             "-s",
-            help="In standard deviations of W along the direction; -2 and 2 if left out. Repeatable.",
+            help="In standard deviations of W along the direction, not 0; -2 and 2 if left out. Repeatable.",
         ),
     ] = None,
     image: Annotated[

@@ -42,7 +42,9 @@ COLUMNS: Final[dict[str, dict[str, Column]]] = {
         "uri": Column(_S, "where the image is read from"),
         "shard": Column(_I, "number of the shard that does it, from 0"),
         "group": Column(_S, _GROUP),
-        "bytes": Column(_I, "size of the file, bytes"),
+        "bytes": Column(
+            _I, "bytes of the file or an archive's member; of a row of Parquet, its share of the row group"
+        ),
         "etag": Column(_S, "checksum by the file system, or size-mtime: changes when the file does"),
     },
     "pivots": {
@@ -79,7 +81,9 @@ COLUMNS: Final[dict[str, dict[str, Column]]] = {
         "psnr": Column(_F, "peak signal-to-noise ratio, 10 log10(4 / mse), dB; inf for equal images"),
         "ssim": Column(_F, "structural similarity, -1 to 1"),
         "ms_ssim": Column(_F, "multi-scale SSIM, 0 to 1; null below 161 pixels", True),
-        "identity": Column(_F, "cosine of face embeddings, -1 to 1; null where not measured", True),
+        "identity": Column(
+            _F, "always null: cosines of face embeddings are measured of edits alone, see `edits`", True
+        ),
         "steps": Column(_I, "optimisation steps of the stage; null for `stored`, which has none", True),
         "seconds": Column(_F, "wall time of the image's share of its batch, s; null where not measured", True),
     },
@@ -105,7 +109,9 @@ COLUMNS: Final[dict[str, dict[str, Column]]] = {
     "edits": {
         "image_id": Column(_S, _ID),
         "direction": Column(_S, "name of the direction, and of its folder below `runs/<run>/edits/`"),
-        "layers": Column(_S, "what it moves: `all`, `coarse`, `middle`, `fine` or a range such as `4-7`"),
+        "layers": Column(
+            _S, "what it moves: `all`, `coarse`, `middle`, `fine`, `4`, `4-7`, or several such as `coarse+middle`"
+        ),
         "strength": Column(_F, "standard deviations of W along the direction"),
         "distance": Column(_F, "how far w moved in the layers that it moves, in W, >= 0"),
         "lpips": Column(_F, f"of edited and unedited image, tuned generator: {_LPIPS}"),
@@ -117,7 +123,9 @@ COLUMNS: Final[dict[str, dict[str, Column]]] = {
         "identity": Column(
             _F, "cosine of face embeddings of edited and unedited, tuned, -1 to 1; null without an embedding", True
         ),
-        "picture": Column(_S, "the edited image below the root, a PNG; null where none was asked for", True),
+        "picture": Column(
+            _S, "the edited image below the root, a PNG; null where not asked for, or found gone by `pti check`", True
+        ),
     },
     "alpha_nearness": {
         "image_id": Column(_S, _ID),
