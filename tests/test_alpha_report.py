@@ -21,7 +21,7 @@ from pti_core.alpha.stored import Request
 from pti_core.alpha.study import AlphaError
 from pti_core.freezing import freeze
 from pti_core.presets import configure
-from pti_core.shards import invert_shard
+from pti_core.shards import invert_shard, measure_shard
 
 REQUEST = Request([0.0, 30.0, 60.0, "off"], 2)
 HOSTILE = "<img src=x onerror=a()>|[x](y)_*.png"
@@ -40,7 +40,8 @@ def study(folder, images, checkpoint, request):
     for name, picture in images.items():
         Image.fromarray(picture).save(folder / "data" / name)
     run = freeze(str(folder / "data"), str(folder / "out"), checkpoint, configure("demo", QUICK_SETTINGS))
-    invert_shard(run, 0)
+    inverted = invert_shard(run, 0)
+    measure_shard(run, 0, inverted["files"], inverted["seconds"])
     shards.study_shard(run, 0, list(images), request)
     return run, folder / "data"
 
