@@ -26,7 +26,7 @@ def check(
     """Read every file of the runs under ROOT again; what is damaged or gone is then made again by what made it.
 
     Files of runs and edits are compared with their checksums, those of alpha studies read, pictures of edits looked
-    for.
+    for. Files in a run's tables that are no parts of it are named, to be removed.
     """
     from pti_core.files import OutputRefused, StoreError
     from pti_core.known_runs import lost_config, run_names, without_config

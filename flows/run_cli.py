@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import StrEnum
 from typing import Annotated, Any
 
@@ -42,6 +44,17 @@ class Mode(StrEnum):
 
     single = "single"
     multi = "multi"
+
+
+@contextmanager
+def without_overwrite(overwrite: bool) -> Iterator[None]:
+    """What fails once the work has begun says that the same command goes on: with --overwrite it would begin anew."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not overwrite:
+            raise
+        raise RuntimeError(f"{error}; without --overwrite, which would do all of it once more") from error
 
 
 def run(
@@ -125,7 +138,7 @@ def run(
 
             view.expect(frozen.manifest.rows, done)
             again = "the same command without --overwrite" if overwrite else "the same command"
-            with listen(view), stop_at_once(view.say_last, again):
+            with listen(view), stop_at_once(view.say_last, again), without_overwrite(overwrite):
                 summary = pti(
                     dataset=dataset,
                     output=output,

@@ -17,8 +17,8 @@ from tasks.progress import run_progress
 from tasks.tries import ShardsLeft
 
 AWAY: Final = 3
-"""Tasks in a row whose inputs cannot be read, each after its own retries, or whose machine can do nothing: then the
-data set is away for all, or the machine fit for none."""
+"""Tasks in a row whose inputs cannot be read, each after its own retries, or whose machine can do nothing (one of many
+may be enough: what fails at once gets one task after another): then the data set is away, or a machine fit for none."""
 
 
 class ShardsFailed(RuntimeError):

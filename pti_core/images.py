@@ -159,7 +159,7 @@ def _check_size(size: tuple[int, int], image_id: str, config: ImageConfig) -> No
     found = f"{width} x {height} pixels"
     if width * height > config.max_megapixels * 1e6:
         limit = f"at most {config.max_megapixels:g} megapixels expected"
-        way_out = "reduce it and add it with --extend, or start with --set image.max_megapixels=... (a new run)"
+        way_out = "reduce it (a run then takes it with --extend), or start a run with --set image.max_megapixels=..."
         raise _error(image_id, found, limit, way_out)
     if min(size) < MIN_SIDE:
         raise _error(image_id, found, f"sides of at least {MIN_SIDE} expected", "remove it or use a larger original")

@@ -48,7 +48,7 @@ def medians(run: Run) -> pd.DataFrame:
     for stage in STAGES:
         of_stage = table.filter(pc.equal(table["stage"], stage))
         if len(of_stage):
-            rows[stage] = {column: _median(of_stage[column]) for column in columns}
+            rows[stage] = {column: median(of_stage[column]) for column in columns}
     return pd.DataFrame.from_dict(rows, orient="index", columns=columns, dtype=float).rename_axis("stage")
 
 
@@ -56,12 +56,12 @@ def locality_medians(run: Run) -> pd.Series[Any]:
     """Median LPIPS of old against new generator, by where: `alpha 30`, ..., `w_z`; of the images of `medians`."""
     table = run.store.read_arrow("locality", run.name, ["where", "alpha", "lpips"], _some_shards(run))
     at = pc.if_else(pc.equal(table["where"], "interpolated"), table["alpha"], float("inf"))
-    found = {float(a): _median(table["lpips"].filter(pc.equal(at, a))) for a in pc.unique(at).drop_null().to_pylist()}
+    found = {float(a): median(table["lpips"].filter(pc.equal(at, a))) for a in pc.unique(at).drop_null().to_pylist()}
     names = {a: "w_z" if a == float("inf") else f"alpha {a:g}" for a in sorted(found)}
     return pd.Series({name: found[a] for a, name in names.items()}, dtype=float)
 
 
-def _median(values: pa.ChunkedArray) -> float:
+def median(values: pa.ChunkedArray) -> float:
     """Of what was measured; NaN where nothing was."""
     median = pc.quantile(values.cast(pa.float64()), 0.5)[0].as_py()
     return float("nan") if median is None else float(median)

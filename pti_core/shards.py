@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any, Final
@@ -16,6 +17,7 @@ from typing import Any, Final
 import pandas as pd
 
 from pti_core import tables
+from pti_core.files import DamagedFile
 from pti_core.inputs import Inputs, check_not_all_unreadable, read_inputs
 from pti_core.measure import measure_locality
 from pti_core.memory import halved
@@ -87,7 +89,7 @@ def invert_shard(
 
     Returns the shard, its images, the counts of its rows, the seconds that its parts took (in this call or an earlier
     one) and all their files.
-    Raises InputsUnreadable where no input can be read.
+    Raises InputsUnreadable where no input can be read, and where this machine cannot open or unpack one.
     """
     rows = run.manifest.shard(shard)
     parts = plan_parts(rows, run.config.batch, run.config.mode == "multi")
@@ -225,13 +227,14 @@ def _counted(run: Run, parts: Iterable[Mapping[str, FileInfo]]) -> dict[str, int
 
 def _read_known(run: Run, file: FileInfo) -> pd.DataFrame:
     """A file of a part. StoreError where it is another by now, which the marker would vouch for unseen."""
-    found, content = run.store.read_table(file.path)
-    if found != file:
-        raise StoreError(
-            f"part {file.path!r} is not the one that was inverted: it was damaged, or another process does the same "
-            "shard and has written it; end that one, or wait for its end, and run it again"
-        )
-    return content.to_pandas()
+    with suppress(DamagedFile):
+        found, content = run.store.read_table(file.path)
+        if found == file:
+            return content.to_pandas()
+    raise StoreError(
+        f"part {file.path!r} is not the one that was inverted: it was damaged, or another process does the same shard "
+        "and has written it; end that one, or wait for its end, and run it again"
+    )
 
 
 def _locality_rows(run: Run, part: Mapping[str, FileInfo]) -> list[dict[str, Any]]:

@@ -92,7 +92,7 @@ def each(numbers: Sequence[int], work: Callable[[int], Item]) -> list[Item]:
             tried.done[number] = work(number)
         except ENDING:
             raise
-        except InputsUnreadable as error:  # nor can those of any other shard
+        except InputsUnreadable as error:  # nor can those of any other shard, or not here
             failed |= dict.fromkeys(left[i:], str(error))
             away = not tried.done
             break

@@ -208,7 +208,9 @@ def test_what_cannot_be_studied_is_said_before_any_work(studied, dataset, tiny_c
 
 def test_a_tuning_that_diverges_leaves_out_its_image_and_says_with_which_alpha(copy):
     found = shards.study_shard(copy, 0, ["0.png"], Request([1e30], 1))
-    assert found.left_out == {"0.png": "image '0.png': tuning it with alpha 1e+30 diverged to NaN"}
+    assert found.left_out == {
+        "0.png": "image '0.png': tuning it with alpha 1e+30 diverged to NaN; leave that alpha out"
+    }
 
 
 def test_the_first_images_are_chosen_without_reading_the_shards_of_others(copy):
@@ -218,6 +220,13 @@ def test_the_first_images_are_chosen_without_reading_the_shards_of_others(copy):
     assert plans.chosen(copy, 3) == {0: ["0.png", "1.png", "2.png"]}
     with pytest.raises(StoreError, match="shard=00001"):
         plans.chosen(copy, 4)
+
+
+def test_a_shard_whose_pivots_are_gone_is_told_of(copy):
+    for path in Path(copy.store.root).glob("pivots/run=*/shard=00000/*.parquet"):
+        path.unlink()
+    with pytest.raises(AlphaError, match=r"has no pivots: 'pivots/run=.*/shard=00000/part-0\.parquet' is missing"):
+        plans.chosen(copy, 3)
 
 
 def test_a_place_is_of_its_pivot_its_noise_and_its_input(studied):

@@ -11,6 +11,8 @@ from typer.testing import CliRunner
 
 from flows import alpha_cli, cli, console, edit_cli
 from flows.console import show_summary
+from flows.run_cli import without_overwrite
+from flows.shard_work import ShardsFailed
 from pti_core.freezing import freeze
 from pti_core.generators.checkpoints import CheckpointError, load_generator
 from pti_core.presets import configure
@@ -192,3 +194,14 @@ def test_a_reject_that_was_saved_again_is_added_by_extend(dataset, pictures, tin
     assert sorted(found) == ["0.png", "1.png", "grey.png@2"]
     converted = configure("noop", {"seed": 1, "image.convert": True})
     assert freeze(str(folder), out, tiny_checkpoint, converted).name != first.name
+
+
+def test_what_ends_an_overwrite_is_not_overcome_by_another_one():
+    said = "run the same command again"
+    with (
+        pytest.raises(RuntimeError, match=f"^{said}; without --overwrite, which would do all"),
+        without_overwrite(True),
+    ):
+        raise ShardsFailed(said)
+    with pytest.raises(ShardsFailed, match=f"^{said}$"), without_overwrite(False):
+        raise ShardsFailed(said)

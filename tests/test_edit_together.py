@@ -1,4 +1,4 @@
-"""Two edits of one shard at once: no row of either is lost, and none that is lost counts as answered."""
+"""Two edits of one shard at once: rows that the one has written are read by the other, and lost ones never count."""
 
 import pytest
 from fsspec.implementations.local import LocalFileSystem

@@ -185,8 +185,10 @@ def test_huge_is_refused_by_its_header() -> None:
     assert "10000 x 10001 pixels, at most 100 megapixels" in refused(png(RGB, bits=8, size=(10001, 10000)))
     small = ImageConfig(max_megapixels=0.0005)
     message = refused(encoded(RGB), small)
-    assert "24 x 24 pixels, at most 0.0005 megapixels expected; reduce it and add it with --extend, or" in message
-    assert message.endswith("start with --set image.max_megapixels=... (a new run)")
+    assert (
+        "24 x 24 pixels, at most 0.0005 megapixels expected; reduce it (a run then takes it with --extend)" in message
+    )
+    assert message.endswith("or start a run with --set image.max_megapixels=...")
     beyond = ImageConfig(max_megapixels=1e6)
     assert "Pillow's own limit" in refused(png(RGB, bits=8, size=(30000, 30000)), beyond)
 

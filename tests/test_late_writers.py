@@ -157,6 +157,17 @@ def test_a_marker_does_not_vouch_for_files_that_another_process_has_written(
     assert (theirs["files"] == marker["files"][:4]) is not mixed  # a part that is of both is done again
 
 
+def test_a_part_that_is_damaged_before_its_shard_is_measured_is_said_to_be_and_made_again(
+    dataset: Any, begin: Begin
+) -> None:
+    run = begin(dataset(2), engine="pti")
+    ours = invert_shard(run, 0)
+    part(run, "deltas").write_bytes(b"PAR1 no more PAR1")
+    with pytest.raises(StoreError, match=r"part 'deltas/.*' is not the one that was inverted: .*; end that one"):
+        measure_shard(run, 0, ours["files"], ours["seconds"])
+    assert finish(run).pending() == []
+
+
 def test_a_pivot_without_a_delta_is_named_and_done_again_once_its_part_is_removed(dataset: Any, begin: Begin) -> None:
     run = begin(dataset(2), engine="pti")
     invert_shard(run, 0)

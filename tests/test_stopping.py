@@ -79,16 +79,22 @@ def check_whole(out: Path, kept: dict[Path, int]) -> None:
     assert len(pd.read_parquet(out / "metrics")) == IMAGES * 3
 
 
-@pytest.mark.parametrize("told", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    ("told", "anew", "which"),
+    [
+        (signal.SIGINT, [], "the same command"),
+        (signal.SIGTERM, ["--overwrite"], "the same command without --overwrite"),
+    ],
+)
 def test_a_command_that_is_told_to_end_does_so_and_the_same_command_goes_on(
-    told, dataset, tmp_path, tiny_checkpoint, server
+    told, anew, which, dataset, tmp_path, tiny_checkpoint, server
 ):
     out = tmp_path / "out"
     command = [*PTI, "run", dataset(IMAGES), "--output", out, "--generator", tiny_checkpoint, "--preset", "demo"]
     command += ["--shard-size", "4", *(x for k, v in SETTINGS.items() for x in ("--set", f"{k}={v}"))]
     alone = {name: value for name, value in os.environ.items() if name != "PREFECT_API_URL"}
     into = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    process = subprocess.Popen(command, cwd=ROOT, env=alone, start_new_session=True, **into)
+    process = subprocess.Popen([*command, *anew], cwd=ROOT, env=alone, start_new_session=True, **into)
     until(lambda: parts(out), "no part is written", lambda: process.poll() is None)
     if told == signal.SIGINT:
         os.killpg(process.pid, told)  # as a terminal does: every process of the group
@@ -96,7 +102,7 @@ def test_a_command_that_is_told_to_end_does_so_and_the_same_command_goes_on(
         process.send_signal(told)
     said, _ = process.communicate(timeout=120)
     assert process.returncode == 128 + told, said
-    assert "stopped; the same command goes on where it was" in said
+    assert f"stopped; {which} goes on where it was" in said
     assert "Traceback" not in said
     assert session_members(process.pid) == []  # no server is left behind
     kept = parts(out)

@@ -75,6 +75,8 @@ def chosen(run: Run, count: int, ids: Sequence[str] = ()) -> dict[int, list[str]
     frame = run.store.read("pivots", run=run.name, columns=["image_id", "shard"], filters=where)
     if missing := sorted(set(ids) - set(frame["image_id"])):
         raise AlphaError(no_pivot(run.store, [run.name], missing[0]))
+    if frame.empty and not ids:  # their files are gone, though their markers are there
+        raise AlphaError(nothing_done(run))
     frame = frame if ids else frame.head(count)
     found: dict[int, list[str]] = {}
     for shard, image_id in zip(frame["shard"], frame["image_id"], strict=True):

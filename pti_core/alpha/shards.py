@@ -18,6 +18,7 @@ from pti_core.alpha.findings import label
 from pti_core.alpha.stored import Place, Request, Rows, note_left_out, places, studied, write_study
 from pti_core.alpha.strips import ends
 from pti_core.alpha.study import OFF, AlphaError, drift, nearness, tuned_with
+from pti_core.connections import OutOfResources
 from pti_core.engine import Engine
 from pti_core.parallel import one_at_a_time
 from pti_core.pivot import Pivots
@@ -46,8 +47,8 @@ def study_shard(
 ) -> Studied:
     """Study images of one shard; write the tables `alpha_nearness` and `alpha_drift`, and a picture an image.
 
-    An image that can no longer be read, or is another than was inverted, is left out. `on_progress` is told what is
-    done to which of `total` images, the first of these after so many `before`.
+    An image that can no longer be read, is another than was inverted, or whose tuning diverges is left out.
+    `on_progress` is told what is done to which of `total` images, the first of these after so many `before`.
     """
     engine = engine_for(run)
     there = places(run, {shard: ids})
@@ -125,7 +126,7 @@ def _study(
         on_step(0)
         tuned[alpha] = tuned_with(engine, target, pivots, image_id, alpha, on_step)
         if not all(bool(torch.isfinite(p).all()) for p in tuned[alpha].tunable().values()):
-            return f"image {image_id!r}: tuning it {how} diverged to NaN"
+            return f"image {image_id!r}: tuning it {how} diverged to NaN; leave that alpha out"
         found = drift(engine, tuned[alpha], target, pivots, image_id, alpha, alphas, samples)
         drifts += [asdict(row) for row in found]
     tell(image_id, _TUNING, f"drawing {name}")
@@ -139,6 +140,8 @@ def _target(run: Run, place: Place, resolution: int) -> Tensor:
     image_id = place.image_id
     try:
         found = run.read_input(place.pivot["uri"], image_id, resolution)
+    except OutOfResources:  # the machine's fault
+        raise
     except (images.ImageError, OSError) as error:
         raise AlphaError(f"image {image_id!r} cannot be read any more: {error}") from error
     if found.sha256 != place.pivot["sha256"]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from PIL import Image
 
 from pti_core.editing.pictures import UNEDITED, strength_text, unedited_path
 from pti_core.editing.plans import Request
+from pti_core.report import median
 from pti_core.runs import Run
 from pti_core.sheet import Cell, sheet
 from pti_core.tables import Row
@@ -97,7 +99,8 @@ def _medians(request: Request, rows: pa.Table, counts: Mapping[tuple[str, float]
             "images": counts[direction, strength],
         }
         for name in MEASURES:
-            row[name] = pc.quantile(rows.filter(is_edit)[name].cast(pa.float64()), 0.5)[0].as_py()
+            value = median(rows.filter(is_edit)[name])
+            row[name] = None if math.isnan(value) else value
         found.append(row)
     return found
 
