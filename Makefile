@@ -27,8 +27,9 @@ $(INSTALLED): $(RUNS)
 demo: $(RUNS)
 	@$(BIN)/pti run demo --output "$(OUT)" --preset demo
 
+# In two processes; a file's tests share what they make, so they stay together.
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
 
 test-slow: $(INSTALLED)
 	$(BIN)/python -m pytest -m slow
