@@ -31,8 +31,10 @@ demo: $(RUNS)
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
 
+# What only computes in two processes; then what needs the machine for itself.
 test-slow: $(INSTALLED)
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m "slow and computing" -n 2 --dist loadfile
+	$(BIN)/python -m pytest -m "slow and not computing"
 
 # Slow tests of the report's page and of the server on Postgres need these; without them they are skipped.
 test-tools:

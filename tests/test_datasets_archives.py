@@ -349,6 +349,7 @@ def test_an_archive_elsewhere_that_was_replaced(
 
 
 @pytest.mark.slow
+@pytest.mark.computing
 def test_a_bucket_of_archives_and_parquet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     server = s3_server()
     use(monkeypatch, server.url)
@@ -370,6 +371,7 @@ def test_a_bucket_of_archives_and_parquet(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 @pytest.mark.slow
+@pytest.mark.computing
 def test_a_bucket_of_images(monkeypatch: pytest.MonkeyPatch) -> None:
     server = s3_server()
     use(monkeypatch, server.url)

@@ -123,6 +123,7 @@ def demo(pocket):
 
 
 @pytest.mark.slow
+@pytest.mark.computing
 def test_what_the_demo_promises(demo):
     frame = pd.DataFrame([{"stage": stage} | values for i in demo.values() for stage, values in i.measures.items()])
     medians = frame.groupby("stage")[["lpips", "psnr"]].median()
@@ -133,6 +134,7 @@ def test_what_the_demo_promises(demo):
 
 
 @pytest.mark.slow
+@pytest.mark.computing
 def test_what_is_done_together_is_what_is_done_alone(pocket, demo):
     """On a CPU to the last bit, although the search is chaotic: each image has a thread of its own."""
     for name in list(demo)[:4]:

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 METHODS = ["W", "W+", "PTI without locality", "PTI"]
 NO_DATA, NO_WHEEL = "nodata' does not exist; check", "'no.whl' does not exist; `pip download --no-deps random-face=="
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.computing]
 
 
 @pytest.fixture

@@ -25,7 +25,11 @@ from tests.test_stacked import generators
 TESTS = Path(__file__).parent
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(TESTS.parent), "CUDA_VISIBLE_DEVICES": ""}
 COMPILER = shutil.which("c++")
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(COMPILER is None, reason="no C++ compiler")]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.computing,
+    pytest.mark.skipif(COMPILER is None, reason="no C++ compiler"),
+]
 
 
 @pytest.fixture(scope="module")
