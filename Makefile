@@ -31,7 +31,7 @@ demo: $(RUNS)
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
 
-# What only computes in two processes; then what needs the machine for itself.
+# First what only computes, in two processes; then what needs the machine for itself.
 test-slow: $(INSTALLED)
 	$(BIN)/python -m pytest -m "slow and computing" -n 2 --dist loadfile
 	$(BIN)/python -m pytest -m "slow and not computing"

@@ -22,9 +22,10 @@ def use_own_share() -> None:
     if index is not None and torch.cuda.is_available():
         now = f"cuda:{index}"
         before = use_device(now)
-        if before not in (None, now):
+        if before != now:
             forget_engine()  # what it holds on another GPU is somebody else's room now
-            free_memory(torch.device(before))
+            if before is not None:
+                free_memory(torch.device(before))
 
 
 def given_cores() -> int:
