@@ -24,6 +24,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from pti_core.generators.base import Generator
+from pti_core.generators.stylegan2_layers import scales_weights
 from pti_core.matmul import convolution, matmul
 from pti_core.parallel import in_parallel
 
@@ -44,6 +45,8 @@ class _Inputs(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        if func is scales_weights:
+            return False  # but features: the parameters themselves are what convolves then
         if func in _CONVOLUTIONS and (name := self.names.get(args[1].data_ptr())):
             x = args[0].transpose(0, 1).flatten(1)
             self.moments[name] = (x @ x.T).double()

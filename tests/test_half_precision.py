@@ -66,6 +66,21 @@ def test_images_and_gradients_are_near_those_of_float32(name, precision, count):
             assert relative(grad, grads[key]) < 2 * GRADIENT[precision], key
 
 
+@pytest.mark.parametrize("precision", IMAGE)
+@pytest.mark.parametrize("name", GENERATORS)
+def test_so_they_are_where_weights_are_scaled(name, precision):
+    """As one image is drawn whose w is given: see `scales_weights`."""
+    generator = GENERATORS[name]().requires_grad_(True)
+    torch.manual_seed(0)
+    ws = generator.mapping(torch.randn(1, generator.z_dim), labels(1, generator.c_dim)).detach()
+    images = [g.synthesis(ws) for g in (generator, generator.with_precision(precision))]
+    assert 0 < (images[1] - images[0]).square().mean().sqrt() / images[0].std() < IMAGE[precision]
+    weights = [p for p in generator.tunable().values() if p.ndim > 1]
+    grads, half_grads = (torch.autograd.grad((x - 0.3).square().mean(), weights) for x in images)
+    for grad, half in zip(grads, half_grads, strict=True):
+        assert relative(half, grad) < 2 * GRADIENT[precision]
+
+
 @pytest.mark.parametrize("size", [1e-30, 1e-12, 1e6])
 def test_gradients_of_any_size_survive_fp16(size):
     generator = random_generator(32)
@@ -99,10 +114,11 @@ def test_an_image_whose_gradient_is_lost_takes_no_other_with_it(lost):
     assert relative(found[:1], expected) < GRADIENT["fp16"]
 
 
+@pytest.mark.parametrize("count", [1, 2])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_weights_and_styles_that_overflow_fp16_do_not(architecture):
+def test_weights_and_styles_that_overflow_fp16_do_not(architecture, count):
     generator = random_generator(64, architecture=architecture, conv_clamp=256)
-    ws = generator.mapping(torch.randn(2, 12))
+    ws = generator.mapping(torch.randn(count, 12))
     with torch.no_grad():
         for layer in generator.synthesis.layers[1:]:  # demodulation takes both factors back
             layer.weight.mul_(3e4)
@@ -114,6 +130,8 @@ def test_weights_and_styles_that_overflow_fp16_do_not(architecture):
     assert relative(half, images) < IMAGE["fp16"]
     assert relative(half_w_grad, w_grad) < GRADIENT["fp16"]
     assert all(grad.isfinite().all() for grad in grads.values())
+    with torch.no_grad():
+        assert relative(generator.with_precision("fp16").synthesis(ws), images) < IMAGE["fp16"]
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

@@ -127,8 +127,8 @@ def test_each_place_of_a_stack_in_half_precision_is_what_it_is_alone(architectur
 def test_what_all_places_of_a_stack_share_has_no_gradient_in_half_precision():
     """Each place's is scaled otherwise, so their sum would be none: said, and not given."""
     stack = Stack(random_generator(32).with_precision("fp16"), 2, TuningConfig())
-    stack.drawing.generator.synthesis.b32.conv1.weight.requires_grad_(True)
-    del stack.theta["synthesis.b32.conv1.weight"]
+    stack.drawing.generator.synthesis.b32.conv1.bias.requires_grad_(True)
+    del stack.theta["synthesis.b32.conv1.bias"]
     with pytest.raises(RuntimeError, match="all places of a stack share"):
         stack.draw(torch.randn(2, stack.base.num_ws, stack.base.w_dim)).square().sum().backward()
 

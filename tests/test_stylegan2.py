@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from pti_core.generators.base import Generator
 from pti_core.generators.checkpoints import load_generator
 from pti_core.generators.stylegan2 import StyleGAN2
-from pti_core.generators.stylegan2_layers import fir_kernel, upsample2d
+from pti_core.generators.stylegan2_layers import fir, fir_kernel, upsample2d
 
 FIXTURES = Path(__file__).parents[2] / "shared" / "fixtures"
 ARCHITECTURES = ["skip", "orig", "resnet"]
@@ -49,7 +49,7 @@ def slow_upfirdn(x, taps, up, pad_before, pad_after, gain):
 
 def slow_synthesis(generator, ws, noise):
     """A convolution with modulated and demodulated weights of its own for every image, as the paper writes it."""
-    state = {k: v.double() for k, v in generator.synthesis.state_dict().items()}
+    state = {k: v.double() for k, v in generator.synthesis.state_dict(keep_vars=True).items()}
     taps, architecture = [1, 3, 3, 1], generator.synthesis_kwargs.get("architecture", "skip")
     clamp = generator.synthesis_kwargs.get("conv_clamp")
 
@@ -121,6 +121,29 @@ def test_synthesis_against_the_slow_restatement(architecture, clamp):
     with torch.no_grad():
         fast = generator.synthesis(ws, noise=noise)
     torch.testing.assert_close(fast.double(), slow_synthesis(generator, ws, noise), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("of_w", [False, True])  # one image without is drawn with scaled weights
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("clamp", [None, 1.5])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_gradients_against_the_slow_restatement(architecture, clamp, count, of_w):
+    generator = random_generator(32, architecture=architecture, conv_clamp=clamp).double()
+    parameters = list(generator.synthesis.requires_grad_(True).parameters())
+    ws = torch.randn(count, generator.num_ws, 20, dtype=torch.float64, requires_grad=of_w)
+    noise = [torch.randn(count, 1, *shape).double().requires_grad_(True) for shape in generator.noise_shapes]
+    wanted = [*parameters, *noise, *([ws] if of_w else [])]
+    fast, slow = generator.synthesis(ws, noise=noise), slow_synthesis(generator, ws, noise)
+    torch.testing.assert_close(fast, slow)
+    direction = torch.randn_like(fast)
+    expected = torch.autograd.grad(slow, wanted, direction)
+    torch.testing.assert_close(torch.autograd.grad(fast, wanted, direction), expected)
+
+
+def test_the_filter_of_one_step_has_its_gradient_at_any_padding():
+    x, kernel = torch.randn(2, 3, 7, 6, dtype=torch.float64, requires_grad=True), torch.randn(4, 4).double()
+    for padding in [(0, 0), (1, 1), (2, 1), (3, 3)]:
+        assert torch.autograd.gradcheck(lambda x, p=padding: fir(x, kernel, p, gain=3), x)
 
 
 def test_upsampling_against_inserted_zeros_and_the_filter():

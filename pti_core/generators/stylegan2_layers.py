@@ -1,17 +1,22 @@
 """The layers of StyleGAN2 (Karras et al. 2020, arXiv 1912.04958) in plain torch, for many images at once.
 
-Modulation scales the input and demodulation the output of one ordinary convolution, instead of a convolution a
-sample with weights of its own: the same function (section 2.2 of the paper says so), one kernel for the whole batch.
+Modulation scales either the weights of a convolution, or its input and (demodulation) its output: the same function
+(section 2.2 of the paper says so). Scaled features are one convolution for a whole batch, and give w a gradient without
+one for the weights. Scaled weights are one convolution an image, and read and write no map of features: at 1024 pixels
+these take longer than the convolutions. So one image whose w is given (tuning, drawing) is drawn with scaled weights.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import Function
 from torch.nn import functional as F
+from torch.overrides import handle_torch_function, has_torch_function
 
 from pti_core.generators.half import HALF_CLAMP, HalfPass, balanced
 from pti_core.generators.mapping import FullyConnectedLayer
@@ -31,9 +36,36 @@ def fir_kernel(taps: Sequence[float]) -> Tensor:
 
 def fir(x: Tensor, kernel: Tensor, padding: tuple[int, int], gain: float = 1.0) -> Tensor:
     """Filter every channel of x `[N, C, H, W]`; padding (before, after) on both axes."""
-    channels = x.shape[1]
-    weight = (kernel * gain).to(x.dtype)[None, None].expand(channels, 1, -1, -1)
-    return F.conv2d(F.pad(x, [*padding, *padding]), weight, groups=channels)
+    weight = (kernel * gain).to(x.dtype)[None, None].expand(x.shape[1], 1, -1, -1)
+    if padding[0] != padding[1]:
+        x, padding = F.pad(x, [*padding, *padding]), (0, 0)
+    filtered: Tensor = _Fir.apply(x, weight, padding[0])
+    return filtered
+
+
+class _Fir(Function):
+    """A convolution of each channel with a constant: torch's own would keep the input for the kernel's gradient."""
+
+    @staticmethod
+    def forward(x: Tensor, weight: Tensor, padding: int) -> Tensor:
+        return F.conv2d(x, weight, padding=padding, groups=len(weight))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        _, weight, ctx.padding = inputs
+        ctx.save_for_backward(weight)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        (weight,) = ctx.saved_tensors
+        # A convolution too, which on a CPU takes a fraction of what torch's gradient takes.
+        rest = weight.shape[-1] - 1 - ctx.padding
+        return F.conv2d(gradients[0], weight.flip(2, 3), padding=rest, groups=len(weight)), None, None
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], x: Tensor, weight: Tensor, padding: int) -> tuple[Tensor, int]:
+        x = x.movedim(in_dims[0], 0)
+        return _Fir.apply(x.flatten(0, 1), weight, padding).unflatten(0, x.shape[:2]), 0
 
 
 def upsample2d(x: Tensor, kernel: Tensor) -> Tensor:
@@ -46,10 +78,54 @@ def upsample2d(x: Tensor, kernel: Tensor) -> Tensor:
     return full[:, :, begin : begin + 2 * x.shape[2], begin : begin + 2 * x.shape[3]]
 
 
-def clamped(x: Tensor, limit: float | None, half: HalfPass | None, gain: float = 1.0) -> Tensor:
-    """Clip to the layer's limit (`conv_clamp`), where it has one; in half precision every layer has, to stay finite."""
-    limit = HALF_CLAMP if limit is None and half is not None else limit
-    return x if limit is None else x.clamp(-limit * gain, limit * gain)
+def limit_of(conv_clamp: float | None, half: HalfPass | None) -> float | None:
+    """Where a layer's output is clipped: at its `conv_clamp`; in half precision every layer's is, to stay finite."""
+    return HALF_CLAMP if conv_clamp is None and half is not None else conv_clamp
+
+
+def clipped(x: Tensor, limit: float | None) -> Tensor:
+    """x within +-limit, where there is one."""
+    return x if limit is None else x.clamp(-limit, limit)
+
+
+def leaky_relu(x: Tensor, limit: float | None) -> Tensor:
+    """The leaky ReLU of x, within +-limit where there is one; x is not to be used any more."""
+    return F.leaky_relu_(x, LRELU_SLOPE) if limit is None else _ClippedLeakyReLU.apply(x, limit)
+
+
+class _ClippedLeakyReLU(Function):
+    """Its gradient needs the result alone, which what comes next keeps anyway; `clamp`'s would need a second map."""
+
+    @staticmethod
+    def forward(x: Tensor, limit: float) -> Tensor:
+        return F.leaky_relu(x, LRELU_SLOPE).clamp_(-limit, limit)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.limit = inputs[1]
+        ctx.save_for_backward(output)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        (y,) = ctx.saved_tensors
+        within = torch.ops.aten.hardtanh_backward(gradients[0], y, -ctx.limit, ctx.limit)
+        return torch.ops.aten.leaky_relu_backward(within, y, LRELU_SLOPE, True), None
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], x: Tensor, limit: float) -> tuple[Tensor, int]:
+        return _ClippedLeakyReLU.apply(x, limit), in_dims[0]
+
+
+def scales_weights(x: Tensor, w: Tensor) -> bool:
+    """Whether features x `[N, in, H, W]` are drawn under w `[N, w_dim]` with scaled weights, or scaled themselves."""
+    if has_torch_function((x, w)):  # as torch's own functions: a mode can decide otherwise (`bases`)
+        return bool(handle_torch_function(scales_weights, (x, w), x, w))
+    return len(x) == 1 and not w.requires_grad
+
+
+def entered(half: HalfPass | None, *tensors: Tensor) -> tuple[Tensor, ...]:
+    """In half precision, where that is what a layer works in."""
+    return tensors if half is None else tuple(map(half.enter, tensors))
 
 
 class SynthesisLayer(nn.Module):
@@ -92,32 +168,40 @@ class SynthesisLayer(nn.Module):
         Float32 in, float32 out, but with `half` x and the result are in its dtype; w and noise never are.
         """
         weight: Tensor = self.weight
-        bias: Tensor = self.bias
         styles = self.affine(w)
         energy = weight.square().sum(dim=(2, 3))  # [out, in]
-        demodulation = (styles.square() @ energy.T + DEMODULATION_EPS).rsqrt()
-        noise = None if noise is None else noise * self.noise_strength
-        if half is not None:
-            styles, weight, demodulation = map(half.enter, balanced(styles, weight, demodulation))
-            noise, bias = None if noise is None else half.enter(noise), half.enter(bias)
-        x = x * styles[:, :, None, None]
-        if self.up == 2:
-            # Stride-2 transposed convolution, then the filter; together they keep the image where it was.
-            x = F.conv_transpose2d(x, weight.transpose(0, 1), stride=2)
-            total = x.shape[2] + self.resample_filter.shape[0] - 1 - self.resolution
-            before = self.resample_filter.shape[0] - 1 - total // 2
-            x = fir(x, self.resample_filter, (before, self.resample_filter.shape[0] - 1 - (total - total // 2)), gain=4)
+        # A leaky ReLU times a gain is the leaky ReLU of what is so much larger.
+        larger = gain * LRELU_GAIN if self.activation == "lrelu" else gain
+        demodulation = (styles.square() @ energy.T + DEMODULATION_EPS).rsqrt() * larger
+        bias = self.bias * larger
+        noise = None if noise is None else noise * (self.noise_strength * larger)
+        if scales_weights(x, w):
+            # Those of an output have length `larger` in all, so that half precision holds any sum of clipped features.
+            weight = weight * styles[0, :, None, None] * demodulation[0, :, None, None, None]
+            x = self._convolved(x, *entered(half, weight, bias))
         else:
-            x = convolution(x, weight, padding=self.padding)
-        x = x * demodulation[:, :, None, None]
+            if half is not None:
+                styles, weight, demodulation = balanced(styles, weight, demodulation)
+            styles, weight, demodulation, bias = entered(half, styles, weight, demodulation, bias)
+            x = self._convolved(x * styles[:, :, None, None], weight)
+            x = (x * demodulation[:, :, None, None]).add_(bias[:, None, None])
+        # In place: nothing needs what was there before, and maps are large.
         if noise is not None:
-            x = x + noise
-        x = x + bias[None, :, None, None]
-        if self.activation == "lrelu":
-            x = F.leaky_relu(x, LRELU_SLOPE) * (LRELU_GAIN * gain)
-        else:
-            x = x * gain
-        return clamped(x, self.conv_clamp, half, gain)
+            x.add_(*entered(half, noise))
+        limit = limit_of(self.conv_clamp, half)
+        limit = None if limit is None else limit * gain
+        return leaky_relu(x, limit) if self.activation == "lrelu" else clipped(x, limit)
+
+    def _convolved(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        """At this layer's resolution."""
+        if self.up != 2:
+            return convolution(x, weight, bias, self.padding)
+        # Stride-2 transposed convolution, then the filter; together they keep the image where it was.
+        x = F.conv_transpose2d(x, weight.transpose(0, 1), stride=2)
+        taps = self.resample_filter.shape[0]
+        total = x.shape[2] + taps - 1 - self.resolution
+        x = fir(x, self.resample_filter, (taps - 1 - total // 2, taps - 1 - (total - total // 2)), gain=4)
+        return x if bias is None else x.add_(bias[:, None, None])
 
 
 class ToRGBLayer(nn.Module):
@@ -136,13 +220,14 @@ class ToRGBLayer(nn.Module):
     def forward(self, x: Tensor, w: Tensor, half: HalfPass | None = None) -> Tensor:
         """Map x `[N, in, R, R]` (in the dtype of `half`) to `[N, img_channels, R, R]`, float32."""
         weight: Tensor = self.weight
-        bias: Tensor = self.bias
         styles = self.affine(w) * self.weight_gain
-        if half is not None:
-            styles, weight, bias = map(half.enter, (styles, weight, bias))
-        x = x * styles[:, :, None, None]
+        if scales_weights(x, w):
+            weight, bias = entered(half, weight * styles[0, :, None, None], self.bias)
+        else:
+            styles, weight, bias = entered(half, styles, weight, self.bias)
+            x = x * styles[:, :, None, None]
         x = convolution(x, weight, bias, self.padding)
-        x = clamped(x, self.conv_clamp, half)
+        x = clipped(x, limit_of(self.conv_clamp, half))
         return x if half is None else half.leave(x)
 
 
