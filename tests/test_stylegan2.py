@@ -123,13 +123,15 @@ def test_synthesis_against_the_slow_restatement(architecture, clamp):
     torch.testing.assert_close(fast.double(), slow_synthesis(generator, ws, noise), atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("of_w", [False, True])  # one image without is drawn with scaled weights
+@pytest.mark.parametrize("of_what", ["weights", "w", "weights and w"])
 @pytest.mark.parametrize("count", [1, 2])
 @pytest.mark.parametrize("clamp", [None, 1.5])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_gradients_against_the_slow_restatement(architecture, clamp, count, of_w):
+def test_gradients_against_the_slow_restatement(architecture, clamp, count, of_what):
+    """Tuning's, the search's and both: each has its own way of scaling, and so has one image."""
     generator = random_generator(32, architecture=architecture, conv_clamp=clamp).double()
-    parameters = list(generator.synthesis.requires_grad_(True).parameters())
+    of_w, of_weights = "w" in of_what.split(), "weights" in of_what.split()
+    parameters = [p.requires_grad_(of_weights) for p in generator.synthesis.parameters() if of_weights]
     ws = torch.randn(count, generator.num_ws, 20, dtype=torch.float64, requires_grad=of_w)
     noise = [torch.randn(count, 1, *shape).double().requires_grad_(True) for shape in generator.noise_shapes]
     wanted = [*parameters, *noise, *([ws] if of_w else [])]

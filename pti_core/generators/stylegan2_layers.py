@@ -25,6 +25,7 @@ from pti_core.matmul import convolution
 TAPS = (1, 3, 3, 1)  # of the usual filter
 LRELU_SLOPE, LRELU_GAIN = 0.2, math.sqrt(2)
 DEMODULATION_EPS = 1e-8
+SMALLEST_STYLE = 1e-6
 
 
 def fir_kernel(taps: Sequence[float]) -> Tensor:
@@ -116,11 +117,38 @@ class _ClippedLeakyReLU(Function):
         return _ClippedLeakyReLU.apply(x, limit), in_dims[0]
 
 
-def scales_weights(x: Tensor, w: Tensor) -> bool:
+def scales_weights(x: Tensor, w: Tensor, weight: Tensor) -> bool:
     """Whether features x `[N, in, H, W]` are drawn under w `[N, w_dim]` with scaled weights, or scaled themselves."""
-    if has_torch_function((x, w)):  # as torch's own functions: a mode can decide otherwise (`bases`)
-        return bool(handle_torch_function(scales_weights, (x, w), x, w))
-    return len(x) == 1 and not w.requires_grad
+    if has_torch_function((x, w, weight)):  # as torch's own functions: a mode can decide otherwise (`bases`)
+        return bool(handle_torch_function(scales_weights, (x, w, weight), x, w, weight))
+    return len(x) == 1 and not (w.requires_grad and weight.requires_grad)
+
+
+def nonzero(styles: Tensor) -> Tensor:
+    """Styles, but for those so near zero that nothing could be divided by them."""
+    return torch.where(styles.abs() < SMALLEST_STYLE, SMALLEST_STYLE, styles)
+
+
+def ones_of(scales: Tensor) -> Tensor:
+    """What scales are multiplied by, if they are to change: ones, with their gradient."""
+    return scales / scales.detach()
+
+
+class _TimesOnes(Function):
+    """Features x `[1, C, H, W]` by ones `[1, C]`: nothing is multiplied, but the ones have their gradient."""
+
+    @staticmethod
+    def forward(x: Tensor, ones: Tensor) -> Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[0])
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor]:
+        (x,) = ctx.saved_tensors
+        return gradients[0], (gradients[0] * x).sum(dim=(2, 3))
 
 
 def entered(half: HalfPass | None, *tensors: Tensor) -> tuple[Tensor, ...]:
@@ -168,17 +196,25 @@ class SynthesisLayer(nn.Module):
         Float32 in, float32 out, but with `half` x and the result are in its dtype; w and noise never are.
         """
         weight: Tensor = self.weight
-        styles = self.affine(w)
+        styles = nonzero(self.affine(w))
         energy = weight.square().sum(dim=(2, 3))  # [out, in]
         # A leaky ReLU times a gain is the leaky ReLU of what is so much larger.
         larger = gain * LRELU_GAIN if self.activation == "lrelu" else gain
         demodulation = (styles.square() @ energy.T + DEMODULATION_EPS).rsqrt() * larger
         bias = self.bias * larger
         noise = None if noise is None else noise * (self.noise_strength * larger)
-        if scales_weights(x, w):
+        if scales_weights(x, w, weight):
             # Those of an output have length `larger` in all, so that half precision holds any sum of clipped features.
-            weight = weight * styles[0, :, None, None] * demodulation[0, :, None, None, None]
-            x = self._convolved(x, *entered(half, weight, bias))
+            scaled = weight * styles[0, :, None, None] * demodulation[0, :, None, None, None]
+            if w.requires_grad:
+                # By what has been scaled, w has its gradient from features, and needs none of the weights.
+                scaled, bias, of_input, of_output = entered(
+                    half, scaled.detach(), bias, ones_of(styles), ones_of(demodulation)
+                )
+                x = self._convolved(_TimesOnes.apply(x, of_input), scaled)
+                x = _TimesOnes.apply(x, of_output) + bias[:, None, None]
+            else:
+                x = self._convolved(x, *entered(half, scaled, bias))
         else:
             if half is not None:
                 styles, weight, demodulation = balanced(styles, weight, demodulation)
@@ -220,9 +256,11 @@ class ToRGBLayer(nn.Module):
     def forward(self, x: Tensor, w: Tensor, half: HalfPass | None = None) -> Tensor:
         """Map x `[N, in, R, R]` (in the dtype of `half`) to `[N, img_channels, R, R]`, float32."""
         weight: Tensor = self.weight
-        styles = self.affine(w) * self.weight_gain
-        if scales_weights(x, w):
-            weight, bias = entered(half, weight * styles[0, :, None, None], self.bias)
+        styles = nonzero(self.affine(w)) * self.weight_gain
+        if scales_weights(x, w, weight):
+            weight = weight * styles[0, :, None, None]
+            weight, bias = entered(half, weight.detach() if w.requires_grad else weight, self.bias)
+            x = _TimesOnes.apply(x, *entered(half, ones_of(styles))) if w.requires_grad else x
         else:
             styles, weight, bias = entered(half, styles, weight, self.bias)
             x = x * styles[:, :, None, None]
