@@ -69,7 +69,7 @@ def test_images_and_gradients_are_near_those_of_float32(name, precision, count):
 @pytest.mark.parametrize("precision", IMAGE)
 @pytest.mark.parametrize("name", GENERATORS)
 def test_so_they_are_where_weights_are_scaled(name, precision):
-    """As one image is drawn whose w is given: see `scales_weights`."""
+    """As in tuning and in the search for one image: see `scales_weights`."""
     generator = GENERATORS[name]().requires_grad_(True)
     torch.manual_seed(0)
     ws = generator.mapping(torch.randn(1, generator.z_dim), labels(1, generator.c_dim)).detach()
@@ -79,6 +79,11 @@ def test_so_they_are_where_weights_are_scaled(name, precision):
     grads, half_grads = (torch.autograd.grad((x - 0.3).square().mean(), weights) for x in images)
     for grad, half in zip(grads, half_grads, strict=True):
         assert relative(half, grad) < 2 * GRADIENT[precision]
+    generator.requires_grad_(False)
+    ws.requires_grad_(True)
+    images = [g.synthesis(ws) for g in (generator, generator.with_precision(precision))]
+    w_grad, half_w_grad = (torch.autograd.grad(1e-9 * (x - 0.3).square().mean(), ws)[0] for x in images)
+    assert relative(half_w_grad, w_grad) < GRADIENT[precision]
 
 
 @pytest.mark.parametrize("size", [1e-30, 1e-12, 1e6])

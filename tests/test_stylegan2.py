@@ -142,6 +142,18 @@ def test_gradients_against_the_slow_restatement(architecture, clamp, count, of_w
     torch.testing.assert_close(torch.autograd.grad(fast, wanted, direction), expected)
 
 
+def test_styles_of_zero_have_gradients_too():
+    generator = random_generator(16).double()
+    for layer in generator.synthesis.layers:
+        layer.affine.weight[3], layer.affine.bias[3] = 0.1, 0.0
+    ws = torch.zeros(1, generator.num_ws, 20, dtype=torch.float64, requires_grad=True)  # the fourth style is zero
+    noise = [m[None, None].double() for m in generator.noise_const()]
+    fast, slow = generator.synthesis(ws, noise=noise), slow_synthesis(generator, ws, noise)
+    torch.testing.assert_close(fast, slow, atol=1e-4, rtol=1e-4)
+    found, expected = (torch.autograd.grad(x.square().sum(), ws)[0] for x in (fast, slow))
+    torch.testing.assert_close(found, expected, atol=1e-4 * float(expected.abs().max()), rtol=1e-3)
+
+
 def test_the_filter_of_one_step_has_its_gradient_at_any_padding():
     x, kernel = torch.randn(2, 3, 7, 6, dtype=torch.float64, requires_grad=True), torch.randn(4, 4).double()
     for padding in [(0, 0), (1, 1), (2, 1), (3, 3)]:

@@ -125,8 +125,8 @@ def scales_weights(x: Tensor, w: Tensor, weight: Tensor) -> bool:
 
 
 def nonzero(styles: Tensor) -> Tensor:
-    """Styles, but for those so near zero that nothing could be divided by them."""
-    return torch.where(styles.abs() < SMALLEST_STYLE, SMALLEST_STYLE, styles)
+    """Styles, those near zero moved a little, so that they can be divided by."""
+    return styles + torch.where(styles.detach().abs() < SMALLEST_STYLE, 2 * SMALLEST_STYLE, 0.0)
 
 
 def ones_of(scales: Tensor) -> Tensor:
