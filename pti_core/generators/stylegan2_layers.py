@@ -205,7 +205,7 @@ class SynthesisLayer(nn.Module):
         noise = None if noise is None else noise * (self.noise_strength * larger)
         if scales_weights(x, w, weight):
             # Those of an output have length `larger` in all, so that half precision holds any sum of clipped features.
-            scaled = weight * styles[0, :, None, None] * demodulation[0, :, None, None, None]
+            scaled = weight * (demodulation[0, :, None] * styles[0])[:, :, None, None]
             if w.requires_grad:
                 # By what has been scaled, w has its gradient from features, and needs none of the weights.
                 scaled, bias, of_input, of_output = entered(
