@@ -64,6 +64,11 @@ class _Convolution(Function):
         return of_x, of_weight, of_bias, None
 
 
+def own_functions() -> bool:
+    """Whether autograd functions of the project's own serve: not in a trace, nor for derivatives in forward mode."""
+    return not torch.jit.is_tracing() and forward_ad._current_level < 0  # type: ignore[attr-defined]
+
+
 def _columns(x: Tensor, kernel: int, padding: int) -> Tensor:
     """`[in * kernel * kernel, pixels]` of x `[1, in, H, W]`."""
     return x[0].flatten(1) if kernel == 1 else F.unfold(x, kernel, padding=padding)[0]
@@ -84,7 +89,7 @@ def _suits(x: Tensor, weight: Tensor, bias: Tensor | None, padding: int) -> bool
 
 
 def _by_onednn(*tensors: Tensor) -> bool:
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined]
+    if torch.compiler.is_compiling() or not own_functions():
         return False
     return (
         all(t.device.type == "cpu" and t.dtype == torch.float32 for t in tensors)
@@ -93,5 +98,4 @@ def _by_onednn(*tensors: Tensor) -> bool:
         and bool(torch.backends.mkldnn.enabled)
         and not torch.is_autocast_enabled("cpu")
         and not torch._C._are_functorch_transforms_active()
-        and forward_ad._current_level < 0
     )

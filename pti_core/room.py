@@ -7,6 +7,7 @@ process that takes more than there is: nothing in the process would see it come.
 from __future__ import annotations
 
 import ctypes
+import gc
 import logging
 import resource
 import sys
@@ -81,6 +82,7 @@ def free_memory(root: Path = Path("/")) -> int | None:
 
 def give_back() -> None:
     """Give freed memory back to the system; glibc only (`memory.keep_freed_memory` keeps it)."""
+    gc.collect()  # or what it freed later would be taken again, and not be seen
     if sys.platform.startswith("linux"):
         with suppress(OSError, AttributeError):
             ctypes.CDLL("libc.so.6").malloc_trim(0)

@@ -10,7 +10,8 @@ from nvidia_files import labels, random_generator
 from pti_core.engine import Engine
 from pti_core.generators.base import Generator
 from pti_core.generators.checkpoints import load_generator
-from pti_core.generators.half import half_dtype, precision_for
+from pti_core.generators.half import HalfPass, half_dtype, precision_for
+from pti_core.generators.stylegan2_layers import SynthesisLayer
 from pti_core.presets import configure
 from pti_core.tuning import tunable_copy
 
@@ -28,6 +29,7 @@ def nvidia(name):
 
 GENERATORS = {a: lambda a=a: random_generator(64, architecture=a) for a in ARCHITECTURES}
 GENERATORS["conditional, clamped"] = lambda: random_generator(32, 3, conv_clamp=4)
+GENERATORS["resnet, clamped"] = lambda: random_generator(32, architecture="resnet", conv_clamp=1.0)  # times sqrt(0.5)
 GENERATORS |= {n: lambda n=n: nvidia(n) for n in ("res32", "res16_resnetarch", "res64_cond") if FIXTURES.is_dir()}
 
 
@@ -84,6 +86,15 @@ def test_so_they_are_where_weights_are_scaled(name, precision):
     images = [g.synthesis(ws) for g in (generator, generator.with_precision(precision))]
     w_grad, half_w_grad = (torch.autograd.grad(1e-9 * (x - 0.3).square().mean(), ws)[0] for x in images)
     assert relative(half_w_grad, w_grad) < GRADIENT[precision]
+
+
+def test_sums_beyond_fp16_are_clipped_and_without_gradient():
+    layer = SynthesisLayer(1024, 2, 4, 8).requires_grad_(False)
+    layer.weight.fill_(1.0)
+    x, w = torch.full((1, 1024, 8, 8), 512.0).half(), torch.ones(1, 4, requires_grad=True)
+    y = layer(x, w, None, half=HalfPass(torch.float16))
+    assert (y == 512).all()
+    assert torch.equal(torch.autograd.grad(y.float().sum(), w)[0], torch.zeros(1, 4))
 
 
 @pytest.mark.parametrize("size", [1e-30, 1e-12, 1e6])

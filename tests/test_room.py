@@ -1,6 +1,7 @@
 """As many images at once as memory has room for."""
 
 import ctypes
+import gc
 import logging
 import os
 import resource
@@ -17,6 +18,7 @@ import torch
 from pti_core import parallel
 from pti_core.device import UnfitMachine
 from pti_core.engine import Engine
+from pti_core.memory import keep_freed_memory
 from pti_core.parallel import Stopped, allow_all, in_parallel, stop_all
 from pti_core.presets import configure
 from pti_core.room import free_memory, images_at_once, peak, room_beside
@@ -121,6 +123,23 @@ def test_too_few_bytes_for_all_cores_are_told(tmp_path, caplog):
         assert room_beside(lambda: ctypes.memset(ctypes.create_string_buffer(60 * MIB), 1, 60 * MIB), 4, root) == 2
     (record,) = caplog.records
     assert record.getMessage().startswith("2 of 4 cores work on images: one takes 0.1 GB of memory, and 0.2 GB are")
+
+
+@LINUX
+def test_garbage_of_earlier_work_is_no_room_for_the_first_image(tmp_path):
+    keep_freed_memory()
+
+    class Cycle:
+        def __init__(self):
+            self.itself, self.buffer = self, ctypes.create_string_buffer(60 * MIB)
+            ctypes.memset(self.buffer, 1, 60 * MIB)
+
+    def first():
+        gc.collect()  # as it can come at any time: what is freed now would be taken, and the process would not grow
+        ctypes.memset(ctypes.create_string_buffer(60 * MIB), 1, 60 * MIB)
+
+    Cycle()
+    assert room_beside(first, 4, machine(tmp_path, 150 * MIB, "0::/\n")) == 2
 
 
 @pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")])

@@ -1,5 +1,6 @@
 """StyleGAN2 against NVIDIA's outputs and against a slow restatement in float64."""
 
+import io
 import math
 from pathlib import Path
 
@@ -152,6 +153,51 @@ def test_styles_of_zero_have_gradients_too():
     torch.testing.assert_close(fast, slow, atol=1e-4, rtol=1e-4)
     found, expected = (torch.autograd.grad(x.square().sum(), ws)[0] for x in (fast, slow))
     torch.testing.assert_close(found, expected, atol=1e-4 * float(expected.abs().max()), rtol=1e-3)
+
+
+def test_a_second_derivative_for_w_is_refused_or_right():
+    generator = random_generator(16).double()
+    ws = torch.randn(1, generator.num_ws, 20, dtype=torch.float64, requires_grad=True)
+    with pytest.raises(RuntimeError, match="second derivatives of one image"):
+        torch.autograd.grad(generator.synthesis(ws).square().sum(), ws, create_graph=True)
+    generator.requires_grad_(True)
+    weight, name = generator.synthesis.b16.conv0.weight, "b16.conv0.weight"
+
+    def slope(values: torch.Tensor) -> torch.Tensor:
+        """How much the images change with w, by weights."""
+
+        def of(w):
+            return torch.func.functional_call(generator.synthesis, {name: values}, (w,)).square().sum()
+
+        return torch.func.grad(of)(ws.detach()).square().sum()
+
+    gradient = torch.autograd.grad(generator.synthesis(ws).square().sum(), ws, create_graph=True)[0]
+    (expected,) = torch.autograd.grad(gradient.square().sum(), weight)
+    torch.testing.assert_close(torch.func.grad(slope)(weight.detach()), expected)
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+def test_other_ways_to_derive_and_to_trace():
+    generator = random_generator(16, conv_clamp=2.0)
+    ws = torch.randn(2, generator.num_ws, 20)
+
+    def loss(w):
+        return generator.synthesis(w[None]).square().mean()
+
+    expected = torch.stack([torch.func.grad(loss)(w) for w in ws])
+    torch.testing.assert_close(torch.func.vmap(torch.func.grad(loss))(ws), expected)
+    torch.testing.assert_close(torch.func.jacfwd(loss)(ws[0]), expected[0], atol=1e-6, rtol=1e-4)
+    traced = torch.jit.trace(generator.synthesis, (ws[:1],), check_trace=False)
+    torch.jit.save(traced, buffer := io.BytesIO())
+    buffer.seek(0)
+    torch.testing.assert_close(torch.jit.load(buffer)(ws[1:]), generator.synthesis(ws[1:]), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_a_generator_of_another_type_draws_in_it(dtype):
+    generator = random_generator(16).to(dtype)
+    for count in (1, 2):
+        assert generator.synthesis(torch.randn(count, generator.num_ws, 20, dtype=dtype)).dtype == dtype
 
 
 def test_the_filter_of_one_step_has_its_gradient_at_any_padding():

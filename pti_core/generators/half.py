@@ -18,7 +18,7 @@ Precision = Literal["fp32", "half", "fp16", "bf16"]
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 AS_GOOD_IN_HALF = ("mobilestylegan",)  # families whose inversions have been compared in both precisions (docs/speed.md)
 HALF_RESOLUTIONS = 4  # of a generator whose file names none: what NVIDIA's training uses
-HALF_CLAMP = 512.0  # of a layer without `conv_clamp`; times sqrt(512 * 9), the worst sum of a layer, fp16 holds it
+HALF_CLAMP = 512.0  # of a layer without `conv_clamp`; fp16 holds it times sqrt(2 * 512 * 9), the worst sum of a layer
 FINITE = {dtype: (torch.finfo(dtype).min, torch.finfo(dtype).max) for dtype in DTYPES.values()}
 GRADIENT_SUM = 2.0**7  # of |gradient| over an image: times 256, an activation at its limit everywhere, fp16 holds it
 

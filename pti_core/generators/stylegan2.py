@@ -213,8 +213,8 @@ class StyleGAN2(GeneratorNetwork):
         """The same generator in float32, or with its top `num_fp16_res` resolutions (4 if that is 0) in half precision.
 
         Both share all weights, which stay float32, as do images, gradients and files; a copy of the result keeps its
-        precision. `half` is fp16 on a GPU and bf16 on a CPU. As in NVIDIA's code those layers balance their weights
-        and styles and clip at their `conv_clamp`; without one they clip at 512, far above what layers give.
+        precision. `half` is fp16 on a GPU and bf16 on a CPU. Those layers scale their weights so that no sum overflows,
+        and clip features at their `conv_clamp`; without one they clip at 512, far above what layers give.
 
         Raises ValueError for another word.
         """

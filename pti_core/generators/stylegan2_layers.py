@@ -1,9 +1,9 @@
 """The layers of StyleGAN2 (Karras et al. 2020, arXiv 1912.04958) in plain torch, for many images at once.
 
 Modulation scales either the weights of a convolution, or its input and (demodulation) its output: the same function
-(section 2.2 of the paper says so). Scaled features are one convolution for a whole batch, and give w a gradient without
-one for the weights. Scaled weights are one convolution an image, and read and write no map of features: at 1024 pixels
-these take longer than the convolutions. So one image whose w is given (tuning, drawing) is drawn with scaled weights.
+(section 2.2 of the paper says so). Scaled features are one convolution for a whole batch; scaled weights are one an
+image, and read and write no map of features, which at 1024 pixels takes as long as a convolution. So one image alone is
+drawn with scaled weights, and several are with scaled features; see `scales_weights`.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from torch.autograd import Function
 from torch.nn import functional as F
 from torch.overrides import handle_torch_function, has_torch_function
 
-from pti_core.generators.half import HALF_CLAMP, HalfPass, balanced
+from pti_core.generators.half import FINITE, HALF_CLAMP, HalfPass, balanced
 from pti_core.generators.mapping import FullyConnectedLayer
-from pti_core.matmul import convolution
+from pti_core.matmul import convolution, own_functions
 
 TAPS = (1, 3, 3, 1)  # of the usual filter
 LRELU_SLOPE, LRELU_GAIN = 0.2, math.sqrt(2)
@@ -40,6 +40,8 @@ def fir(x: Tensor, kernel: Tensor, padding: tuple[int, int], gain: float = 1.0) 
     weight = (kernel * gain).to(x.dtype)[None, None].expand(x.shape[1], 1, -1, -1)
     if padding[0] != padding[1]:
         x, padding = F.pad(x, [*padding, *padding]), (0, 0)
+    if not own_functions():
+        return F.conv2d(x, weight, padding=padding[0], groups=len(weight))
     filtered: Tensor = _Fir.apply(x, weight, padding[0])
     return filtered
 
@@ -91,7 +93,12 @@ def clipped(x: Tensor, limit: float | None) -> Tensor:
 
 def leaky_relu(x: Tensor, limit: float | None) -> Tensor:
     """The leaky ReLU of x, within +-limit where there is one; x is not to be used any more."""
-    return F.leaky_relu_(x, LRELU_SLOPE) if limit is None else _ClippedLeakyReLU.apply(x, limit)
+    if limit is None:
+        return F.leaky_relu_(x, LRELU_SLOPE)
+    if not own_functions():
+        return clipped(F.leaky_relu(x, LRELU_SLOPE), limit)
+    # As x's type rounds it, so that the gradient knows what was clipped.
+    return _ClippedLeakyReLU.apply(x, torch.tensor(limit, dtype=x.dtype).item())
 
 
 class _ClippedLeakyReLU(Function):
@@ -118,15 +125,23 @@ class _ClippedLeakyReLU(Function):
 
 
 def scales_weights(x: Tensor, w: Tensor, weight: Tensor) -> bool:
-    """Whether features x `[N, in, H, W]` are drawn under w `[N, w_dim]` with scaled weights, or scaled themselves."""
+    """Whether features x `[N, in, H, W]` are drawn under w `[N, w_dim]` with scaled weights, or scaled themselves.
+
+    One image is drawn with scaled weights. But where w has a gradient, it comes from features (`_TimesOnes`), so that
+    none of the weights is computed for it: the weights then get none, and there is no second derivative.
+    """
     if has_torch_function((x, w, weight)):  # as torch's own functions: a mode can decide otherwise (`bases`)
         return bool(handle_torch_function(scales_weights, (x, w, weight), x, w, weight))
-    return len(x) == 1 and not (w.requires_grad and weight.requires_grad)
+    if not w.requires_grad:
+        return len(x) == 1
+    plain = own_functions() and not torch._C._are_functorch_transforms_active()
+    return len(x) == 1 and plain and not weight.requires_grad
 
 
 def nonzero(styles: Tensor) -> Tensor:
     """Styles, those near zero moved a little, so that they can be divided by."""
-    return styles + torch.where(styles.detach().abs() < SMALLEST_STYLE, 2 * SMALLEST_STYLE, 0.0)
+    small = styles.detach().abs() < SMALLEST_STYLE
+    return styles + small.to(styles.dtype) * (2 * SMALLEST_STYLE)
 
 
 def ones_of(scales: Tensor) -> Tensor:
@@ -147,7 +162,11 @@ class _TimesOnes(Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor]:
+        if torch.is_grad_enabled():
+            raise RuntimeError("second derivatives of one image: give the generator's weights gradients as well")
         (x,) = ctx.saved_tensors
+        if x.dtype == torch.float16:
+            x = x.clamp(*FINITE[x.dtype])  # or an infinite feature, which is clipped later, times its gradient of zero
         return gradients[0], (gradients[0] * x).sum(dim=(2, 3))
 
 
