@@ -91,6 +91,7 @@ def test_so_they_are_where_weights_are_scaled(name, precision):
 def test_sums_beyond_fp16_are_clipped_and_without_gradient():
     layer = SynthesisLayer(1024, 2, 4, 8).requires_grad_(False)
     layer.weight.fill_(1.0)
+    layer.affine.weight.fill_(0.1)
     x, w = torch.full((1, 1024, 8, 8), 512.0).half(), torch.ones(1, 4, requires_grad=True)
     y = layer(x, w, None, half=HalfPass(torch.float16))
     assert (y == 512).all()
