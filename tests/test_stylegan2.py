@@ -12,8 +12,8 @@ from torch.nn import functional as F
 
 from pti_core.generators.base import Generator
 from pti_core.generators.checkpoints import load_generator
+from pti_core.generators.resampling import fir, fir_kernel, upsample2d
 from pti_core.generators.stylegan2 import StyleGAN2
-from pti_core.generators.stylegan2_layers import fir, fir_kernel, upsample2d
 
 FIXTURES = Path(__file__).parents[2] / "shared" / "fixtures"
 ARCHITECTURES = ["skip", "orig", "resnet"]
@@ -132,7 +132,7 @@ def test_gradients_against_the_slow_restatement(architecture, clamp, count, of_w
     """Tuning's, the search's and both: each has its own way of scaling, and so has one image."""
     generator = random_generator(32, architecture=architecture, conv_clamp=clamp).double()
     of_w, of_weights = "w" in of_what.split(), "weights" in of_what.split()
-    parameters = [p.requires_grad_(of_weights) for p in generator.synthesis.parameters() if of_weights]
+    parameters = list(generator.synthesis.requires_grad_(True).parameters()) if of_weights else []
     ws = torch.randn(count, generator.num_ws, 20, dtype=torch.float64, requires_grad=of_w)
     noise = [torch.randn(count, 1, *shape).double().requires_grad_(True) for shape in generator.noise_shapes]
     wanted = [*parameters, *noise, *([ws] if of_w else [])]

@@ -18,7 +18,8 @@ from pti_core.generators.half import HALF_RESOLUTIONS, HalfPass, Precision, half
 from pti_core.generators.mapping import MappingNetwork
 from pti_core.generators.network import GeneratorNetwork
 from pti_core.generators.noise import noise_maps
-from pti_core.generators.stylegan2_layers import TAPS, SkipConv, SynthesisLayer, ToRGBLayer, fir_kernel, upsample2d
+from pti_core.generators.resampling import TAPS, fir_kernel, upsample2d
+from pti_core.generators.stylegan2_layers import SkipConv, SynthesisLayer, ToRGBLayer
 
 Architecture = Literal["skip", "orig", "resnet"]
 

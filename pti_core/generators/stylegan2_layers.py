@@ -20,65 +20,12 @@ from torch.overrides import handle_torch_function, has_torch_function
 
 from pti_core.generators.half import FINITE, HALF_CLAMP, HalfPass, balanced
 from pti_core.generators.mapping import FullyConnectedLayer
+from pti_core.generators.resampling import TAPS, fir, fir_kernel, upsample2d
 from pti_core.matmul import convolution, own_functions
 
-TAPS = (1, 3, 3, 1)  # of the usual filter
 LRELU_SLOPE, LRELU_GAIN = 0.2, math.sqrt(2)
 DEMODULATION_EPS = 1e-8
 SMALLEST_STYLE = 1e-6
-
-
-def fir_kernel(taps: Sequence[float]) -> Tensor:
-    """The separable low-pass filter as a `[k, k]` kernel that sums to one."""
-    kernel = torch.tensor(list(taps), dtype=torch.float32)
-    kernel = torch.outer(kernel, kernel)
-    return kernel / kernel.sum()
-
-
-def fir(x: Tensor, kernel: Tensor, padding: tuple[int, int], gain: float = 1.0) -> Tensor:
-    """Filter every channel of x `[N, C, H, W]`; padding (before, after) on both axes."""
-    weight = (kernel * gain).to(x.dtype)[None, None].expand(x.shape[1], 1, -1, -1)
-    if padding[0] != padding[1]:
-        x, padding = F.pad(x, [*padding, *padding]), (0, 0)
-    if not own_functions():
-        return F.conv2d(x, weight, padding=padding[0], groups=len(weight))
-    filtered: Tensor = _Fir.apply(x, weight, padding[0])
-    return filtered
-
-
-class _Fir(Function):
-    """A convolution of each channel with a constant: torch's own would keep the input for the kernel's gradient."""
-
-    @staticmethod
-    def forward(x: Tensor, weight: Tensor, padding: int) -> Tensor:
-        return F.conv2d(x, weight, padding=padding, groups=len(weight))
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        _, weight, ctx.padding = inputs
-        ctx.save_for_backward(weight)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        (weight,) = ctx.saved_tensors
-        # A convolution too, which on a CPU takes a fraction of what torch's gradient takes.
-        rest = weight.shape[-1] - 1 - ctx.padding
-        return F.conv2d(gradients[0], weight.flip(2, 3), padding=rest, groups=len(weight)), None, None
-
-    @staticmethod
-    def vmap(info: Any, in_dims: tuple[Any, ...], x: Tensor, weight: Tensor, padding: int) -> tuple[Tensor, int]:
-        x = x.movedim(in_dims[0], 0)
-        return _Fir.apply(x.flatten(0, 1), weight, padding).unflatten(0, x.shape[:2]), 0
-
-
-def upsample2d(x: Tensor, kernel: Tensor) -> Tensor:
-    """Twice the resolution: zeros between the pixels, then the filter with gain 4."""
-    channels, taps = x.shape[1], kernel.shape[0]
-    weight = (kernel * 4).to(x.dtype)[None, None].expand(channels, 1, -1, -1)
-    # A transposed convolution inserts the zeros; it spreads taps - 2 pixels too far in all, more of them at the end.
-    full = F.conv_transpose2d(x, weight.flip(2, 3), stride=2, groups=channels)
-    begin = (taps - 1) // 2
-    return full[:, :, begin : begin + 2 * x.shape[2], begin : begin + 2 * x.shape[3]]
 
 
 def limit_of(conv_clamp: float | None, half: HalfPass | None) -> float | None:
@@ -127,8 +74,9 @@ class _ClippedLeakyReLU(Function):
 def scales_weights(x: Tensor, w: Tensor, weight: Tensor) -> bool:
     """Whether features x `[N, in, H, W]` are drawn under w `[N, w_dim]` with scaled weights, or scaled themselves.
 
-    One image is drawn with scaled weights. But where w has a gradient, it comes from features (`_TimesOnes`), so that
-    none of the weights is computed for it: the weights then get none, and there is no second derivative.
+    One image is drawn with scaled weights. Where w needs a gradient then, it comes from features (`_TimesOnes`), and
+    none of the weights is computed for it. That gives the weights no gradient, and no second derivative. So where both
+    need gradients, or transforms of functions derive, features are scaled.
     """
     if has_torch_function((x, w, weight)):  # as torch's own functions: a mode can decide otherwise (`bases`)
         return bool(handle_torch_function(scales_weights, (x, w, weight), x, w, weight))

@@ -22,8 +22,8 @@ from pti_core.generators.checkpoints.architecture import MAX_RESOLUTION, build, 
 from pti_core.generators.checkpoints.errors import CheckpointError
 from pti_core.generators.checkpoints.lazy import LazyTensor
 from pti_core.generators.checkpoints.weights import Read, fill
+from pti_core.generators.resampling import TAPS, fir_kernel
 from pti_core.generators.stylegan2 import StyleGAN2
-from pti_core.generators.stylegan2_layers import TAPS, fir_kernel
 from pti_core.sampling import w_statistics
 
 KEYS = ("g_ema", "g")  # of such a file, the better one first

@@ -18,8 +18,8 @@ from pti_core.generators.checkpoints.errors import CheckpointError
 from pti_core.generators.checkpoints.lazy import LazyTensor
 from pti_core.generators.checkpoints.weights import Read, fill
 from pti_core.generators.mobilestylegan import MobileStyleGAN
+from pti_core.generators.resampling import TAPS, fir_kernel
 from pti_core.generators.stylegan2 import StyleGAN2
-from pti_core.generators.stylegan2_layers import TAPS, fir_kernel
 
 UNSEEN = {"activation": "lrelu", "lr_multiplier": 0.01, "conv_clamp": None}  # arguments that no tensor shows
 ADVICE = "it is no unchanged state dict of a StyleGAN2 or MobileStyleGAN, give the .pkl or .safetensors"
