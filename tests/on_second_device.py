@@ -2,7 +2,8 @@
 
 python on_second_device.py LIBRARY '[["run", "data", ...], ["edit", ...]]'
 
-With an empty LIBRARY they run on the CPU. A command `["benchmarks.side", ...]` runs that module.
+With an empty LIBRARY they run on the CPU, with `cuda` on a GPU (float32 as exact as the CPU's). A command
+`["benchmarks.side", ...]` runs that module.
 """
 
 import json
@@ -13,6 +14,7 @@ from types import ModuleType
 import torch
 
 NAME = "second"
+CUDA = "cuda"
 
 
 def add_device(library: str) -> None:
@@ -28,7 +30,9 @@ def add_device(library: str) -> None:
 
 def main() -> None:
     library, commands = sys.argv[1:]
-    if library:
+    if library == CUDA:
+        torch.backends.cudnn.allow_tf32 = False
+    elif library:
         add_device(library)
     for name, *arguments in json.loads(commands):
         of_pti = not name.startswith("benchmarks.")
@@ -38,8 +42,14 @@ def main() -> None:
         except SystemExit as end:
             if end.code:
                 raise
-    if library and torch.ops.second_device.allocations() < 1000:
-        sys.exit("the commands ran elsewhere")
+    if library:
+        made = (
+            torch.ops.second_device.allocations()
+            if library != CUDA
+            else torch.cuda.memory_stats()["allocation.all.allocated"]
+        )
+        if made < 1000:
+            sys.exit("the commands ran elsewhere")
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 A small C++ library makes torch believe in another accelerator (second_device.cpp). All that decides by the device is
 then as on a GPU: images that are searched together, stacked weights, widths found by trying, one shard after the
-other; and a tensor that was forgotten on the CPU is an error.
+other; and a tensor that was forgotten on the CPU is an error. Where there is a GPU of NVIDIA, all is tried on it too.
 """
 
 import json
@@ -20,10 +20,13 @@ from PIL import Image
 from torch.utils.cpp_extension import include_paths
 
 from pti_core.generators.checkpoints.own import save_generator
+from tests.on_second_device import CUDA, NAME
 from tests.test_stacked import generators
 
 TESTS = Path(__file__).parent
-ENVIRONMENT = os.environ | {"PYTHONPATH": str(TESTS.parent), "CUDA_VISIBLE_DEVICES": ""}
+ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "PTI_DEVICE"}  # of other tests
+ENVIRONMENT |= {"PYTHONPATH": str(TESTS.parent), "CUDA_VISIBLE_DEVICES": ""}
+GPU = os.environ | {"PYTHONPATH": str(TESTS.parent), "PTI_DEVICE": CUDA}
 COMPILER = shutil.which("c++")
 pytestmark = [
     pytest.mark.slow,
@@ -33,7 +36,7 @@ pytestmark = [
 
 
 @pytest.fixture(scope="module")
-def library(tmp_path_factory) -> str:
+def stand_in(tmp_path_factory) -> str:
     path = tmp_path_factory.mktemp("device") / "second_device.so"
     libraries = Path(torch.__file__).parent / "lib"
     command = [COMPILER, "-shared", "-fPIC", "-std=c++20", "-O1", str(TESTS / "second_device.cpp"), "-o", str(path)]
@@ -45,11 +48,18 @@ def library(tmp_path_factory) -> str:
     return str(path)
 
 
-def run(library, *commands):
-    """`pti` commands, one after the other, where torch has the other device; on the CPU where `library` is empty."""
+@pytest.fixture(scope="module", params=["stand-in", CUDA] if torch.cuda.is_available() else ["stand-in"])
+def device(request, stand_in) -> str:
+    """What `run` takes for it: the library of the stand-in, or `cuda`."""
+    return CUDA if request.param == CUDA else stand_in
+
+
+def run(device, *commands):
+    """`pti` commands, one after the other, where torch has the other device; on the CPU where `device` is empty."""
     said = json.dumps([[*map(str, command)] for command in commands])
-    arguments = [sys.executable, str(TESTS / "on_second_device.py"), library, said]
-    done = subprocess.run(arguments, env=ENVIRONMENT, capture_output=True, text=True, timeout=500)
+    arguments = [sys.executable, str(TESTS / "on_second_device.py"), device, said]
+    environment = GPU if device == CUDA else ENVIRONMENT
+    done = subprocess.run(arguments, env=environment, capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -82,7 +92,7 @@ JOBS = {  # generator, options, settings, and how near the tables are
 
 
 @pytest.fixture(scope="module", params=JOBS)
-def roots(request, checkpoints, library, pictures, tmp_path_factory):
+def roots(request, checkpoints, device, pictures, tmp_path_factory):
     """One job on both devices, with edits and a study of alpha in float32: the roots there and here."""
     kind, options, settings, near = JOBS[request.param]
     folder = tmp_path_factory.mktemp("roots")
@@ -91,7 +101,7 @@ def roots(request, checkpoints, library, pictures, tmp_path_factory):
         Image.fromarray(picture).save(folder / "data" / f"{i}.png")
     more = [f"--set={name}={value}" for name, value in (QUICK | settings).items()]
     found = []
-    for name, where in (("there", library), ("here", "")):
+    for name, where in (("there", device), ("here", "")):
         root = folder / name
         commands = [["run", folder / "data", "-o", root, "--generator", checkpoints[kind], "--preset", "fast"]]
         commands[0] += [*options, *more]
@@ -116,9 +126,9 @@ def test_all_tables_are_those_of_the_cpu(roots):
             np.testing.assert_allclose(a, b, rtol=10 * near, atol=near, err_msg=f"{name}.{column}")
 
 
-def test_an_encoder_is_trained_there(library, checkpoints, tmp_path):
+def test_an_encoder_is_trained_there(device, checkpoints, tmp_path):
     sizes = ["--samples", "64", "--drawing-steps", "4"]
-    run(library, ["train-encoder", checkpoints["mobilestylegan"], *sizes, "--folder", tmp_path])
+    run(device, ["train-encoder", checkpoints["mobilestylegan"], *sizes, "--folder", tmp_path])
     assert len(list(tmp_path.glob("*.safetensors"))) == 1
 
 
@@ -131,9 +141,9 @@ def test_an_encoder_is_trained_there(library, checkpoints, tmp_path):
         ("torch.cat([x, torch.ones(2, 3)])", "all tensors to be on second:0"),
     ],
 )
-def test_the_device_is_taken_and_a_tensor_elsewhere_is_an_error(library, work, error):
+def test_the_device_is_taken_and_a_tensor_elsewhere_is_an_error(stand_in, work, error):
     lines = ["import sys, torch", f"sys.path[:0] = [{str(TESTS)!r}]", "from on_second_device import add_device"]
-    lines += [f"add_device({library!r})", "from pti_core.device import best_device"]
+    lines += [f"add_device({stand_in!r})", "from pti_core.device import best_device"]
     lines += ["x = torch.ones(2, 3, device=best_device())", work]
     done = subprocess.run([sys.executable, "-c", "\n".join(lines)], env=ENVIRONMENT, capture_output=True, text=True)
     assert (done.returncode == 0) == (error is None), done.stderr
@@ -141,14 +151,14 @@ def test_the_device_is_taken_and_a_tensor_elsewhere_is_an_error(library, work, e
 
 
 @pytest.mark.parametrize("side", ["plain", "engine"])
-def test_a_side_of_the_benchmark_has_a_row_and_a_curve_of_every_image(library, checkpoints, pictures, tmp_path, side):
+def test_a_side_of_the_benchmark_has_a_row_and_a_curve_of_every_image(device, checkpoints, pictures, tmp_path, side):
     (tmp_path / "data").mkdir()
     for i, picture in enumerate(pictures[:5]):
         Image.fromarray(picture).save(tmp_path / "data" / f"{i}.png")
     settings = {name: value for name, value in QUICK.items() if side == "engine" or name != "precision"}
     said = {"side": side, "preset": "fast", "settings": settings, "images": str(tmp_path / "data"), "limit": None}
-    said |= {"generator": str(checkpoints["mobilestylegan"]), "device": "second"}
-    run(library, ["benchmarks.side", json.dumps(said), tmp_path / "out.json"])
+    said |= {"generator": str(checkpoints["mobilestylegan"]), "device": CUDA if device == CUDA else NAME}
+    run(device, ["benchmarks.side", json.dumps(said), tmp_path / "out.json"])
     found = json.loads((tmp_path / "out.json").read_text())
     assert [row["image_id"] for row in found["rows"]] == [f"{i}.png" for i in range(5)]
     for row in found["rows"]:
