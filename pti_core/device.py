@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
@@ -84,16 +85,34 @@ def check_alive(device: str) -> None:
 
 @contextmanager
 def exact_convolutions(device: torch.device) -> Iterator[None]:
-    """Convolutions in float32 on NVIDIA's GPUs too, where cuDNN rounds their factors to TF32's 10 bits by default.
+    """Convolutions and matrix products in float32 on NVIDIA's GPUs too, where factors may be rounded to TF32's 10 bits.
 
-    For measures, deltas and bases; losses are as good with the quick ones. It is a setting of the process, whose
-    shards take turns on a GPU.
+    By default cuDNN rounds them, and cuBLAS where the environment says so (TORCH_ALLOW_TF32_CUBLAS_OVERRIDE, as in
+    NVIDIA's containers). For measures, deltas and bases; losses are as good with the quick ones. It is a setting of the
+    process, whose shards take turns on a GPU.
     """
     if device.type != "cuda":
         yield
         return
-    before, torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.allow_tf32, False
+    name, exact, *places = _tf32_settings()
+    before = [(place, getattr(place, name)) for place in places]
+    rounding = [(place, value) for place, value in before if value in ("tf32", True)]
+    for place, _ in rounding:
+        setattr(place, name, exact)
     try:
         yield
     finally:
-        torch.backends.cudnn.allow_tf32 = before
+        for place, value in rounding:
+            setattr(place, name, value)
+
+
+def _tf32_settings() -> tuple[Any, ...]:
+    """A setting's name, its value where nothing is rounded, and whose it is: those of cuDNN and of cuBLAS.
+
+    Those that torch has had since 2.9: it raises where somebody has used them and asks for the older ones, and these
+    leave TF32 on where it has been chosen for all of torch.
+    """
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    if hasattr(torch.backends, "fp32_precision"):
+        return "fp32_precision", "ieee", cudnn.conv, matmul  # type: ignore[attr-defined]
+    return "allow_tf32", False, cudnn, matmul

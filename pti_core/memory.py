@@ -25,6 +25,8 @@ _SHORT = (  # in the messages of torch and of its libraries
     "NOT_INITIALIZED when calling `cublasCreate",  # where torch itself has taken all of the device
     "INTERNAL_ERROR, when calling `cusolverDnCreate",
     "unable to find an engine",  # of cuDNN, where no way to convolve has got the memory it works in
+    "canUse32BitIndexMath",  # of CUDA kernels that count in 32 bits: too many numbers in one tensor, half as many fit
+    "smaller than int32_t max",
 )
 TOP_PAD = 256 * 2**20
 
@@ -49,7 +51,10 @@ def keep_freed_memory() -> bool:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """True for an allocation that failed: where torch says so, or raises a plain RuntimeError of such words."""
+    """True for an allocation that failed: where torch says so, or raises a plain RuntimeError of such words.
+
+    Also for a tensor of more numbers than a kernel can count, which a GPU's memory may have room for.
+    """
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(error, RuntimeError) and any(words in str(error) for words in _SHORT)

@@ -1,9 +1,13 @@
 """Which device is chosen, and what is said of one that cannot be used."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 
-from pti_core.device import UnfitMachine, best_device, check_alive, exact_convolutions
+from pti_core.device import UnfitMachine, best_device, check_alive
 from pti_core.memory import halved, is_out_of_memory, shortage
 
 
@@ -28,13 +32,40 @@ def test_a_device_that_has_failed_makes_the_machine_unfit_and_not_each_shard_in_
         check_alive("cuda")
 
 
-def test_convolutions_are_exact_for_a_while_on_nvidia_s_gpus_only():
-    before = torch.backends.cudnn.allow_tf32
-    with exact_convolutions(torch.device("cuda")):
-        assert not torch.backends.cudnn.allow_tf32
+EXACT = """
+import multiprocessing, sys, torch
+from pti_core.device import exact_convolutions
+def shown():
+    return torch.backends.cudnn.conv.fp32_precision, torch.backends.cuda.matmul.fp32_precision
+def look(chosen):
+    exec(chosen)
+    before = shown()
     with exact_convolutions(torch.device("cpu")):
-        assert torch.backends.cudnn.allow_tf32 == before
-    assert torch.backends.cudnn.allow_tf32 == before
+        assert shown() == before
+    with exact_convolutions(torch.device("cuda")):
+        assert "tf32" not in shown(), (chosen, shown())
+    assert shown() == before, (chosen, before, shown())
+for chosen in sys.argv[1:]:  # each in a process of its own: the settings depend on what was set before
+    one = multiprocessing.get_context("fork").Process(target=look, args=(chosen,))
+    one.start()
+    one.join()
+    assert one.exitcode == 0, chosen
+"""
+CHOICES = (
+    "",
+    "torch.set_float32_matmul_precision('high')",
+    "torch.backends.fp32_precision = 'tf32'",
+    "torch.backends.fp32_precision = 'ieee'",
+    "torch.backends.cudnn.conv.fp32_precision = 'ieee'",
+)
+
+
+@pytest.mark.skipif(not hasattr(torch.backends, "fp32_precision"), reason="torch before 2.9")
+@pytest.mark.parametrize("override", ["0", "1"])  # NVIDIA's containers set it
+def test_products_are_exact_for_a_while_on_nvidia_s_gpus_whatever_has_been_chosen(override):
+    environment = os.environ | {"TORCH_ALLOW_TF32_CUBLAS_OVERRIDE": override}
+    done = subprocess.run([sys.executable, "-c", EXACT, *CHOICES], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize(
@@ -46,6 +77,8 @@ def test_convolutions_are_exact_for_a_while_on_nvidia_s_gpus_only():
         "cusolver error: CUSOLVER_STATUS_INTERNAL_ERROR, when calling `cusolverDnCreate(handle)`",
         "cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",
         "GET was unable to find an engine to execute this computation",
+        "Expected canUse32BitIndexMath(input) && canUse32BitIndexMath(output) to be true, but got false.",
+        "numel needs to be smaller than int32_t max; otherwise, please use packed_accessor64",
         "[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't allocate memory: you tried",
     ],
 )
