@@ -19,7 +19,7 @@ from fsspec.asyn import AsyncFileSystem
 from fsspec.core import split_protocol, url_to_fs
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_chain, wait_fixed, wait_random
 
-from pti_core.addresses import split_chain
+from pti_core.addresses import redact, split_chain
 
 Result = TypeVar("Result")
 
@@ -185,6 +185,19 @@ def without_secrets(text: str, options: Mapping[str, Any] | None = None) -> str:
         if len(secret) >= _SHORTEST:
             text = text.replace(secret, "***")
     return text
+
+
+def harmless(error: BaseException, options: Mapping[str, Any] | None = None) -> BaseException | None:
+    """An error as the cause of another, with which it is printed and logged; None where that would give secrets away.
+
+    It itself or what it comes from may hold them: a server answers with links that are signed.
+    """
+    found: BaseException | None = error
+    while found is not None:
+        if without_secrets(redact(str(found)), options) != str(found):
+            return None
+        found = found.__cause__ or (None if found.__suppress_context__ else found.__context__)
+    return error
 
 
 def _leaves(options: Any) -> Iterator[str]:

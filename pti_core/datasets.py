@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pti_core.addresses import DEMO, canonical, local_path, redact, refusal, secret_in, split_chain
-from pti_core.connections import out_of_resources, tried_again, without_secrets
+from pti_core.connections import harmless, out_of_resources, tried_again, without_secrets
 from pti_core.reading import DEMO_FOLDER, DEMO_URL, READ_WAITS, read_bytes
 from pti_core.sources import files, parquet, tars, zips
 from pti_core.sources.base import EXTENSIONS, Container, DatasetError, Listed, images_in, joined, table, text
@@ -258,26 +258,28 @@ def _sha256(path: Path) -> str:
 
 def _explained(dataset: str, options: Mapping[str, Any], find: Callable[[], Listed]) -> Listed:
     """Turn whatever a file system raises into a DatasetError of one sentence."""
-    name = redact(dataset)
     try:
         return find()
     except DatasetError:
         raise
-    except ImportError as error:
-        raise DatasetError(f"dataset {name!r}: a package for this protocol is missing ({error})") from error
-    except FileNotFoundError as error:
-        raise DatasetError(f"dataset {name!r} does not exist; check the path or bucket") from error
-    except PermissionError as error:
-        raise DatasetError(f"dataset {name!r}: access denied; check credentials and permissions") from error
-    except ValueError as error:
-        raise DatasetError(f"dataset {name!r}: {redact(str(error))}; a path or an fsspec URL expected") from error
     except Exception as error:  # each file system has its own errors (botocore's are not OSErrors)
-        if short := out_of_resources(error):
-            raise DatasetError(f"dataset {name!r} cannot be listed: {short}") from error
-        reason = " ".join(f"{type(error).__name__}: {without_secrets(redact(str(error)), options)}".split())
-        raise DatasetError(
-            f"dataset {name!r} cannot be listed ({reason}); check the address and credentials"
-        ) from error
+        raise DatasetError(f"dataset {redact(dataset)!r}{_why(error, options)}") from harmless(error, options)
+
+
+def _why(error: Exception, options: Mapping[str, Any]) -> str:
+    text = without_secrets(redact(str(error)), options)
+    if isinstance(error, ImportError):
+        return f": a package for this protocol is missing ({text})"
+    if isinstance(error, FileNotFoundError):
+        return " does not exist; check the path or bucket"
+    if isinstance(error, PermissionError):
+        return ": access denied; check credentials and permissions"
+    if isinstance(error, ValueError):
+        return f": {text}; a path or an fsspec URL expected"
+    if short := out_of_resources(error):
+        return f" cannot be listed: {short}"
+    reason = " ".join(f"{type(error).__name__}: {text}".split())
+    return f" cannot be listed ({reason}); check the address and credentials"
 
 
 def _nothing_found(dataset: str, found: Listed) -> str:

@@ -20,7 +20,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from pti_core import connections
 from pti_core.addresses import redact, refusal
-from pti_core.connections import file_system, read_whole, tried_again, without_secrets
+from pti_core.connections import file_system, harmless, read_whole, tried_again, without_secrets
 from pti_core.file_errors import DamagedFile, MissingFile, OutputRefused, StoreError, explanation
 
 __all__ = ["DamagedFile", "FileInfo", "Files", "MissingFile", "OutputRefused", "StoreError"]
@@ -193,9 +193,7 @@ class Files:
         except Exception as error:
             text = without_secrets(redact(str(error)), self._options)
             base = getattr(self, "_base", self.root)
-            # a cause would be printed with it, so it is kept only where it gives nothing away
-            cause = error if text == str(error) else None
-            raise explanation(error, text, doing, self.name, base, self.local) from cause
+            raise explanation(error, text, doing, self.name, base, self.local) from harmless(error, self._options)
 
 
 def _walked(fs: Any, top: str, maxdepth: int | None) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from pti_core.addresses import local_path, redact, split_chain
 from pti_core.connections import (
     FINAL_ERRORS,
     file_system,
+    harmless,
     out_of_resources,
     read_whole,
     tried_again,
@@ -62,10 +63,10 @@ def read_bytes(uri: str, storage_options: dict[str, Any] | None = None) -> bytes
         raise type(error)(f"{redact(uri)!r} cannot be read: {text}") from None
     except Exception as error:
         text = without_secrets(redact(str(error)), storage_options)
-        # a cause would be printed with it, so it is kept only where it gives nothing away
-        cause = error if text == str(error) else None
         found = " ".join(f"{type(error).__name__}: {text}".split())
-        raise ReadError(f"{redact(uri)!r} cannot be read ({found}); check the file and the connection") from cause
+        raise ReadError(f"{redact(uri)!r} cannot be read ({found}); check the file and the connection") from harmless(
+            error, storage_options
+        )
 
 
 def _read(uri: str, storage_options: dict[str, Any] | None) -> bytes:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from fsspec.implementations.local import LocalFileSystem
 
-from pti_core.connections import file_system, without_secrets
+from pti_core.connections import file_system, harmless, without_secrets
 from pti_core.datasets import redact
 from pti_core.generators.base import Generator
 from pti_core.generators.cache import FETCHABLE_NAMES, cached
@@ -102,7 +102,7 @@ def load_generator(ref: str) -> LoadedGenerator:
     except CheckpointError as error:
         raise CheckpointError(f"generator {source!r}: {error}") from None
     except OSError as error:
-        raise CheckpointError(f"generator {source!r}: {_unreadable(error)}") from error
+        raise CheckpointError(f"generator {source!r}: {_unreadable(error)}") from harmless(error)
     except (ValueError, OverflowError, RuntimeError, MemoryError) as error:  # of a structure that makes no sense
         what = f"damaged, truncated or no checkpoint ({reason(error)})"
         raise CheckpointError(f"generator {source!r}: {what}; fetch it again") from None
@@ -117,7 +117,7 @@ def _local(ref: str) -> Iterator[Path]:
     try:
         fs, inner = file_system(ref)
     except (OSError, ValueError, ImportError) as error:
-        raise CheckpointError(_unreadable(error)) from error
+        raise CheckpointError(_unreadable(error)) from harmless(error)
     if isinstance(fs, LocalFileSystem):
         path = Path(inner)
         if not path.exists():
@@ -134,8 +134,8 @@ def _local(ref: str) -> Iterator[Path]:
         except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
             why = error.__cause__  # of fsspec, whose FileNotFoundError is of hosts that do not answer as well
             raise CheckpointError(_unreadable(why, "fetched") if isinstance(why, Exception) else missing) from None
-        except (OSError, ValueError, ImportError) as error:
-            raise CheckpointError(_unreadable(error)) from error
+        except Exception as error:  # each file system has its own
+            raise CheckpointError(_unreadable(error)) from harmless(error)
         copy.flush()
         yield Path(copy.name)
 
