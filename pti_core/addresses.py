@@ -134,18 +134,27 @@ def secret_in(address: str) -> str | None:
         return secret_in(chain[1]) or (None if member else secret_in(chain[0]))
     if local_path(address) is not None:
         return None
-    scheme, _, rest = address.partition("://")
-    if (match := _USERINFO.match(address)) and (
-        scheme.lower() in ("http", "https") or _PASSWORD.match(match[0].partition("://")[2])
-    ):
+    rest = address.partition("://")[2]
+    if (match := _USERINFO.match(address)) and _is_user(match):
         return "a user name or password"
     return "a signature or token in its query" if _SIGNED.search(rest) else None
 
 
+def _is_user(match: re.Match[str]) -> bool:
+    """Whether what stands before an "@" tells a secret, which a bucket's name does not."""
+    scheme, _, user = match[0].partition("://")
+    return scheme.lower() in ("http", "https") or _PASSWORD.match(user) is not None
+
+
 def secret_in_name(name: str) -> str | None:
-    """The same for what a table calls an image, which may be an address, or what is behind its last slash."""
-    address = re.sub(r"^/*(\w+):/+", r"\1://", name)  # of which a path has but one slash
-    return secret_in(address) or ("a signature or token in its query" if _SIGNED.search(name) else None)
+    """The same for what a table calls an image or a group: an address, what is behind its last slash, or text with one.
+
+    Such as the JSON of a field that has several values.
+    """
+    text = re.sub(r"^/*(\w+):/+", r"\1://", name)  # of which a path has but one slash
+    if any(map(_is_user, _USERINFO.finditer(text))):
+        return "a user name or password"
+    return "a signature or token in its query" if _SIGNED.search(name) else None
 
 
 def refusal(what: str, address: str) -> str | None:

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import tarfile
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -14,6 +15,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from conftest import QUICK_SETTINGS
 from PIL import Image
@@ -206,6 +209,41 @@ def test_signed_links_of_a_listing_are_refused(web: str) -> None:
     with pytest.raises(DatasetError, match=r"'0\.png' of dataset .* a signature or token") as caught:
         scan(f"{web}/list/*.png*")
     assert SECRET not in str(caught.value)
+
+
+GROUPS = [
+    f"https://host/0.jpg?X-Amz-Signature={SECRET}",
+    f"https://bob:{SECRET}@host/0.jpg",
+    f"s3://key:{SECRET}@bucket/0.jpg",
+    f"0.jpg?sv=2024&sig={SECRET}",
+    f"see https://bob:{SECRET}@host/0.jpg",
+]
+
+
+@pytest.mark.parametrize("value", [*GROUPS, {"a": GROUPS[1]}, [GROUPS[0], "b"]])
+def test_groups_whose_names_hold_a_secret_are_refused(tmp_path: Path, pictures: list[Any], value: Any) -> None:
+    for name in ("0.png", "1.png"):
+        Image.fromarray(pictures[0]).save(tmp_path / name)
+    data = [(tmp_path / f"{i}.png").read_bytes() for i in range(2)]
+    places = pa.array([value, value]) if isinstance(value, dict) else pa.array([None, value])
+    pq.write_table(pa.table({"image": data, "id": ["a", "b"], "url": places}), tmp_path / "faces.parquet")
+    (tmp_path / "dataset.json").write_text(json.dumps({"labels": [["1.png", value]]}))
+    with tarfile.open(tmp_path / "faces.tar", "w") as archive:
+        archive.add(tmp_path / "1.png", "1.png")
+        (tmp_path / "1.json").write_text(json.dumps({"url": value}))
+        archive.add(tmp_path / "1.json", "1.json")
+    kinds = {"faces.parquet": ("url", "[ab]"), "": ("label", "1.png"), "faces.tar": ("url", "1.png")}
+    for dataset, (column, image) in kinds.items():
+        with pytest.raises(DatasetError, match=f"group_by 'column:{column}': of image '{image}' it is") as caught:
+            scan(str(tmp_path / dataset), group_by=f"column:{column}")
+        assert SECRET not in str(caught.value)
+
+
+def test_groups_that_are_plain_addresses_stay(tmp_path: Path) -> None:
+    values = ["https://host/0.jpg?width=512", "bob@host.org", "a & b; c: d@e", "s3://bucket/photo:a@2x"]
+    pq.write_table(pa.table({"image": [b"1"] * 4, "url": values}), tmp_path / "faces.parquet")
+    found = scan(str(tmp_path / "faces.parquet"), group_by="column:url")
+    assert found["group"].to_pylist() == values
 
 
 def pti(home: Path, *args: object, **more: str) -> subprocess.CompletedProcess[str]:

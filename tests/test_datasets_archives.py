@@ -57,6 +57,24 @@ def test_a_blank_label_is_none(tmp_path: Path) -> None:
     assert groups(tar(tmp_path / "a.tar", members), "column:who") == {"1.png": "1.png", "2.png": "Ada"}
 
 
+def test_what_is_no_label_costs_no_other(tmp_path: Path) -> None:
+    deep = b"[" * 200_000 + b"]" * 200_000
+    for said in (b"NaN", b'"\\ud83d"', deep):
+        members = {"1.png": b"1", "1.json": b'{"who": ' + said + b"}", "2.png": b"2", "2.json": b'{"who": "Ada"}'}
+        assert groups(tar(tmp_path / "a.tar", members), "column:who") == {"1.png": "1.png", "2.png": "Ada"}
+        labels = b'{"labels": [["1.png", ' + said + b'], ["2.png", "Ada"]]}'
+        path = zipped(tmp_path / "a.zip", {"1.png": b"1", "2.png": b"2", "dataset.json": labels})
+        if said is deep:
+            assert "is none of dataset_tool" in refused(path, group_by="column:label")
+        else:
+            assert groups(path, "column:label") == {"1.png": "1.png", "2.png": "Ada"}
+    for kind in (pa.float32(), pa.float64()):
+        who = pa.array([1, float("nan"), None, float("nan")], kind)
+        pq.write_table(pa.table({"image": [b"1"] * 4, "who": who}), tmp_path / "a.parquet")
+        found = [row["group"] for row in scan(str(tmp_path / "a.parquet"), group_by="column:who").to_pylist()]
+        assert found == ["1", "a/000001", "a/000002", "a/000003"]
+
+
 def test_only_images_in_a_tar_need_names_in_utf8(tmp_path: Path) -> None:
     other, latin = {"r\xe9adme.txt": b"x", "1.\xe9": b"y"}, {"encoding": "latin-1", "format": tarfile.GNU_FORMAT}
     path = tar(tmp_path / "a.tar", {"1.png": b"one", "1.cls": b"7"} | other, **latin)

@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pti_core.addresses import secret_in_name
 from pti_core.sources.base import DatasetError, text
 
 
@@ -39,16 +40,31 @@ class Grouping:
         raise DatasetError(f"group_by {spec!r}: 'folder', 'column:NAME', 'regex:PATTERN' or 'count:N' expected")
 
     def groups(self, ids: pa.ChunkedArray, labels: pa.ChunkedArray) -> pa.ChunkedArray:
-        """The group of each image, of a listing in its final order; the image_id where it has none."""
+        """The group of each image, of a listing in its final order; the image_id where it has none.
+
+        DatasetError where a column's value holds a password or signature: groups are stored, and name files.
+        """
         if self.count is not None:
             return pa.chunked_array([text([f"group-{i // self.count:05d}" for i in range(len(ids))])])
         if self.by_folder:
             return pc.replace_substring_regex(ids, r"(?s)^([^/]*)/.*", r"\1")
         if self.column is not None:
+            self._check_secrets(ids, labels)
             return pc.coalesce(labels, ids)
         if self.pattern is not None:
             return pa.chunked_array([text([self._matched(i) for i in part.to_pylist()]) for part in ids.chunks])
         return ids
+
+    def _check_secrets(self, ids: pa.ChunkedArray, labels: pa.ChunkedArray) -> None:
+        """Not cleaned instead: without their queries, addresses of several groups may be one."""
+        suspects = labels.filter(pc.match_substring_regex(labels, "[@?&;#~]")).unique()
+        for value in suspects.drop_null().to_pylist():
+            if secret := secret_in_name(value):
+                image = ids[pc.index(labels, pa.scalar(value, labels.type)).as_py()].as_py()
+                raise DatasetError(
+                    f"group_by 'column:{self.column}': of image {image!r} it is an address with {secret}, which tables "
+                    "and file names would show; group by another column, or regex:PATTERN of the image_id"
+                )
 
     def _matched(self, image_id: str) -> str:
         assert self.pattern is not None
@@ -74,10 +90,13 @@ def _compiled(spec: str, pattern: str) -> re.Pattern[str]:
 
 
 def label(value: Any) -> str | None:
-    """A value of a JSON file as the name of a group: text as it is, anything else as JSON; None for a blank one."""
+    """A value of a JSON file as the name of a group: text as it is, anything else as JSON; None for a blank one.
+
+    None also for NaN, and for text that no table can hold: half of a surrogate pair, where one was cut off.
+    """
     if value is None or isinstance(value, str):
-        return value if value and value.strip() else None
-    return json.dumps(value, sort_keys=True)
+        return value if value and value.strip() and not re.search("[\ud800-\udfff]", value) else None
+    return None if value != value else json.dumps(value, sort_keys=True)
 
 
 def field_of(content: Any, name: str) -> Any:

@@ -151,10 +151,11 @@ def _labels(file: Container, content: pq.ParquetFile, column: str) -> Any:
         return pa.nulls(content.metadata.num_rows, pa.large_string())
     if pa.types.is_nested(found.type):
         return text([label(value) for value in found.to_pylist()])
+    nan = pc.is_nan(found) if pa.types.is_floating(found.type) else pa.scalar(False)  # no number: so pandas writes it
     try:
         found = found.cast(pa.large_string())
     except pa.ArrowException as error:
         found_there = f"column {column!r} holds {found.type} that is no text"
         raise DatasetError(f"{file.url!r}: {found_there}; group by another column") from error
-    empty = pc.equal(pc.utf8_trim_whitespace(found), "")
+    empty = pc.or_(pc.equal(pc.utf8_trim_whitespace(found), ""), nan)
     return pc.if_else(empty, pa.scalar(None, pa.large_string()), found)  # an empty one is none

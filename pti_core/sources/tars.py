@@ -223,7 +223,7 @@ def _note_label(file: IO[bytes], member: _Member, column: str, labels: dict[str,
         return
     file.seek(member.start + _BLOCK)
     data = file.read(member.size)
-    with suppress(ValueError):  # a damaged label leaves its image alone in a group
+    with suppress(ValueError, RecursionError):  # a damaged label leaves its image alone in a group
         if kind == column:
             if said := data.decode().strip():  # an empty one is none
                 labels[_sample(member.name)] = said

@@ -60,7 +60,7 @@ def labels_in(content: bytes, place: str) -> dict[str, str]:
     try:
         pairs = json.loads(content)["labels"] or []
         return {name: found for name, value in pairs if (found := label(value)) is not None}
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
         expected = 'expected is {"labels": [["00000/img00000000.png", 6], ...]}'
         raise DatasetError(f"{LABELS} of {place!r} is none of dataset_tool ({error}); {expected}") from error
 
