@@ -17,7 +17,7 @@ from typing import Any, Final
 from prefect.exceptions import TerminationSignal
 
 WRITING: Final = 4.0
-"""Seconds for computed parts to be written."""
+"""Seconds for computed parts, and what `pti status` tells of their shards, to be written."""
 
 TELLING: Final = 4.0
 """Seconds for tasks to notice, and for the server to be told."""
@@ -96,13 +96,17 @@ def jobs_allowed_again() -> Iterator[None]:
 
 
 def give_up() -> None:
-    """Stop all jobs of this process at their next step; wait for parts that are computed to be written."""
+    """Stop all jobs of this process at their next step; wait for parts that are computed, and notes, to be written."""
+    from pti_core.notes import stop_all_notes
     from pti_core.overlap import finish_writes
     from pti_core.parallel import stop_all
 
+    end = time.monotonic() + WRITING
     stop_all()
+    noted = stop_all_notes()
     time.sleep(0.2)  # a part that has just been computed goes to its writer
-    finish_writes(WRITING)
+    finish_writes(end - time.monotonic())
+    noted(max(0.5, end - time.monotonic()))
 
 
 def _tell_server(why: str) -> None:

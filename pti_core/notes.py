@@ -10,10 +10,10 @@ import json
 import os
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from threading import Thread
+from threading import RLock, Thread
 from typing import Any, Final, Literal, Self
 
 from pti_core.files import Files
@@ -22,10 +22,12 @@ EVERY: Final = 15.0
 """Seconds between notes of one shard; a shard that takes less leaves none."""
 
 FRESH: Final = 180.0
-"""Seconds after which a shard without a new note no longer counts as in work: its worker has ended, or hangs."""
+"""Seconds after which a shard without a new note no longer counts as in work: its worker was killed, or hangs."""
 
 PATIENCE: Final = 5.0
 """Seconds that a shard's end waits for a note on its way to an output that is slow."""
+
+State = Literal["running", "failed", "stopped"]
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,7 @@ class Note:
     """What is known of a shard that is not done."""
 
     shard: int
-    state: Literal["running", "failed"]
+    state: State
     time: float  # when it was written, seconds since 1970
     images: float  # done so far
     where: str  # host and process
@@ -48,41 +50,90 @@ class Note:
 class NoteBook:
     """The notes that one task writes of its shard. What goes wrong with them does not matter.
 
-    As a context: at its end no note of it is on its way any more, but to an output that does not answer.
+    As a context: at its end no note of it is on its way any more, but to an output that does not answer. Where it ends
+    by an error, or the process is told to stop, the shard is noted as stopped.
     """
 
     def __init__(self, files: Files, run: str, shard: int) -> None:
         self._files, self._path, self._shard = files, _path(run, shard), shard
-        self._last = time.monotonic()
+        self._last, self._images = time.monotonic(), 0.0
         self._writing: Thread | None = None
+        self._lock, self._stopped = RLock(), False  # a signal may come while it is held
 
     def running(self, images: float) -> None:
         """Still at work; `images` of the shard are done.
 
         Written in a thread, so that an output that is slow holds up nobody.
         """
-        if time.monotonic() - self._last >= EVERY and not (self._writing and self._writing.is_alive()):
-            self._last = time.monotonic()
-            self._writing = Thread(target=self._write, args=("running", images, ""), name="pti-note", daemon=True)
-            self._writing.start()
+        with self._lock:
+            self._images = images
+            idle = not (self._writing and self._writing.is_alive())
+            if idle and not self._stopped and time.monotonic() - self._last >= EVERY:
+                self._last = time.monotonic()
+                self._writing = self._begin("running", images)
+
+    def stop(self) -> None:
+        """Begin to note, after what is on its way, that nobody is at work on it; once."""
+        with self._lock:
+            if not self._stopped:
+                self._stopped = True
+                self._writing = self._begin("stopped", self._images, self._writing)
 
     def failed(self, error: str) -> None:
         """The shard is left for the next run."""
         self._write("failed", 0.0, error)
 
     def __enter__(self) -> Self:
+        with _lock:
+            _open.append(self)
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         """A note that is being written comes before what is written of the shard later, but is not waited for long."""
-        if self._writing is not None:
-            self._writing.join(PATIENCE)
+        with _lock:
+            _open.remove(self)
+        if kind is not None:
+            self.stop()
+        self.wait(PATIENCE)
 
-    def _write(self, state: Literal["running", "failed"], images: float, error: str) -> None:
+    def wait(self, seconds: float) -> None:
+        """Until no note is on its way, at most so long."""
+        if self._writing is not None:
+            self._writing.join(seconds)
+
+    def _begin(self, state: State, images: float, after: Thread | None = None) -> Thread:
+        def write() -> None:
+            if after is not None:
+                after.join()
+            self._write(state, images, "")
+
+        thread = Thread(target=write, name="pti-note", daemon=True)
+        thread.start()
+        return thread
+
+    def _write(self, state: State, images: float, error: str) -> None:
         where = f"{socket.gethostname()}:{os.getpid()}"
         note = Note(self._shard, state, time.time(), images, where, error)
         with suppress(Exception):
             self._files.put(self._path, json.dumps(asdict(note), sort_keys=True).encode())
+
+
+_lock, _open = RLock(), list[NoteBook]()  # of the shards that this process is at work on
+
+
+def stop_all_notes() -> Callable[[float], None]:
+    """Begin to note of all shards in work that they are stopped; a function that waits for it, at most so long."""
+    with _lock:
+        left = list(_open)
+    for note in left:
+        note.stop()
+
+    def wait(seconds: float) -> None:
+        end = time.monotonic() + seconds
+        for note in left:
+            note.wait(max(0.0, end - time.monotonic()))
+
+    return wait
 
 
 def read_notes(files: Files, run: str, shards: Sequence[int]) -> list[Note]:

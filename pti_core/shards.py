@@ -202,14 +202,16 @@ def measure_shard(
         paths = {table: run.store.part_path(table, run.name, shard, number) for table in INVERTED}
         of[number] = {table: known.get(path) or run.store.file_info(path) for table, path in paths.items()}
     whole = whole_locality(run, shard, of)
-    for number, part in of.items():
-        if number not in whole:
-            start = time.perf_counter()
-            points, took = _locality_rows(run, part), time.perf_counter() - start
-            whole[number] = (write_locality(run, shard, number, points, took, part), took)
-        info, took = whole[number]
-        infos += [*part.values(), info]
-        seconds += took
+    with NoteBook(run.store.files, run.name, shard) as note:
+        for number, part in of.items():
+            note.running(len(rows))
+            if number not in whole:
+                start = time.perf_counter()
+                points, took = _locality_rows(run, part), time.perf_counter() - start
+                whole[number] = (write_locality(run, shard, number, points, took, part), took)
+            info, took = whole[number]
+            infos += [*part.values(), info]
+            seconds += took
     found = {"manifest": len(rows), **(counts or _counted(run, of.values()))}
     run.store.mark_done(run.name, shard, make_marker(found, seconds, run.digest, infos, run.created))
     return {"shard": shard, "images": len(rows), **found}

@@ -7,7 +7,7 @@ import time
 import pytest
 
 from pti_core import notes
-from pti_core.notes import NoteBook, read_notes
+from pti_core.notes import NoteBook, read_notes, stop_all_notes
 from pti_core.store import Store
 
 
@@ -70,3 +70,45 @@ def test_an_output_that_is_slow_holds_up_nobody_and_is_asked_once_at_a_time(file
         slow.answer.set()
     (found,) = read_notes(files, "r", [3])
     assert (slow.asked, found.images) == (1, 1.0)
+
+
+def test_a_process_that_is_told_to_stop_is_at_work_no_more(files, monkeypatch):
+    monkeypatch.setattr(notes, "EVERY", 0.0)
+    with NoteBook(files, "r", 3) as first, NoteBook(files, "r", 4) as second:
+        first.running(1.5)
+        second.running(2.5)
+        stop_all_notes()(30)
+        first.running(1.7)  # a step that it was at
+        found = read_notes(files, "r", [3, 4])
+    assert [(note.state, note.images, note.running) for note in found] == [
+        ("stopped", 1.5, False),
+        ("stopped", 2.5, False),
+    ]
+    assert read_notes(files, "r", [3, 4]) == found
+
+
+def fail(note):
+    with note:
+        note.running(1.0)
+        raise OSError("no space is left")
+
+
+def test_a_shard_that_is_left_by_an_error_is_at_work_no_more_and_what_failed_comes_last(files, monkeypatch):
+    monkeypatch.setattr(notes, "EVERY", 0.0)
+    note = NoteBook(files, "r", 5)
+    with pytest.raises(OSError, match="no space is left"):
+        fail(note)
+    assert [note.state for note in read_notes(files, "r", [5])] == ["stopped"]
+    note.failed("no space is left")
+    assert [note.state for note in read_notes(files, "r", [5])] == ["failed"]
+
+
+def test_stopping_waits_for_a_slow_output_no_longer_than_it_may(files, monkeypatch):
+    monkeypatch.setattr(notes, "EVERY", 0.0)
+    slow = Slow(files)
+    with NoteBook(slow, "r", 3) as note:
+        note.running(1.0)
+        stop_all_notes()(0.01)  # would hang here
+        slow.answer.set()
+    (found,) = read_notes(files, "r", [3])
+    assert (slow.asked, found.state) == (2, "stopped")

@@ -11,6 +11,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from pti_core.notes import read_notes
 from pti_core.status import run_status
 from pti_core.store import Store
 
@@ -108,7 +109,10 @@ def test_a_command_that_is_told_to_end_does_so_and_the_same_command_goes_on(
     kept = parts(out)
     assert 0 < len(kept) < IMAGES
     store = Store(str(out))
-    assert run_status(store, *store.runs()).failed == []  # it was stopped, nothing went wrong
+    found = run_status(store, *store.runs())
+    assert (found.state, found.failed) == ("unfinished", [])  # it was stopped, nothing went wrong
+    notes = read_notes(store.files, found.run, range(found.shards))
+    assert notes and {note.state for note in notes} == {"stopped"}
     done = subprocess.run(command, cwd=ROOT, env=server.env, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     check_whole(out, kept)
