@@ -141,12 +141,16 @@ def find_pivots(
     with torch.no_grad():
         target_features = lpips.features(small)
 
+    def explored(step: int) -> Tensor | None:
+        strength = statistics.w_std * config.w_noise * max(0.0, 1 - step / config.steps / config.w_noise_ramp) ** 2
+        return random.randn(slots, w.shape[2]) * strength if strength > 0 else None
+
+    away = explored(0)
     for step in range(config.steps):
         factor = learning_rate(step, config.steps, config.lr_rampup, config.lr_rampdown)
         for group in optimizer.param_groups:
             group["lr"] = group["peak"] * factor
-        strength = statistics.w_std * config.w_noise * max(0.0, 1 - step / config.steps / config.w_noise_ramp) ** 2
-        ws = w + random.randn(slots, w.shape[2]) * strength if strength > 0 else w
+        ws = w if away is None else w + away
         images = generator.synthesis(ws.expand(-1, generator.num_ws, -1), noise=noise)
         images = area_downsample(images, config.max_resolution)
         distance = lpips.distance(lpips.features(images), target_features)
@@ -155,11 +159,14 @@ def find_pivots(
             loss = loss + config.mse_weight * (images - small).square().mean(dim=(1, 2, 3))
         if optimise_noise and config.noise_weight > 0:
             loss = loss + config.noise_weight * noise_autocorrelation(noise)
+        # A GPU is waited for here and not after the step: it still has the backward pass to do while the first layers
+        # of the next drawing, which are small, are sent to it.
+        value, away = distance.detach().cpu(), explored(step + 1)
         optimizer.zero_grad(set_to_none=True)
         loss.sum().backward()
         optimizer.step()
         if optimise_noise:
             normalize_noise(noise)
         if on_step is not None:
-            on_step(step + 1, distance.detach().cpu())
+            on_step(step + 1, value)
     return Pivots(w.detach(), [n.detach() for n in noise], generator.num_ws)
