@@ -211,8 +211,8 @@ class Engine:
         return results
 
     def _as_stored(self, target: Target, pivot: Pivots, lpips: float, seconds: float) -> Found:
-        noise = deltas.encode_noise([n[0] for n in pivot.noise])
-        maps = [n.to(self.device) for n in deltas.decode_noise(noise, self.generator.noise_shapes)]
+        noise = deltas.encode_noise([n[0] for n in pivot.noise], self.generator)
+        maps = [n.to(self.device) for n in deltas.decode_noise(noise, self.generator)]
         return Found(target, replace(pivot, noise=maps), noise, lpips, seconds)
 
     def _tune(

@@ -233,7 +233,7 @@ def stored_from_rows(run: Run, engine: Engine, pivot: Mapping[str, Any], rows: S
     generator = engine.stored_generator(encoded_tensors(rows, run.generator_sha256))
     device = engine.device
     w = torch.from_numpy(np.array(pivot["w"], dtype=np.float32)).view(1, -1, engine.generator.w_dim)
-    noise = deltas.decode_noise(pivot["noise"], engine.generator.noise_shapes)
+    noise = deltas.decode_noise(pivot["noise"], engine.generator)
     ws = w.expand(-1, engine.generator.num_ws, -1).to(device)
     return Stored(generator, ws, [n.to(device) for n in noise])
 

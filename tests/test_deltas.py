@@ -13,8 +13,9 @@ import torch
 
 from pti_core import deltas
 from pti_core.deltas import layered, table
-from pti_core.deltas.payloads import THOROUGH, Reader
+from pti_core.deltas.payloads import THOROUGH, Reader, section
 from pti_core.deltas.symbols import _dense, _sparse, decode_symbols, encode_symbols
+from pti_core.generators.mobilestylegan import MobileStyleGAN
 from pti_core.runs import encoded_tensors
 from pti_core.tables import records, to_parquet
 from pti_core.tables import table as make_table
@@ -274,27 +275,53 @@ def test_apply_adds_the_delta_and_refuses_another_generators(tiny_generator):
         deltas.apply(generator, {names[0]: torch.ones(1, 2, 3)})
 
 
-def test_noise_round_trip(tiny_generator):
-    shapes = tiny_generator.noise_shapes
-    noise = [torch.randn(1, 1, *shape) for shape in shapes]
-    payload = deltas.encode_noise(noise)
-    decoded = deltas.decode_noise(payload, shapes)
+def own_noise(generator):
+    return [n[None, None] for n in generator.noise_const()]
+
+
+@pytest.mark.parametrize("moved", [0.0, 0.2, 1.0, 3.0])
+def test_noise_round_trip(tiny_generator, moved):
+    torch.manual_seed(0)
+    noise = [n + moved * torch.randn_like(n) for n in own_noise(tiny_generator)]
+    payload = deltas.encode_noise(noise, tiny_generator)
+    decoded = deltas.decode_noise(payload, tiny_generator)
     for a, b in zip(noise, decoded, strict=True):
-        torch.testing.assert_close(a, b, rtol=0, atol=1 / 32 + 1e-6)
-    assert len(payload) < sum(h * w for h, w in shapes) + 100
+        torch.testing.assert_close(a, b, rtol=0, atol=1 / 8 + 1e-6)
+    bits = 8 * len(payload) / sum(n.numel() for n in noise)
+    assert bits < {0.0: 0.1, 0.2: 3.5, 1.0: 5, 3.0: 6.5}[moved]
+    again = deltas.encode_noise(decoded, tiny_generator)
+    assert all(map(torch.equal, decoded, deltas.decode_noise(again, tiny_generator)))
+    if payload[2:] != b"\0":  # not all zeros
+        with pytest.raises(deltas.DeltaError, match="noise"):
+            deltas.decode_noise(payload[:-5], tiny_generator)
     with pytest.raises(deltas.DeltaError, match="noise"):
-        deltas.decode_noise(payload, shapes[:-1])
-    with pytest.raises(deltas.DeltaError, match="noise"):
-        deltas.decode_noise(payload[:-5], shapes)
+        deltas.decode_noise(payload + b"\0", tiny_generator)
     noise[0][0, 0, 0, 0] = torch.nan
     with pytest.raises(deltas.DeltaError, match="not finite"):
-        deltas.encode_noise(noise)
+        deltas.encode_noise(noise, tiny_generator)
+
+
+def test_noise_that_began_elsewhere_is_counted_from_zero(tiny_generator):
+    noise = [torch.randn(1, 1, *shape) for shape in tiny_generator.noise_shapes]
+    payload = deltas.encode_noise(noise, tiny_generator)
+    assert payload[:2] == b"n0"
+    for a, b in zip(noise, deltas.decode_noise(payload, tiny_generator), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1 / 8 + 1e-6)
+
+
+def test_noise_of_another_generator_is_refused(tiny_generator):
+    payload = deltas.encode_noise([2 * n for n in own_noise(tiny_generator)], tiny_generator)
+    larger = MobileStyleGAN([32, 32, 16, 16], z_dim=16, w_dim=24, num_layers=4)
+    with pytest.raises(deltas.DeltaError, match="noise maps"):
+        deltas.decode_noise(payload, larger)
 
 
 def test_noise_of_before_is_read(tiny_generator):
-    shapes = tiny_generator.noise_shapes
-    noise = [torch.randn(1, 1, *shape) for shape in shapes]
-    values = np.concatenate([n.numpy().ravel() for n in noise]).astype("<f2")
-    payload = pa.Codec("zstd").compress(values.view(np.uint8).reshape(-1, 2).T.tobytes()).to_pybytes()
-    for a, b in zip(noise, deltas.decode_noise(payload, shapes), strict=True):
+    noise = [torch.randn(1, 1, *shape) for shape in tiny_generator.noise_shapes]
+    values = np.concatenate([n.numpy().ravel() for n in noise])
+    halves = pa.Codec("zstd").compress(values.astype("<f2").view(np.uint8).reshape(-1, 2).T.tobytes()).to_pybytes()
+    for a, b in zip(noise, deltas.decode_noise(halves, tiny_generator), strict=True):
         torch.testing.assert_close(a, b, rtol=2**-10, atol=1e-6)
+    sixteenths = b"n8" + section(np.rint(values * 16).astype(np.int8).tobytes())
+    for a, b in zip(noise, deltas.decode_noise(sixteenths, tiny_generator), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1 / 32 + 1e-6)

@@ -109,7 +109,7 @@ def _study(
     except AlphaError as error:
         return str(error)
     w = torch.tensor(place.pivot["w"], dtype=torch.float32, device=engine.device).view(1, -1, generator.w_dim)
-    noise = [n.to(engine.device) for n in deltas.decode_noise(place.pivot["noise"], generator.noise_shapes)]
+    noise = [n.to(engine.device) for n in deltas.decode_noise(place.pivot["noise"], generator)]
     pivots = Pivots(w, noise, generator.num_ws)
     alphas, samples = request.alphas, request.z_samples
     near = [asdict(row) for row in nearness(engine, pivots.ws, image_id, alphas, samples, run.config.seed)]
