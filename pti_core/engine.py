@@ -30,7 +30,7 @@ from pti_core.generators.base import Generator
 from pti_core.generators.half import multiplies_bf16, precision_for
 from pti_core.inversions import Failure, Found, Result, Target
 from pti_core.memory import free_memory, keep_freed_memory, shortage
-from pti_core.parallel import available_cores, in_parallel, one_thread
+from pti_core.parallel import available_cores, in_parallel, on_idle_cores, one_thread
 from pti_core.perceptual import LPIPS, load_lpips
 from pti_core.pivot import Pivots, find_pivots
 from pti_core.progress import OnImageStep, OnProgress, WorkCounter
@@ -200,15 +200,15 @@ class Engine:
             encoded_start(self.encoder, self.generator, images, self.lpips) if self.encoder else None,
         )
         seconds = (time.perf_counter() - start) / len(batch)
-        results: list[Found | Failure] = []
-        for i, target in enumerate(batch):
+
+        def result(i: int) -> Found | Failure:
             pivot = pivots[i : i + 1]
             if all(bool(torch.isfinite(x).all()) for x in (pivot.w, *pivot.noise)):
-                results.append(self._as_stored(target, pivot, float(distance[i]), seconds))
-            else:
-                message = "the pivot diverged to NaN"
-                results.append(Failure(target.image_id, "pivot", "NotFinite", message, permanent=True))
-        return results
+                return self._as_stored(batch[i], pivot, float(distance[i]), seconds)
+            message = "the pivot diverged to NaN"
+            return Failure(batch[i].image_id, "pivot", "NotFinite", message, permanent=True)
+
+        return list(on_idle_cores(result, range(len(batch)), self.device))
 
     def _as_stored(self, target: Target, pivot: Pivots, lpips: float, seconds: float) -> Found:
         noise = deltas.encode_noise([n[0] for n in pivot.noise], self.generator)
