@@ -84,6 +84,15 @@ def test_the_kubernetes_commands_name_what_the_values_files_name():
     assert places == sorted(places)
 
 
+def test_the_commands_for_one_machine_wait_until_the_server_answers():
+    """They are pasted at once: before that `work-pool create` fails, and `deploy` finds no pool."""
+    text = (ROOT / "deployments/README.md").read_text().partition("## One machine")[2].partition("\n## ")[0]
+    in_order = ["prefect server start", "until curl -fs $PREFECT_API_URL/health;", "work-pool create", "deploy --all"]
+    places = [text.find(part) for part in in_order]
+    assert places == sorted(places)
+    assert -1 not in places
+
+
 def form_of(name):
     """The schema that Prefect makes the form of, in its order."""
     properties = parameter_schema(flow_of(DEPLOYMENTS[name])).properties
