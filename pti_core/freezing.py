@@ -100,7 +100,7 @@ def freeze(
         manifest = assign_shards(inputs, shard_size)
         sha256 = encoder.sha256 if encoder else None
         beside = _beside(store, config, dataset, found.sha256, sha256) if not known else []
-        beside += _alone(inputs) if config.mode == "multi" else []
+        beside += _alone(inputs, group_by)
         ready()
         if encoder is not None:
             keep_encoder(store, found.sha256, encoder)
@@ -117,7 +117,7 @@ def freeze(
         keep_encoder(store, found.sha256, encoder)  # runs of before have none in their root
     run = load_run(output, name)
     if known and existing == "extend":
-        remarks += _extend(run, changes(run, listing(), limit), shard_size)
+        remarks += _extend(run, changes(run, listing(), limit), shard_size, group_by)
     elif known and existing == "resume":
         remarks += _changed(run, lambda: changes(run, listing(), limit, LOOKED_AT))
     return replace(run, remarks=tuple(remarks))
@@ -191,7 +191,7 @@ def _check_readable(inputs: pa.Table, dataset: str) -> None:
         pass
 
 
-def _extend(run: Run, found: Changes, shard_size: int) -> list[str]:
+def _extend(run: Run, found: Changes, shard_size: int, group_by: str | None) -> list[str]:
     """Append what is new or has changed as new shards; say what was done."""
     rows = extension(found, shard_size, run.manifest.shards)
     unread = (
@@ -205,8 +205,7 @@ def _extend(run: Run, found: Changes, shard_size: int) -> list[str]:
     del run.__dict__["manifest"]  # read again, now longer
     shards = f"shard {first}" if first == last else f"shards {first} to {last}"
     remarks = [f"{found.counts()} appended as {shards}", *left]
-    if run.config.mode == "multi":
-        remarks += _alone(rows)
+    remarks += _alone(rows, group_by)
     if found.grown:
         one = found.grown == 1
         remarks.append(
@@ -261,8 +260,13 @@ def _beside(
     return [f"a new run beside {name}, which stays as it is ({shown or 'another limit or other groups'})"]
 
 
-def _alone(inputs: pa.Table) -> list[str]:
-    """That groups of one image share nothing: of a folder without subfolders all are, say."""
+def _alone(inputs: pa.Table, group_by: str | None) -> list[str]:
+    """That groups of one image share nothing: of a folder without subfolders all are, say.
+
+    Nothing of groups by number, whose size was asked for: only the last can have fewer images.
+    """
+    if group_by is None or group_by.startswith("count:"):
+        return []
     counts = pc.value_counts(inputs["group"]).field("counts")
     alone = pc.sum(pc.equal(counts, 1)).as_py()
     if not alone:

@@ -67,3 +67,12 @@ def test_groups_of_one_image_are_told(dataset, begin, pictures):
     (flat / "1.png").unlink()
     (flat / "2.png").unlink()
     assert "1 of 2 groups has one image and gets a generator of its own" in begin(flat, limit=9)[-1]
+
+
+def test_the_last_group_by_number_may_have_one_image(dataset, begin, pictures):
+    flat = dataset(3)
+    assert begin(flat, group_by="count:2") == ()
+    Image.fromarray(pictures[3]).save(flat / "x.png")
+    remarks = begin(flat, group_by="count:2", existing="extend")
+    assert remarks[0] == "1 new file is appended as shard 1"
+    assert not [remark for remark in remarks if "one image" in remark]
