@@ -112,8 +112,10 @@ def align(
     listing = scan(dataset, without=str(output))
     ids, uris = listing["image_id"].to_pylist(), listing["uri"].to_pylist()
     faces: Mapping[str, pd.DataFrame] = {str(name): rows for name, rows in table.groupby(level=0, sort=False)}
+    if not faces:
+        raise AlignmentError(f"landmarks {redact(landmarks)!r}: no rows; a row a face expected")
     if not faces.keys() & set(ids):
-        named = f"{next(iter(faces), None)!r}, the data set {ids[0]!r}"
+        named = f"{next(iter(faces))!r}, the data set {ids[0]!r}"
         raise AlignmentError(
             f"landmarks {redact(landmarks)!r}: none of them is of an image of the data set (they name {named})"
         )

@@ -158,3 +158,6 @@ def test_tables_that_are_none(data: Path) -> None:
     (data / "no.csv").write_text(f"image_id,{','.join(COLUMNS)}\nz.png,{','.join('12345678')}\n")
     with pytest.raises(AlignmentError, match=r"none of them is of an image of the data set \(they name 'z.png'"):
         align(str(data / "in"), str(data / "no.csv"), data / "out")
+    (data / "no.csv").write_text(f"image_id,{','.join(COLUMNS)}\n")
+    with pytest.raises(AlignmentError, match="no rows; a row a face expected"):
+        align(str(data / "in"), str(data / "no.csv"), data / "out")
