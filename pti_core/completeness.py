@@ -62,7 +62,8 @@ def strays(listed: Iterable[str], markers: Mapping[int, Mapping[str, Any]], shar
     """Of the files listed in a run's tables, those that are no parts of it; sorted.
 
     They have the name of no part, or are in a shard that the run does not have, or in a finished one whose marker does
-    not name them. No work ever writes over them, and whoever reads the tables takes their rows for more of the run's.
+    not name them. No work ever writes over them, and whoever reads the tables takes their rows for more of the run's,
+    or fails by them: pandas reads files of any name but a hidden one.
     """
     named = {file["path"] for marker in markers.values() for file in marker["files"]}
 
@@ -70,7 +71,10 @@ def strays(listed: Iterable[str], markers: Mapping[int, Mapping[str, Any]], shar
         shard = part_shard(path)
         return shard is None or shard >= shards or shard in markers
 
-    return sorted(path for path in listed if path.endswith(".parquet") and path not in named and is_stray(path))
+    def is_read(path: str) -> bool:
+        return not any(name.startswith((".", "_")) for name in path.split("/"))
+
+    return sorted(path for path in listed if path not in named and is_read(path) and is_stray(path))
 
 
 def _sorted(ids: pa.ChunkedArray) -> pa.Array:

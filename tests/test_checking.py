@@ -74,7 +74,7 @@ def test_a_run_without_its_manifest_keeps_nobody_from_checking_the_others(store:
     )
     assert lines[1:3] == [f"run {RUN}: 3 shards read", "run second: 1 shard read; 2 are unfinished and not read"]
     assert lines[3].startswith(f"run third: 'runs/third/config.json' in '{store.root}' is damaged")
-    assert lines[4:] == ["error: 2 runs could not be checked in full, for what is said above"]
+    assert lines[5:] == ["error: 2 runs could not be checked in full, for what is said above"]
     assert check(store, "--run", "second")[0] == 0
     for damaged in (b"garbage", whole[: len(whole) // 2], whole[:4] + b"\xff" * 40 + whole[44:]):
         path.write_bytes(damaged)
@@ -127,24 +127,24 @@ def test_a_network_that_fails_is_no_damage(monkeypatch: pytest.MonkeyPatch, stor
 def test_files_that_are_no_parts_of_their_run_are_named_and_have_to_be_removed(store: Store) -> None:
     Path(f"{store.root}/runs/{RUN}/done/00002.json").unlink()  # at work: what is there may be of it
     part = Path(f"{store.root}/pivots/run={RUN}/shard=00001/part-0.parquet")
-    strays = [part.with_name(name) for name in ("part-0 (1).parquet", "part-1.parquet")]
+    strays = [part.with_name(name) for name in ("notes.txt", "part-0 (1).parquet", "part-1.parquet")]
     strays += [
         Path(f"{store.root}/rejects/run={RUN}/shard=0000{n}/{name}") for n, name in ((2, "a.parquet"), (3, part.name))
     ]
     for path in strays:
         path.parent.mkdir(exist_ok=True)
         shutil.copy(part, path)
-    part.with_name("notes.txt").write_text("no reader takes it for a part")
+    part.with_name("_notes.txt").write_text("no reader takes it for a part")
     status, lines = check(store)
     assert status == 1
-    assert lines[:4] == [
+    assert lines[:5] == [
         f"run {RUN}: file '{path.relative_to(store.root)}' is no part of this run (a worker of before `--overwrite` "
         "has left it, or it is a copy); remove it"
         for path in strays
     ]
-    assert lines[4:] == [
+    assert lines[5:] == [
         f"run {RUN}: 2 shards read; 1 is unfinished and not read",
-        "error: 4 files are no parts of their runs; remove them",
+        "error: 5 files are no parts of their runs; remove them",
     ]
     for path in strays:
         path.unlink()

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import fsspec
+import pandas as pd
+import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
@@ -132,6 +134,20 @@ def test_a_copy_beside_a_part_does_not_keep_its_shard_from_being_done(dataset: A
     finish(run)
     assert run.pending() == []
     assert len(run.store.strays(run.name)) == 2
+
+
+def test_what_pandas_would_read_is_a_stray_and_what_it_passes_over_is_not(dataset: Any, begin: Begin) -> None:
+    run = finish(begin(dataset(4)))
+    beside = part(run, "metrics")
+    for name in ("_SUCCESS", ".part.tmp"):
+        beside.with_name(name).touch()
+    pd.read_parquet(beside.parents[2])
+    assert run.store.strays(run.name) == []
+    beside.with_name(f"{beside.name}.tmp").touch()
+    with pytest.raises(pa.ArrowInvalid):
+        pd.read_parquet(beside.parents[2])
+    (stray,) = run.store.strays(run.name)
+    assert stray.endswith(f"/{beside.name}.tmp")
 
 
 # --- the same run twice --------------------------------------------------------------------------------------------
