@@ -74,7 +74,7 @@ def test_a_run_without_its_manifest_keeps_nobody_from_checking_the_others(store:
     )
     assert lines[1:3] == [f"run {RUN}: 3 shards read", "run second: 1 shard read; 2 are unfinished and not read"]
     assert lines[3].startswith(f"run third: 'runs/third/config.json' in '{store.root}' is damaged")
-    assert lines[5:] == ["error: 2 runs could not be checked in full, for what is said above"]
+    assert lines[4:] == ["error: 2 runs could not be checked in full, for what is said above"]
     assert check(store, "--run", "second")[0] == 0
     for damaged in (b"garbage", whole[: len(whole) // 2], whole[:4] + b"\xff" * 40 + whole[44:]):
         path.write_bytes(damaged)
