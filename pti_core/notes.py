@@ -13,13 +13,16 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from threading import RLock, Thread
+from threading import RLock, Thread, Timer
 from typing import Any, Final, Literal, Self
 
 from pti_core.files import Files
 
 EVERY: Final = 15.0
 """Seconds between notes of one shard; a shard that takes less leaves none."""
+
+QUIET: Final = EVERY
+"""Seconds after which a shard is noted though it tells nothing yet: a generator that is prepared does not."""
 
 FRESH: Final = 180.0
 """Seconds after which a shard without a new note no longer counts as in work: its worker was killed, or hangs."""
@@ -59,6 +62,8 @@ class NoteBook:
         self._last, self._images = time.monotonic(), 0.0
         self._writing: Thread | None = None
         self._lock, self._stopped = RLock(), False  # a signal may come while it is held
+        self._first = Timer(QUIET, lambda: self.running(self._images))
+        self._first.daemon = True
 
     def running(self, images: float) -> None:
         """Still at work; `images` of the shard are done.
@@ -86,10 +91,12 @@ class NoteBook:
     def __enter__(self) -> Self:
         with _lock:
             _open.append(self)
+        self._first.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         """A note that is being written comes before what is written of the shard later, but is not waited for long."""
+        self._first.cancel()
         with _lock:
             _open.remove(self)
         if kind is not None:

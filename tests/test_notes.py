@@ -72,6 +72,18 @@ def test_an_output_that_is_slow_holds_up_nobody_and_is_asked_once_at_a_time(file
     assert (slow.asked, found.images) == (1, 1.0)
 
 
+def test_a_shard_that_tells_nothing_at_first_is_noted(files, monkeypatch):
+    monkeypatch.setattr(notes, "EVERY", 0.0)
+    monkeypatch.setattr(notes, "QUIET", 0.05)
+    with NoteBook(files, "r", 3) as note:
+        for _ in range(600):
+            if found := read_notes(files, "r", [3]):
+                break
+            time.sleep(0.05)
+        note.running(0.0)
+    assert [note.running for note in found] == [True]
+
+
 def test_a_process_that_is_told_to_stop_is_at_work_no_more(files, monkeypatch):
     monkeypatch.setattr(notes, "EVERY", 0.0)
     with NoteBook(files, "r", 3) as first, NoteBook(files, "r", 4) as second:
