@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated
 
 import typer
@@ -9,7 +10,7 @@ from rich.console import Console
 
 from flows import options
 
-SHOWN = 5  # images that are named of those without a face
+SHOWN = 5  # images that are named of those that lack something
 
 
 def align(
@@ -44,15 +45,16 @@ def align(
         )
     for sentence in done.wrong:
         console.print(f"note: {sentence}", style="yellow", highlight=False, markup=False, soft_wrap=True)
-    if done.without:
-        named = ", ".join(done.without[:SHOWN]) + (", ..." if len(done.without) > SHOWN else "")
-        console.print(
-            f"note: {len(done.without)} without landmarks: {named}",
-            style="yellow",
-            highlight=False,
-            markup=False,
-            soft_wrap=True,
-        )
+    _tell(console, "without landmarks", done.without)
+    _tell(console, "with landmarks, and not in the data set", done.unknown)
     kept = f", {done.kept} were there" if done.kept else ""
     faces = "1 face" if done.written == 1 else f"{done.written} faces"
     console.print(f"{faces} in {output}{kept}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _tell(console: Console, what: str, names: Sequence[str]) -> None:
+    """How many images are so, and the first of them."""
+    if names:
+        named = ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
+        text = f"note: {len(names)} {what}: {named}"
+        console.print(text, style="yellow", highlight=False, markup=False, soft_wrap=True)

@@ -49,7 +49,8 @@ def pti(
         dataset: folder, glob, archive, Parquet or one file (any fsspec URL), or 'demo', the packaged faces.
         output: where the tables go: a folder or any fsspec URL.
         generator: a built-in name ('pocket-ffhq-128'), or the path or URL of a checkpoint.
-        preset: steps and weights of the method; 'demo' takes minutes on a laptop, 'noop' does nothing.
+        preset: steps and weights of the method: 'fast' for data sets, 'paper' as published, 'demo' takes minutes on a
+            laptop, 'noop' does nothing.
         mode: a generator for each image ('single'), or one for each group ('multi').
         group_by: groups of mode 'multi': 'folder', 'column:NAME', 'regex:PATTERN' or 'count:N'.
         limit: only the first images.
@@ -66,7 +67,7 @@ def pti(
             more read ahead and write behind.
         resources: what a task takes of a cluster's worker, e.g. {"GPU": 1}.
         credentials: name of a Prefect Secret block with storage options as JSON; never the secrets themselves.
-        settings: single settings over the preset's, e.g. {"tuning.steps": 100}.
+        settings: single settings over the preset's, e.g. {"tuning.steps": 100}; docs/settings.md lists all.
     """
     overrides = {"mode": mode, "seed": seed, "image.convert": convert, **(settings or {})}
     config = configure(preset, overrides).model_dump(mode="json")

@@ -43,6 +43,7 @@ class Aligned:
     written: int = 0
     kept: int = 0  # were there already
     without: list[str] = field(default_factory=list)  # images that have no landmarks
+    unknown: list[str] = field(default_factory=list)  # what landmarks name that is no image of the data set
     wrong: list[str] = field(default_factory=list)  # a sentence an image that could not be aligned
 
 
@@ -119,7 +120,10 @@ def align(
         raise AlignmentError(
             f"landmarks {redact(landmarks)!r}: none of them is of an image of the data set (they name {named})"
         )
-    done, paths = Aligned(), _paths(ids, {name: len(rows) for name, rows in faces.items()})
+    done, paths = (
+        Aligned(unknown=sorted(faces.keys() - set(ids))),
+        _paths(ids, {name: len(rows) for name, rows in faces.items()}),
+    )
     for i, (image_id, uri) in enumerate(zip(ids, uris, strict=True)):
         if image_id not in faces:
             done.without.append(image_id)

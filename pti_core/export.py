@@ -68,9 +68,9 @@ def export_image(
     image_id = as_listed(image_id)
     path = Path(output) if output is not None else Path(_file_name(image_id) + SUFFIXES[format])
     pivot_path = path.with_name(path.name + ".pivot.npz")
+    opened, pivot = _find(root, image_id, run)
     for file in (path, pivot_path):
         check_free(file, overwrite)
-    opened, pivot = _find(root, image_id, run)
     stored = _stored(opened, pivot)
     with torch.no_grad():
         for own, given in zip(stored.generator.noise_const(), stored.noise, strict=True):

@@ -167,7 +167,7 @@ def run_progress(total: int, done: int = 0) -> Iterator[RunProgress]:
 
 def log_reporter(logger: Logger | LoggerAdapter[Any]) -> OnShardProgress:
     """Tells the log of a task how far a shard is, every `LOG_EVERY` seconds and at its end."""
-    last = 0.0
+    last, turn = 0.0, Lock()  # jobs tell at the same time
     begun: dict[int, tuple[float, float]] = {}  # by shard: when its work began, and the images done before
 
     def report(progress: ShardProgress) -> None:
@@ -175,9 +175,10 @@ def log_reporter(logger: Logger | LoggerAdapter[Any]) -> OnShardProgress:
         now = time.monotonic()
         if progress.doing != PREPARING:
             begun.setdefault(progress.shard, (now, progress.done))
-        if now - last < LOG_EVERY and progress.done < progress.total:
-            return
-        last = now
+        with turn:
+            if now - last < LOG_EVERY and progress.done < progress.total:
+                return
+            last = now
         start, before = begun.get(progress.shard, (now, progress.done))
         rate = rate_of(progress.done - before, now - start)
         doing = f", {progress.words}" if progress.words else ""

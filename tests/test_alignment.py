@@ -106,6 +106,7 @@ def test_a_data_set_from_the_terminal(data: Path) -> None:
     output = done.output.replace("\n", " ")
     assert "3 faces in" in output
     assert "1 without landmarks: 3.png" in output
+    assert "1 with landmarks, and not in the data set: elsewhere.png" in output
     assert "image 'a/1.png': less than 4 pixels" in output
     assert "'4.png': not an image" in output
     again = CliRunner().invoke(app, arguments)
