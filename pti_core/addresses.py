@@ -152,7 +152,8 @@ def secret_in_name(name: str) -> str | None:
     Such as the JSON of a field that has several values.
     """
     text = re.sub(r"^/*(\w+):/+", r"\1://", name)  # of which a path has but one slash
-    if any(map(_is_user, _USERINFO.finditer(text))):
+    before = text[: text.rfind("@") + 1]  # not to look through the rest from every place
+    if any(map(_is_user, _USERINFO.finditer(before))):
         return "a user name or password"
     return "a signature or token in its query" if _SIGNED.search(name) else None
 

@@ -63,7 +63,7 @@ def strays(listed: Iterable[str], markers: Mapping[int, Mapping[str, Any]], shar
 
     They have the name of no part, or are in a shard that the run does not have, or in a finished one whose marker does
     not name them. No work ever writes over them, and whoever reads the tables takes their rows for more of the run's,
-    or fails by them: pandas reads files of any name but a hidden one.
+    or fails by them: pandas reads files of any name, but those that it takes for hidden, of which `pti` reads Parquet.
     """
     named = {file["path"] for marker in markers.values() for file in marker["files"]}
 
@@ -72,7 +72,8 @@ def strays(listed: Iterable[str], markers: Mapping[int, Mapping[str, Any]], shar
         return shard is None or shard >= shards or shard in markers
 
     def is_read(path: str) -> bool:
-        return not any(name.startswith((".", "_")) for name in path.split("/"))
+        hidden = any(name.startswith((".", "_")) for name in path.split("/"))
+        return path.endswith(".parquet") or not (hidden or path.endswith("/"))  # S3 may have empty files for folders
 
     return sorted(path for path in listed if path not in named and is_read(path) and is_stray(path))
 

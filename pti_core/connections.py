@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from threading import Lock
 from typing import Any, Final, TypeVar
@@ -47,7 +48,9 @@ class OutOfResources(OSError):
 def out_of_resources(error: BaseException) -> OutOfResources | None:
     """What to do about an error that has to do with this machine, or that comes from one; None for all others."""
     found: BaseException | None = error
-    while found is not None:
+    seen = set[int]()  # an error may be its own cause
+    while found is not None and id(found) not in seen:
+        seen.add(id(found))
         if isinstance(found, OutOfResources):
             return found
         if isinstance(found, OSError) and found.errno in (errno.EMFILE, errno.ENFILE):
@@ -192,12 +195,8 @@ def harmless(error: BaseException, options: Mapping[str, Any] | None = None) -> 
 
     It itself or what it comes from may hold them: a server answers with links that are signed.
     """
-    found: BaseException | None = error
-    while found is not None:
-        if without_secrets(redact(str(found)), options) != str(found):
-            return None
-        found = found.__cause__ or (None if found.__suppress_context__ else found.__context__)
-    return error
+    printed = "".join(traceback.format_exception(error, limit=0))
+    return error if without_secrets(redact(printed), options) == printed else None
 
 
 def _leaves(options: Any) -> Iterator[str]:

@@ -114,5 +114,5 @@ def _tf32_settings() -> tuple[Any, ...]:
     """
     cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
     if hasattr(torch.backends, "fp32_precision"):
-        return "fp32_precision", "ieee", cudnn.conv, matmul  # type: ignore[attr-defined]
+        return "fp32_precision", "ieee", cudnn.conv, cudnn.rnn, matmul  # type: ignore[attr-defined]
     return "allow_tf32", False, cudnn, matmul

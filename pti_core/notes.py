@@ -53,15 +53,15 @@ class Note:
 class NoteBook:
     """The notes that one task writes of its shard. What goes wrong with them does not matter.
 
-    As a context: at its end no note of it is on its way any more, but to an output that does not answer. Where it ends
-    by an error, or the process is told to stop, the shard is noted as stopped.
+    As a context: at its end no note of it is on its way any more, but to an output that does not answer. Where the
+    process is told to stop meanwhile, the shard is noted as stopped (`stop_all_notes`).
     """
 
     def __init__(self, files: Files, run: str, shard: int) -> None:
         self._files, self._path, self._shard = files, _path(run, shard), shard
         self._last, self._images = time.monotonic(), 0.0
         self._writing: Thread | None = None
-        self._lock, self._stopped = RLock(), False  # a signal may come while it is held
+        self._lock, self._ended = RLock(), False  # a signal may come while it is held
         self._first = Timer(QUIET, lambda: self.running(self._images))
         self._first.daemon = True
 
@@ -73,34 +73,39 @@ class NoteBook:
         with self._lock:
             self._images = images
             idle = not (self._writing and self._writing.is_alive())
-            if idle and not self._stopped and time.monotonic() - self._last >= EVERY:
+            if idle and not self._ended and time.monotonic() - self._last >= EVERY:
                 self._last = time.monotonic()
                 self._writing = self._begin("running", images)
 
     def stop(self) -> None:
         """Begin to note, after what is on its way, that nobody is at work on it; once."""
         with self._lock:
-            if not self._stopped:
-                self._stopped = True
+            if not self._ended:
+                self._ended = True
                 self._writing = self._begin("stopped", self._images, self._writing)
 
     def failed(self, error: str) -> None:
         """The shard is left for the next run."""
         self._write("failed", 0.0, error)
 
+    def stopped(self) -> None:
+        """The shard was left, since the process was told to stop."""
+        self._write("stopped", 0.0, "")
+
     def __enter__(self) -> Self:
+        with suppress(RuntimeError):  # no thread can be started
+            self._first.start()
         with _lock:
             _open.append(self)
-        self._first.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+    def __exit__(self, *_: object) -> None:
         """A note that is being written comes before what is written of the shard later, but is not waited for long."""
         self._first.cancel()
         with _lock:
             _open.remove(self)
-        if kind is not None:
-            self.stop()
+        with self._lock:
+            self._ended = True
         self.wait(PATIENCE)
 
     def wait(self, seconds: float) -> None:
@@ -108,14 +113,17 @@ class NoteBook:
         if self._writing is not None:
             self._writing.join(seconds)
 
-    def _begin(self, state: State, images: float, after: Thread | None = None) -> Thread:
+    def _begin(self, state: State, images: float, after: Thread | None = None) -> Thread | None:
         def write() -> None:
             if after is not None:
                 after.join()
             self._write(state, images, "")
 
         thread = Thread(target=write, name="pti-note", daemon=True)
-        thread.start()
+        try:
+            thread.start()
+        except RuntimeError:  # no thread can be started
+            return after
         return thread
 
     def _write(self, state: State, images: float, error: str) -> None:

@@ -309,6 +309,16 @@ def test_noise_that_began_elsewhere_is_counted_from_zero(tiny_generator):
         torch.testing.assert_close(a, b, rtol=0, atol=1 / 8 + 1e-6)
 
 
+def test_noise_is_near_also_where_a_small_map_of_the_generator_is_of_another_scale():
+    generator = MobileStyleGAN([8] * 6, z_dim=8, w_dim=8, num_layers=2)
+    noise = [n.clone() for n in own_noise(generator)]
+    generator.noise_const()[0].mul_(30)
+    payload = deltas.encode_noise(noise, generator)
+    assert payload[:2] == b"n+"
+    for a, b in zip(noise, deltas.decode_noise(payload, generator), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1 / 8 + 1e-5)
+
+
 def test_noise_of_another_generator_is_refused(tiny_generator):
     payload = deltas.encode_noise([2 * n for n in own_noise(tiny_generator)], tiny_generator)
     larger = MobileStyleGAN([32, 32, 16, 16], z_dim=16, w_dim=24, num_layers=4)

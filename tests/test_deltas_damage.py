@@ -10,6 +10,7 @@ import torch
 
 from pti_core import deltas
 from pti_core.deltas.payloads import MAX_VALUES, Reader, section
+from pti_core.deltas.symbols import decode_symbols
 
 CODECS = sorted(deltas.CODECS)
 
@@ -137,3 +138,11 @@ def test_rows_for_another_generator_are_refused_before_they_are_decoded():
         deltas.decode([row], {"a.weight": (24, 16, 1, 1)})
     with pytest.raises(deltas.DeltaError, match="codec 'int99'"):
         deltas.decode([replace(row, codec="int99")])
+
+
+def test_magnitudes_of_magnitudes_do_not_fill_the_memory():
+    """A level has at most half the symbols of the last one, or two dozen of them would take as many tensors."""
+    count = 1000
+    level = bytes([2]) + (count // 2 + 1).to_bytes(4, "little")
+    with pytest.raises(deltas.DeltaError, match="501 symbols in a tensor of 1000"):
+        decode_symbols(Reader(level, "tensor 'x'"), count)

@@ -20,6 +20,7 @@ from conftest import QUICK_SETTINGS
 from fsspec.implementations.memory import MemoryFileSystem
 from PIL import Image
 
+from pti_core import completeness
 from pti_core.checking import check_run
 from pti_core.freezing import freeze
 from pti_core.presets import configure
@@ -146,8 +147,12 @@ def test_what_pandas_would_read_is_a_stray_and_what_it_passes_over_is_not(datase
     beside.with_name(f"{beside.name}.tmp").touch()
     with pytest.raises(pa.ArrowInvalid):
         pd.read_parquet(beside.parents[2])
-    (stray,) = run.store.strays(run.name)
-    assert stray.endswith(f"/{beside.name}.tmp")
+    (beside.parent / ".copies").mkdir()
+    for name in (f"_{beside.name}", f".copies/{beside.name}"):  # which `pti` would read
+        shutil.copy(beside, beside.parent / name)
+    strays = [path.partition("/shard=00000/")[2] for path in run.store.strays(run.name)]
+    assert strays == [f".copies/{beside.name}", f"_{beside.name}", f"{beside.name}.tmp"]
+    assert completeness.strays([f"metrics/run={run.name}/shard=00000/"], run.store.markers(run.name), 1) == []
 
 
 # --- the same run twice --------------------------------------------------------------------------------------------

@@ -99,20 +99,30 @@ def test_a_process_that_is_told_to_stop_is_at_work_no_more(files, monkeypatch):
     assert read_notes(files, "r", [3, 4]) == found
 
 
-def fail(note):
-    with note:
-        note.running(1.0)
-        raise OSError("no space is left")
-
-
-def test_a_shard_that_is_left_by_an_error_is_at_work_no_more_and_what_failed_comes_last(files, monkeypatch):
+def test_nothing_is_noted_of_a_shard_that_has_ended_but_how(files, monkeypatch):
     monkeypatch.setattr(notes, "EVERY", 0.0)
-    note = NoteBook(files, "r", 5)
-    with pytest.raises(OSError, match="no space is left"):
-        fail(note)
-    assert [note.state for note in read_notes(files, "r", [5])] == ["stopped"]
-    note.failed("no space is left")
-    assert [note.state for note in read_notes(files, "r", [5])] == ["failed"]
+    with NoteBook(files, "r", 5) as note:
+        note.running(1.0)
+    stop_all_notes()(30)
+    note.running(2.0)  # what was about to be told
+    note.stop()
+    note.wait(30)
+    assert [(note.state, note.images) for note in read_notes(files, "r", [5])] == [("running", 1.0)]
+    for state in ("failed", "stopped"):
+        note.failed("no space is left") if state == "failed" else note.stopped()
+        assert [note.state for note in read_notes(files, "r", [5])] == [state]
+
+
+def test_a_machine_without_threads_loses_notes_and_nothing_else(files, monkeypatch):
+    def refuse(_):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(notes, "EVERY", 0.0)
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    with NoteBook(files, "r", 3) as note:
+        note.running(1.0)
+        stop_all_notes()(30)
+    assert read_notes(files, "r", [3]) == []
 
 
 def test_stopping_waits_for_a_slow_output_no_longer_than_it_may(files, monkeypatch):

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from pti_core import datasets, reading
-from pti_core.connections import harmless
+from pti_core.connections import harmless, out_of_resources
 from pti_core.datasets import DatasetError, scan
 from pti_core.generators.checkpoints import CheckpointError, load_generator
 from pti_core.reading import ReadError, read_bytes
@@ -81,3 +81,12 @@ def test_a_cause_is_kept_unless_it_or_its_own_holds_a_secret() -> None:
     assert harmless(OSError(f"key {SECRET}"), {"secret": SECRET}) is None
     signed.__suppress_context__ = True  # then it is not printed
     assert harmless(signed) is signed
+
+
+def test_an_error_that_is_its_own_cause_is_looked_at_once() -> None:
+    error = OSError("no answer")
+    error.__cause__ = error
+    assert harmless(error) is error
+    assert out_of_resources(error) is None
+    error.add_note(f"asked https://host/0.png?sig={SECRET}")  # which is printed as well
+    assert harmless(error) is None

@@ -24,7 +24,7 @@ _SIXTEENTHS: Final = b"n8"  # of an earlier version; an fp16 payload, of a still
 STEPS: Final = 4
 """Steps of a standard deviation: an error of 1/8 of it at most, with which the generator is then tuned."""
 
-_MOST: Final = 127  # steps
+_MOST: Final = 2**24  # steps, as float32 counts them
 
 
 def encode_noise(noise: Sequence[Tensor], generator: Generator) -> bytes:
@@ -40,7 +40,7 @@ def encode_noise(noise: Sequence[Tensor], generator: Generator) -> bytes:
     near = bool(moved @ moved < values @ values)
     steps = moved if near else values
     steps *= STEPS
-    np.rint(steps, out=steps).clip(-_MOST, _MOST, out=steps)
+    np.rint(steps, out=steps).clip(-_MOST, _MOST, out=steps)  # which no maps of about unit variance come near
     # Noise repeats nothing: a thorough search for repetitions finds none, in forty times the time.
     return (_FROM_OWN if near else _FROM_ZERO) + encode_symbols(steps.astype(np.int32), FAST)
 

@@ -79,7 +79,7 @@ def decode_sparse(reader: Reader, count: int, depth: int = 0) -> tuple[NDArray[n
     if kind != _GAPS or depth > _DEPTH:
         raise reader.damaged(f"symbols of kind {kind}")
     some = int.from_bytes(reader.take(4), "little")
-    if some > count:
+    if 2 * some > count:  # or levels of magnitudes, each as long as the last, would fill the memory
         raise reader.damaged(f"{some} symbols in a tensor of {count}")
     stream = np.frombuffer(reader.section(some + count // _JUMP + 1), np.uint8)
     places = _places(stream)
