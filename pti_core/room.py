@@ -9,12 +9,13 @@ from __future__ import annotations
 import ctypes
 import gc
 import logging
+import mmap
 import resource
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
-from typing import Final
+from typing import ClassVar, Final
 
 from pti_core.device import UnfitMachine, reason_of
 from pti_core.memory import shortage
@@ -85,7 +86,31 @@ def give_back() -> None:
     gc.collect()  # or what it freed later would be taken again, and not be seen
     if sys.platform.startswith("linux"):
         with suppress(OSError, AttributeError):
-            ctypes.CDLL("libc.so.6").malloc_trim(0)
+            libc = ctypes.CDLL("libc.so.6")
+            libc.malloc_trim(0)
+            _empty_top(libc)
+
+
+class _Mallinfo(ctypes.Structure):
+    """`struct mallinfo2` of malloc.h."""
+
+    _fields_: ClassVar = [(name, ctypes.c_size_t) for name in (*"abcdefghi", "keepcost")]
+
+
+def _empty_top(libc: ctypes.CDLL) -> None:
+    """Give back the pages of the heap's last free block; it stays, without memory behind it.
+
+    `malloc_trim` shortens the heap by it, but can not where another library has taken what lies behind the heap.
+    """
+    libc.mallinfo2.restype, libc.malloc.restype = _Mallinfo, ctypes.c_void_p
+    libc.malloc.argtypes, libc.free.argtypes = [ctypes.c_size_t], [ctypes.c_void_p]
+    libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    page, size = mmap.PAGESIZE, libc.mallinfo2().keepcost - mmap.PAGESIZE
+    if size < 2 * page or not (block := libc.malloc(size)):
+        return
+    start = -(-block // page) * page
+    libc.madvise(start, (block + size - start) // page * page, mmap.MADV_DONTNEED)
+    libc.free(block)
 
 
 def _of_machine(root: Path) -> Iterator[int]:

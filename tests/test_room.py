@@ -117,6 +117,25 @@ def test_the_peak_is_of_the_work_alone_and_of_memory_that_earlier_work_had_given
 
 
 @LINUX
+def test_memory_is_given_back_though_another_library_has_taken_some_behind_it():
+    code = """
+import ctypes
+from pti_core.memory import keep_freed_memory
+from pti_core.room import peak
+def work(size):
+    ctypes.memset(ctypes.create_string_buffer(size), 1, size)
+keep_freed_memory()
+work(300 * 2**20)
+sbrk = ctypes.CDLL("libc.so.6").sbrk
+sbrk.argtypes, sbrk.restype = [ctypes.c_ssize_t], ctypes.c_void_p
+sbrk(2**16)
+print(peak(lambda: work(100 * 2**20)))
+"""
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert 90 * MIB < int(found.stdout) < 130 * MIB
+
+
+@LINUX
 def test_too_few_bytes_for_all_cores_are_told(tmp_path, caplog):
     root = machine(tmp_path, 150 * MIB, "0::/\n")
     with caplog.at_level(logging.WARNING):
