@@ -120,10 +120,8 @@ def align(
         raise AlignmentError(
             f"landmarks {redact(landmarks)!r}: none of them is of an image of the data set (they name {named})"
         )
-    done, paths = (
-        Aligned(unknown=sorted(faces.keys() - set(ids))),
-        _paths(ids, {name: len(rows) for name, rows in faces.items()}),
-    )
+    done = Aligned(unknown=sorted(faces.keys() - set(ids)))
+    paths = _paths(ids, {name: len(rows) for name, rows in faces.items()})
     for i, (image_id, uri) in enumerate(zip(ids, uris, strict=True)):
         if image_id not in faces:
             done.without.append(image_id)
