@@ -102,8 +102,8 @@ def give_up() -> None:
     from pti_core.parallel import stop_all
 
     end = time.monotonic() + WRITING
+    noted = stop_all_notes()  # first: a shard whose jobs have stopped is no more in work
     stop_all()
-    noted = stop_all_notes()
     time.sleep(0.2)  # a part that has just been computed goes to its writer
     finish_writes(end - time.monotonic())
     noted(max(0.5, end - time.monotonic()))

@@ -88,10 +88,6 @@ class NoteBook:
         """The shard is left for the next run."""
         self._write("failed", 0.0, error)
 
-    def stopped(self) -> None:
-        """The shard was left, since the process was told to stop."""
-        self._write("stopped", 0.0, "")
-
     def __enter__(self) -> Self:
         with suppress(RuntimeError):  # no thread can be started
             self._first.start()

@@ -59,11 +59,10 @@ def measure_shards(
 
 
 def _noted(run: Run, number: int, work: Callable[[], Item]) -> Item:
-    """Do the work on a shard; leave a note where it fails or is stopped, for `pti status`."""
+    """Do the work on a shard; leave a note where it fails, for `pti status`."""
     try:
         return work()
     except Stopped:  # it has not failed
-        NoteBook(run.store.files, run.name, number).stopped()
         raise
     except Exception as error:
         NoteBook(run.store.files, run.name, number).failed(str(error) or type(error).__name__)
