@@ -26,7 +26,7 @@ from torch import Tensor
 
 from pti_core import deltas
 from pti_core.deltas import fitting, layered, table
-from pti_core.device import exact_convolutions
+from pti_core.device import exact_float32
 from pti_core.freezing import freeze
 from pti_core.generators.base import Generator
 from pti_core.images import to_float
@@ -251,7 +251,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         run = find_run(arguments.root) if arguments.root else demo(folder)
         whole, text = whole_bytes(engine_for(run).generator), ""
-        with exact_convolutions(engine_for(run).device):  # as the product fits deltas and measures
+        with exact_float32(engine_for(run).device):  # as the product fits deltas and measures
             for points in compare(run, arguments.images):  # written after each image, since it takes a while
                 plot(points, whole, arguments.out.with_suffix(".png"))
                 text = as_markdown(points, whole)

@@ -24,7 +24,7 @@ from torch import Tensor
 from benchmarks.reference import invert
 from flows.options import one_sentence
 from pti_core.config import MeasureConfig, RunConfig
-from pti_core.device import exact_convolutions
+from pti_core.device import exact_float32
 from pti_core.encoder.files import encoder_for
 from pti_core.encoder.network import Encoder
 from pti_core.engine import Engine
@@ -115,7 +115,7 @@ def plain(generator: Generator, targets: Sequence[Target], config: RunConfig, de
         image = target.image.to(device)
         found = invert(generator, image, target.image_id, config, of_w.w_avg, of_w.w_std, package, on_step)
         seconds, ws = found.pivot_seconds + found.tuning_seconds, found.w.expand(1, generator.num_ws, -1)
-        with torch.no_grad(), exact_convolutions(image.device):
+        with torch.no_grad(), exact_float32(image.device):
             before, after = (g.synthesis(ws, noise=found.noise) for g in (generator, found.generator))
             tuned, pivot = (measure(image[None], drawn, lpips)[0] for drawn in (after, before))
         steps, state = config.pivot.steps + config.tuning.steps, found.generator.state_dict()  # type: ignore[attr-defined]

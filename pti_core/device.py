@@ -84,7 +84,7 @@ def check_alive(device: str) -> None:
 
 
 @contextmanager
-def exact_convolutions(device: torch.device) -> Iterator[None]:
+def exact_float32(device: torch.device) -> Iterator[None]:
     """Convolutions and matrix products in float32 on NVIDIA's GPUs too, where factors may be rounded to TF32's 10 bits.
 
     By default cuDNN rounds them, and cuBLAS where the environment says so (TORCH_ALLOW_TF32_CUBLAS_OVERRIDE, as in

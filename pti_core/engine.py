@@ -22,7 +22,7 @@ from torch import Tensor
 from pti_core import deltas
 from pti_core.bases import Bases, input_bases
 from pti_core.config import RunConfig
-from pti_core.device import exact_convolutions
+from pti_core.device import exact_float32
 from pti_core.encoder.network import Encoder
 from pti_core.encoder.start import encoded_start
 from pti_core.first_pass import first_pass
@@ -96,7 +96,7 @@ class Engine:
         """The directions that tuning works along; None for those of single weights."""
         if self.config.tuning.basis != "inputs":
             return None
-        with exact_convolutions(self.device):
+        with exact_float32(self.device):
             return input_bases(self.generator, self.statistics.samples)
 
     def prepare(self) -> None:

@@ -15,7 +15,7 @@ import torch
 
 from pti_core import images
 from pti_core.addresses import redact
-from pti_core.device import exact_convolutions
+from pti_core.device import exact_float32
 from pti_core.generators.checkpoints import load_generator
 from pti_core.generators.checkpoints.convert import SUFFIXES, check_free, write_generator
 from pti_core.generators.checkpoints.whole import whole
@@ -150,7 +150,7 @@ def export_images(
     def one(pivot: dict[str, Any], check: Callable[[], None]) -> str | None:
         check()
         stored = _stored(opened, pivot)
-        with torch.no_grad(), exact_convolutions(stored.ws.device):
+        with torch.no_grad(), exact_float32(stored.ws.device):
             image = stored.generator.synthesis(stored.ws, noise=stored.noise)
         path = paths[pivot["image_id"]]
         try:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pti_core.config import MeasureConfig
-from pti_core.device import exact_convolutions
+from pti_core.device import exact_float32
 from pti_core.generators.base import Generator
 from pti_core.images import shot, to_uint8
 from pti_core.inversions import Measures
@@ -64,7 +64,7 @@ def measure_locality(
     rows = []
     for start in range(0, len(points), batch):
         part = torch.cat(ws[start : start + batch])
-        with exact_convolutions(part.device):
+        with exact_float32(part.device):
             before, after = round_uint8(old.synthesis(part)), round_uint8(new.synthesis(part))
             distances = lpips(before, after).tolist()
         errors = (before - after).square().mean(dim=(1, 2, 3)).tolist()
@@ -84,7 +84,7 @@ def measure_fit(
 ) -> list[Measures]:
     """How well the generator draws images `[N, C, H, W]` at their pivots; appends a picture of each to `shots`."""
     rows: list[Measures] = []
-    with exact_convolutions(images.device):
+    with exact_float32(images.device):
         for i in range(0, len(images), at_once):
             part = pivots[i : i + at_once]
             drawn = generator.synthesis(part.ws, noise=part.noise)

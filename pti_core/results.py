@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pti_core import deltas
-from pti_core.device import exact_convolutions
+from pti_core.device import exact_float32
 from pti_core.inversions import Delta, Failure, Found, Inversion, Measures, Result, Stage
 from pti_core.measure import measure_fit
 from pti_core.pivot import Pivots
@@ -39,7 +39,7 @@ def results_of(
     if not all(bool(torch.isfinite(d).all()) for d in delta.values()):
         message = "the tuning diverged to NaN"
         return [Failure(m.target.image_id, "tuning", "NotFinite", message, permanent=True) for m in members]
-    with exact_convolutions(engine.device):
+    with exact_float32(engine.device):
         encoded = deltas.fit(
             engine.generator,
             tuned.generator,

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from pti_core.comparison import METHODS
-from pti_core.device import exact_convolutions
+from pti_core.device import exact_float32
 from pti_core.directions import Direction
 from pti_core.directions.specs import resolve
 from pti_core.editing.attributes import Attributes, fit_attributes, usual_change
@@ -52,7 +52,7 @@ def compare(
     Only images that all runs have. Raises DirectionError, and EditError where a direction moves some layers only.
     """
     engine = engine_for(runs["pti"])
-    with exact_convolutions(engine.device):
+    with exact_float32(engine.device):
         return _compared(engine, runs, directions, strengths, samples)
 
 

@@ -34,15 +34,15 @@ def test_a_device_that_has_failed_makes_the_machine_unfit_and_not_each_shard_in_
 
 EXACT = """
 import multiprocessing, sys, torch
-from pti_core.device import exact_convolutions
+from pti_core.device import exact_float32
 def shown():
     return torch.backends.cudnn.conv.fp32_precision, torch.backends.cuda.matmul.fp32_precision
 def look(chosen):
     exec(chosen)
     before = shown()
-    with exact_convolutions(torch.device("cpu")):
+    with exact_float32(torch.device("cpu")):
         assert shown() == before
-    with exact_convolutions(torch.device("cuda")):
+    with exact_float32(torch.device("cuda")):
         assert "tf32" not in shown(), (chosen, shown())
     assert shown() == before, (chosen, before, shown())
 for chosen in sys.argv[1:]:  # each in a process of its own: the settings depend on what was set before

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from pti_core.config import MeasureConfig, RunConfig
-from pti_core.device import exact_convolutions
+from pti_core.device import exact_float32
 from pti_core.engine import Engine
 from pti_core.generators.base import Generator
 from pti_core.locality import interpolate
@@ -83,7 +83,7 @@ def nearness(
 ) -> list[Nearness]:
     """G(w_r) against G(w_z) around a pivot ws `[1, num_ws, w_dim]`, for the samples that (b) measures at too."""
     generator, rows = engine.generator, []
-    with exact_convolutions(engine.device):
+    with exact_float32(engine.device):
         for i in range(z_samples):
             z_seed = seed_for(image_id, f"locality/{i}", seed)
             w_z = sample_w(generator, ImageRandom([z_seed], ws.device))
@@ -146,7 +146,7 @@ def drift(
 ) -> list[Drift]:
     """Old against new generator along the path and at w_z; and how well the new one draws the target."""
     key = None if tuned_alpha == OFF else float(tuned_alpha)
-    with exact_convolutions(engine.device):
+    with exact_float32(engine.device):
         fit = measure(target[None].to(engine.device), new.synthesis(pivots.ws, noise=pivots.noise), engine.lpips)[0]
     rows = [Drift(image_id, key, "target", 0, None, 0.0, 0.0, float(fit["lpips"] or 0), float(fit["mse"] or 0))]
     path = MeasureConfig(alphas=tuple(float(a) for a in alphas if a and a != OFF), z_samples=z_samples)

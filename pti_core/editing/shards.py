@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from pti_core import tables
-from pti_core.device import exact_convolutions
+from pti_core.device import exact_float32
 from pti_core.directions import Direction
 from pti_core.editing.answers import about_to_write, forget_answers, forget_lost
 from pti_core.editing.identity import face_embedding, face_embedding_name
@@ -200,7 +200,7 @@ def _edited(
             run.store.files.put(path, as_png(image))
             return path
 
-        with exact_convolutions(engine.device):
+        with exact_float32(engine.device):
             if request.pictures:
                 keep(UNEDITED, 0.0, round_uint8(stored.generator.synthesis(stored.ws, noise=stored.noise)))
             for edit, image in edits(
