@@ -59,7 +59,8 @@ def images_at_once(one: int | None, free: int | None, most: int) -> int:
 def peak(work: Callable[[], None]) -> int | None:
     """Do the work; by how many bytes the process' memory grew meanwhile at most, None where the kernel tells no peak.
 
-    What earlier work has left to the process is given back first, or it would be used and not be counted.
+    What earlier work has left to the process is given back first, or it would be used and not be counted; all but what
+    a thread's own arena may keep (64 MiB at most, and none in a process that has only the main arena).
     """
     give_back()
     try:
