@@ -80,9 +80,15 @@ def test_the_demo_faces():
     assert "NASA" in (DEMO_FOLDER / "LICENCE.md").read_text()
 
 
-def test_the_whole_method_on_real_faces_with_and_without_locality(pocket):
+@pytest.fixture(scope="module")
+def some(pocket):
+    """The demo preset on some of the faces."""
+    return invert(pocket, SOME_FACES)
+
+
+def test_the_whole_method_on_real_faces_with_and_without_locality(pocket, some):
     """Paired over images: the tuned generator draws the image, and the regulariser keeps the rest of W."""
-    on, deltas_on, engine = invert(pocket, SOME_FACES)
+    on, deltas_on, engine = some
     off, deltas_off, _ = invert(pocket, SOME_FACES, locality__enabled=False)
     lpips, drift = load_lpips(), {"on": [], "off": []}
     for name in SOME_FACES:
@@ -101,13 +107,13 @@ def test_the_whole_method_on_real_faces_with_and_without_locality(pocket):
     assert np.mean(drift["on"]) < 0.8 * np.mean(drift["off"]), drift
 
 
-def test_edits_change_the_tuned_image_as_they_change_the_base_image(pocket):
+def test_edits_change_the_tuned_image_as_they_change_the_base_image(pocket, some):
     """The pixel change of an edit, before and after tuning, points the same way."""
-    inversions, deltas, engine = invert(pocket, SOME_FACES[:2])
+    inversions, deltas, engine = some
     for direction in visible_directions(pocket, engine.statistics, engine.lpips):
-        for name, inversion in inversions.items():
+        for name in SOME_FACES[:2]:
             tuned = engine.stored_generator(deltas[name].tensors)
-            ws = inversion.w[None].expand(-1, pocket.num_ws, -1)
+            ws = inversions[name].w[None].expand(-1, pocket.num_ws, -1)
             edited = direction.edit(ws, 2.0)
             with torch.no_grad():
                 base_change = pocket.synthesis(edited) - pocket.synthesis(ws)
