@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 from prefect import task
@@ -15,6 +16,7 @@ from pti_core.alpha.stored import Request
 from pti_core.alpha.study import Alpha
 from pti_core.runs import load_run
 from tasks.credentials import use_credentials
+from tasks.page import show
 from tasks.placement import use_own_share
 from tasks.progress import reporter
 from tasks.publish import as_data_uri
@@ -83,8 +85,11 @@ def publish_alpha_study(
     use_credentials(credentials)
     opened = load_run(root, run)
     found = report.publish(opened, {one["shard"]: one["ids"] for one in shards}, Request(**request))
-    create_markdown_artifact(key=KEY, markdown=found.markdown, description=f"Alpha study of run {run}: {found.page}")
+    words = f"Alpha study of run {run}: {found.page}"
+    artifacts = [partial(create_markdown_artifact, key=KEY, markdown=found.markdown, description=words)]
     for name, path in found.pictures.items():
-        picture = opened.store.files.get(path, f"run {run}: no picture {path!r}")
-        create_image_artifact(as_data_uri(picture), key=f"{KEY}-{name}", description=f"{SHOWN[name]}: {root}/{path}")
+        picture = as_data_uri(opened.store.files.get(path, f"run {run}: no picture {path!r}"))
+        words = f"{SHOWN[name]}: {root}/{path}"
+        artifacts.append(partial(create_image_artifact, picture, key=f"{KEY}-{name}", description=words))
+    show(artifacts)
     return asdict(found)

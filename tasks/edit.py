@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 from prefect import task
@@ -14,6 +15,7 @@ from pti_core.editing.pictures import strength_text
 from pti_core.editing.shards import edit_shard
 from pti_core.runs import load_run
 from tasks.credentials import use_credentials
+from tasks.page import show
 from tasks.placement import use_own_share
 from tasks.progress import reporter
 from tasks.publish import as_data_uri
@@ -71,14 +73,14 @@ def publish_edits(root: str, run: str, request: dict[str, Any], credentials: str
     use_credentials(credentials)
     opened = load_run(root, run)
     summary = report.publish(opened, plans.Request(**request))
-    create_table_artifact(
-        table=table_of(summary.medians),
-        key="pti-edits",
-        description=f"Medians over {summary.images} images of run {run}: what edits do after tuning, and before",
-    )
+    table, words = table_of(summary.medians), f"Medians over {summary.images} images of run {run}"
+    words += ": what edits do after tuning, and before"
+    artifacts = [partial(create_table_artifact, table=table, key="pti-edits", description=words)]
     if summary.sheet:
         sheet = opened.store.files.get(f"runs/{run}/report/{report.SHEET}", f"run {run}: no sheet of edits")
-        create_image_artifact(as_data_uri(sheet), key="pti-edits-sheet", description=f"In full: {summary.sheet}")
+        words = f"In full: {summary.sheet}"
+        artifacts.append(partial(create_image_artifact, as_data_uri(sheet), key="pti-edits-sheet", description=words))
+    show(artifacts)
     return asdict(summary)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from prefect import task
@@ -11,6 +12,7 @@ from pti_core.addresses import redact
 from pti_core.encoder import making
 from pti_core.shards import ShardProgress
 from tasks.credentials import use_credentials
+from tasks.page import show
 from tasks.progress import reporter
 from tasks.tries import UNKEPT, worth_another_try
 
@@ -34,5 +36,6 @@ def make_encoder(
 
     made = making.make(generator, samples, drawing_steps, seed, overwrite, folder, on_training)
     description = f"Encoder of generator {redact(generator)}"
-    create_markdown_artifact(key="encoder", markdown=made["markdown"], description=description)
+    artifact = partial(create_markdown_artifact, key="encoder", markdown=made["markdown"], description=description)
+    show([artifact], "the encoder is kept, with its figures beside it")
     return made

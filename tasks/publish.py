@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+from functools import partial
 from typing import Any
 
 from PIL import Image
@@ -14,6 +15,7 @@ from pti_core import report
 from pti_core.runs import load_run
 from pti_core.words import counted
 from tasks.credentials import use_credentials
+from tasks.page import show
 from tasks.tries import UNKEPT
 
 MAX_PICTURE = 250_000  # bytes of JPEG; the server keeps artifacts in its database
@@ -35,17 +37,17 @@ def publish_summary(root: str, run: str, credentials: str | None = None) -> dict
     use_credentials(credentials)
     opened = load_run(root, run)
     summary = report.publish(opened)
-    create_table_artifact(
-        table=_table(summary["medians"]),
-        key="pti-medians",
-        description=f"Medians of {counted(summary['images'], 'image')} of run {run}",
-    )
-    create_markdown_artifact(key="pti-summary", markdown=report.markdown(summary), description=f"Run {run}: {root}")
+    medians = f"Medians of {counted(summary['images'], 'image')} of run {run}"
+    text, words = report.markdown(summary), f"Run {run}: {root}"
+    artifacts = [
+        partial(create_table_artifact, table=_table(summary["medians"]), key="pti-medians", description=medians),
+        partial(create_markdown_artifact, key="pti-summary", markdown=text, description=words),
+    ]
     if summary["contact_sheet"]:
         sheet = opened.store.files.get(f"runs/{run}/report/{report.CONTACT_SHEET}", f"run {run}: no contact sheet")
-        create_image_artifact(
-            as_data_uri(sheet), key="pti-contact-sheet", description=f"Run {run}, in full: {summary['contact_sheet']}"
-        )
+        words = f"Run {run}, in full: {summary['contact_sheet']}"
+        artifacts.append(partial(create_image_artifact, as_data_uri(sheet), key="pti-contact-sheet", description=words))
+    show(artifacts, "the tables are complete, and the same run again publishes it")
     return summary
 
 

@@ -5,12 +5,14 @@ import logging
 from contextlib import suppress
 
 import pytest
+from prefect.artifacts import create_markdown_artifact
 from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 from rich.console import Console
 
 from flows.console import PLAIN_EVERY, ProgressView
 from pti_core.shards import PREPARING, ShardProgress
 from pti_core.words import counted, how_far, rate_of
+from tasks import page
 from tasks import progress as progress_module
 from tasks.progress import RunProgress, listen, log_reporter, reporter
 
@@ -62,6 +64,37 @@ def test_a_lost_server_is_told_of_once_and_costs_no_work(progress, warnings):
     assert [told.done for told in heard] == [10.0]
     assert len(warnings) == 1
     assert "run's page could not be updated" in warnings[0]
+
+
+def test_a_lost_server_is_asked_again_and_then_what_its_page_lacks_is_told(monkeypatch, caplog):
+    monkeypatch.setattr(page, "PAUSES", (0.0, 0.0))
+    monkeypatch.setattr(page, "get_run_logger", lambda: logging.getLogger("of the run"))
+    asked, nowhere = [], {PREFECT_API_URL: "http://127.0.0.1:9/api", PREFECT_CLIENT_MAX_RETRIES: 0}
+
+    def create():
+        asked.append(len(asked))
+        create_markdown_artifact(key="lost", markdown="-")
+
+    with temporary_settings(nowhere), caplog.at_level(logging.WARNING):
+        page.show([create, create], "the tables are complete")
+    assert asked == [0, 1, 2]  # and no second artifact, which would be lost too
+    (record,) = caplog.records
+    assert record.getMessage().startswith("the run's page does not show all of its results (ConnectError: ")
+    assert record.getMessage().endswith("; the tables are complete")
+
+
+def test_a_server_that_comes_back_shows_all(monkeypatch):
+    monkeypatch.setattr(page, "PAUSES", (0.0, 0.0))
+    shown = []
+
+    def create(name):
+        if not shown and name == "first":
+            shown.append("lost")
+            raise ConnectionError("refused")
+        shown.append(name)
+
+    page.show([lambda: create("first"), lambda: create("second")])
+    assert shown == ["lost", "first", "second"]
 
 
 @pytest.fixture
