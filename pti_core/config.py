@@ -7,12 +7,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 PAPER_NUM_WS = 18
 """The layers of the generator of the paper: its alpha is a norm over all of them (see `locality.radius_of_alpha`)."""
+
+LARGEST_ALPHA = 1e6
+"""Far beyond any use: w_z is about 60 away."""
 
 Preset = Literal["demo", "fast", "paper", "noop"]
 
@@ -21,6 +25,16 @@ class Frozen(BaseModel):
     """Base of all configuration: immutable, unknown keys and numbers that are not finite refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _true_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """Pydantic would take it for 1."""
+        wanted = cls.model_fields[str(info.field_name)].annotation
+        given = value if isinstance(value, list | tuple) else [value]
+        if {int, float} & {wanted, *get_args(wanted)} and any(isinstance(one, bool) for one in given):
+            raise PydanticCustomError("no_number", "a number expected")
+        return value
 
 
 class ImageConfig(Frozen):
@@ -83,7 +97,10 @@ class LocalityConfig(Frozen):
     enabled: bool = Field(True, description="Regularise at all; without, nothing holds the rest of W but tuning.pull.")
     weight: float = Field(0.1, ge=0, description="lambda_R, weight of the regularisation beside the loss of tuning.")
     alpha: float = Field(
-        30.0, gt=0, description="Distance of w_r from the pivot, in the paper's unit: sqrt(18) times that in W."
+        30.0,
+        gt=0,
+        le=LARGEST_ALPHA,
+        description="Distance of w_r from the pivot, in the paper's unit: sqrt(18) times that in W.",
     )
     lpips_weight: float = Field(
         1.0, ge=0, description="Weight, within the regularisation, of LPIPS between old and new picture of w_r."
@@ -185,8 +202,8 @@ class RunConfig(Frozen):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if not all(a > 0 for a in self.measure.alphas):
-            raise ValueError(f"measure.alphas {list(self.measure.alphas)}: finite numbers above 0 expected")
+        if not all(0 < a <= LARGEST_ALPHA for a in self.measure.alphas):
+            raise ValueError(f"measure.alphas {list(self.measure.alphas)}: numbers above 0, up to 1e6, expected")
         return self
 
     def owner(self, image_id: str, group: str) -> str:

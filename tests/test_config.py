@@ -101,6 +101,22 @@ def test_numbers_that_are_not_finite_are_refused(value):
         configure("fast", {"measure.alphas": [30.0, value]})
 
 
+@pytest.mark.parametrize("name", ["tuning.steps", "locality.alpha", "seed"])
+def test_true_is_no_number(name):
+    with pytest.raises(PresetError, match=rf"^{name} True: a number expected$"):
+        configure("fast", {name: True})
+    with pytest.raises(PresetError, match=r"^measure\.alphas \[30, True\]: a number expected$"):
+        configure("fast", {"measure.alphas": [30, True]})
+    assert configure("fast", {"pivot.optimise_noise": False}).pivot.optimise_noise is False
+
+
+def test_an_alpha_that_no_float_holds_is_refused_before_any_work():
+    with pytest.raises(PresetError, match=r"^locality\.alpha 1e\+300: Input should be less than or equal to 1000000$"):
+        configure("fast", {"locality.alpha": 1e300})
+    with pytest.raises(PresetError, match=r"^measure\.alphas \[1e\+300\]: numbers above 0, up to 1e6, expected$"):
+        configure("fast", {"measure.alphas": [1e300]})
+
+
 def test_frozen_and_strict():
     config = RunConfig()
     with pytest.raises(ValidationError):

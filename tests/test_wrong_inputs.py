@@ -51,9 +51,10 @@ def folder(pictures, tiny_checkpoint, tmp_path_factory):
         ("alpha-study {}/out --image 7.png", "has no image '7.png'; it has 3, for example"),
         ("report {}/out --images -1", "--images '-1': a number from 0 up, or 'all', expected"),
         ("report {}/out --images few", "--images 'few': a number from 0 up, or 'all', expected"),
-        ("alpha-study {}/out --alpha -1", "alpha -1: 0 or above expected"),
+        ("alpha-study {}/out --alpha -1", "alpha -1: 0 or above, up to 1e6, expected"),
         ("alpha-study {}/out --alpha 0", "alphas [0.0]: at least one above 0 expected"),
-        ("alpha-study {}/out --alpha nan", "alpha nan: 0 or above expected"),
+        ("alpha-study {}/out --alpha nan", "alpha nan: 0 or above, up to 1e6, expected"),
+        ("alpha-study {}/out --alpha 1e300", "alpha 1e+300: 0 or above, up to 1e6, expected"),
     ],
 )
 def test_it_is_one_sentence(folder, command, says):

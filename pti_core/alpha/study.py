@@ -8,7 +8,6 @@ tuned with alpha 30"). Roich et al. 2021, section 3.2 and equations 4 and 5.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
@@ -16,7 +15,7 @@ from typing import Final, Literal
 import torch
 from torch import Tensor
 
-from pti_core.config import MeasureConfig, RunConfig
+from pti_core.config import LARGEST_ALPHA, MeasureConfig, RunConfig
 from pti_core.device import exact_float32
 from pti_core.engine import Engine
 from pti_core.generators.base import Generator
@@ -70,8 +69,9 @@ def check_alphas(alphas: Sequence[Alpha]) -> list[Alpha]:
     """Sorted, each once, "off" last. AlphaError for one below 0 or none; 0 is the pivot itself and only in (a)."""
     numbers = sorted({float(alpha) for alpha in alphas if alpha != OFF})
     for alpha in numbers:
-        if not alpha >= 0 or math.isinf(alpha):
-            raise AlphaError(f"alpha {alpha:g}: 0 or above expected (in the paper's unit; 30 is half way to a sample)")
+        if not 0 <= alpha <= LARGEST_ALPHA:
+            way = "30 is half way to a sample"
+            raise AlphaError(f"alpha {alpha:g}: 0 or above, up to 1e6, expected (in the paper's unit; {way})")
     if not any(numbers):
         raise AlphaError(f"alphas {list(alphas)}: at least one above 0 expected, such as 30")
     return [*numbers, *([OFF] if OFF in alphas else [])]
