@@ -27,6 +27,7 @@ from pti_core.reading import read_bytes
 POINTS: Final = ("left_eye", "right_eye", "mouth_left", "mouth_right")  # left and right as one sees them
 COLUMNS: Final = tuple(f"{point}_{axis}" for point in POINTS for axis in "xy")
 CLOSEST: Final = 4.0  # pixels between the eyes; there is no face in less
+WIDEST: Final = 3.0  # times the longer side of a photograph that a face's square may take; all beyond it is mirrored
 
 Landmarks = NDArray[np.float64]
 """`[4, 2]`: x and y, in pixels from the top left corner, of both eyes and of both corners of the mouth (`POINTS`)."""
@@ -56,6 +57,9 @@ def aligned(photograph: Image.Image, landmarks: Landmarks, size: int) -> Image.I
     """
     if not np.isfinite(landmarks).all():
         raise AlignmentError("a landmark is missing")
+    longest = max(photograph.size)
+    if (abs(landmarks - np.array(photograph.size) / 2) > 1.5 * longest).any():
+        raise AlignmentError("a landmark lies far outside of the photograph")
     eyes, between, down = landmarks[:2], landmarks[:2].mean(axis=0), landmarks[2:].mean(axis=0) - landmarks[:2].mean(0)
     across = eyes[1] - eyes[0]
     if across @ (down[1], -down[0]) < 0:  # some call left what is the person's left
@@ -64,11 +68,15 @@ def aligned(photograph: Image.Image, landmarks: Landmarks, size: int) -> Image.I
         raise AlignmentError(f"less than {CLOSEST:g} pixels between the eyes, or from eyes to mouth")
     right = across + np.array((down[1], -down[0]))  # both say which way is right; their mean is steadier
     right *= max(2 * np.hypot(*across), 1.8 * np.hypot(*down)) / np.hypot(*right)
+    if (side := 2 * np.hypot(*right)) > WIDEST * longest:
+        raise AlignmentError(
+            f"the face's square would be {side:.0f} pixels wide, the photograph's longer side {longest}"
+        )
     below = np.array((-right[1], right[0]))
     middle = between + 0.1 * down
     corners = np.stack([middle - right - below, middle - right + below, middle + right + below, middle + right - below])
     photograph, corners = _enough(photograph, corners)
-    reduced = np.hypot(*right) * 2 / size  # source pixels a pixel; Pillow's QUAD takes four of them, whatever the scale
+    reduced = side / size  # source pixels a pixel; Pillow's QUAD takes four of them, whatever the scale
     if reduced >= 2:
         factor = int(reduced)
         photograph, corners = photograph.reduce(factor), (corners + 0.5) / factor - 0.5

@@ -65,6 +65,15 @@ def test_points_that_are_no_face() -> None:
         aligned(image, points * [np.nan, 1], 64)
 
 
+@pytest.mark.parametrize("far", [-12_000, 1e7, 1e300])
+def test_points_that_would_need_more_mirrored_than_memory_holds(far: float) -> None:
+    image, points = photograph()
+    with pytest.raises(AlignmentError, match="a landmark lies far outside of the photograph"):
+        aligned(image, points - [[far, 0], [-far, 0], [0, 0], [0, 0]], 64)
+    with pytest.raises(AlignmentError, match=r"square would be \d+ pixels wide, the photograph's longer side \d+$"):
+        aligned(image.crop((0, 0, 100, 100)), np.array([[-40.0, 50], [140, 50], [0, 90], [100, 90]]), 64)
+
+
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
     """Two photographs with one and two faces, one without, and one that is broken."""

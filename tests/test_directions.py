@@ -118,6 +118,8 @@ def test_layers_by_word_and_by_number(tiny_generator, stylegan2):
         slots_of(tiny_generator, "fine")
     with pytest.raises(DirectionError, match=r"'6-8'.*0-7 are there"):
         slots_of(tiny_generator, "6-8")
+    with pytest.raises(DirectionError, match=r"0-7 are there"):
+        slots_of(tiny_generator, "0-100000000000")  # none is counted that is not there
     for text in ("rough", "", "4-", "-4", "coarse+", "1,2"):
         with pytest.raises(DirectionError, match="coarse, middle, fine"):
             slots_of(tiny_generator, text)

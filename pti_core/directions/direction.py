@@ -53,7 +53,8 @@ def slots_of(generator: Generator, layers: str) -> list[int]:
             low, high = RANGES[part]
             found |= {slot for slot, resolution in enumerate(resolutions) if low <= resolution <= high}
         elif first.isdecimal() and (last.isdecimal() or not dash):
-            found |= set(range(int(first), int(last or first) + 1))
+            low, high = (min(int(slot), generator.num_ws) for slot in (first, last or first))  # however large it is
+            found |= set(range(low, high + 1))
         else:
             raise DirectionError(
                 f"layers {layers!r}: all, coarse, middle, fine, 4, 4-7, or several joined by + expected"

@@ -80,7 +80,8 @@ def _check_size(data: bytes) -> None:
 def _numpy(data: bytes) -> dict[str, Tensor]:
     loaded = np.load(io.BytesIO(data), allow_pickle=False)
     arrays = {"": loaded} if isinstance(loaded, np.ndarray) else {name: loaded[name] for name in loaded.files}
-    return {name: torch.from_numpy(a.astype(np.float32)) for name, a in arrays.items() if a.dtype.kind in "fiu"}
+    with np.errstate(over="ignore"):  # what is too large becomes infinite, and is refused as that
+        return {name: torch.from_numpy(a.astype(np.float32)) for name, a in arrays.items() if a.dtype.kind in "fiu"}
 
 
 def _torch(data: bytes) -> dict[str, Tensor]:
