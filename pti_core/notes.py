@@ -1,7 +1,7 @@
 """Notes of shards in work, for `pti status`: who works on it, how far, or why it failed.
 
 They lie in `runs/<run>/notes/00012.json`, are written now and then (not for a shard of seconds) and decide nothing: a
-note is true only while its shard has no marker. Nothing is deleted, since not every user may.
+note is true only while its shard has no marker, and no later one. Nothing is deleted, since not every user may.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from threading import RLock, Thread, Timer
+from threading import Event, RLock, Thread
 from typing import Any, Final, Literal, Self
 
 from pti_core.files import Files
@@ -22,10 +22,10 @@ EVERY: Final = 15.0
 """Seconds between notes of one shard; a shard that takes less leaves none."""
 
 QUIET: Final = EVERY
-"""Seconds after which a shard is noted though it tells nothing yet: a generator that is prepared does not."""
+"""Seconds after which a shard is noted again though it tells nothing."""
 
 FRESH: Final = 180.0
-"""Seconds after which a shard without a new note no longer counts as in work: its worker was killed, or hangs."""
+"""Seconds after which a shard without a new note no longer counts as in work: its worker was killed."""
 
 PATIENCE: Final = 5.0
 """Seconds that a shard's end waits for a note on its way to an output that is slow."""
@@ -62,8 +62,8 @@ class NoteBook:
         self._last, self._images = time.monotonic(), 0.0
         self._writing: Thread | None = None
         self._lock, self._ended = RLock(), False  # a signal may come while it is held
-        self._first = Timer(QUIET, lambda: self.running(self._images))
-        self._first.daemon = True
+        self._closed = Event()
+        self._still = Thread(target=self._while_open, name="pti-still", daemon=True)
 
     def running(self, images: float) -> None:
         """Still at work; `images` of the shard are done.
@@ -76,6 +76,11 @@ class NoteBook:
             if idle and not self._ended and time.monotonic() - self._last >= EVERY:
                 self._last = time.monotonic()
                 self._writing = self._begin("running", images)
+
+    def _while_open(self) -> None:
+        """A shard is noted though it tells nothing: a generator is prepared for long, or many places are measured."""
+        while not self._closed.wait(QUIET):
+            self.running(self._images)
 
     def stop(self) -> None:
         """Begin to note, after what is on its way, that nobody is at work on it; once."""
@@ -90,14 +95,14 @@ class NoteBook:
 
     def __enter__(self) -> Self:
         with suppress(RuntimeError):  # no thread can be started
-            self._first.start()
+            self._still.start()
         with _lock:
             _open.append(self)
         return self
 
     def __exit__(self, *_: object) -> None:
         """A note that is being written comes before what is written of the shard later, but is not waited for long."""
-        self._first.cancel()
+        self._closed.set()
         with _lock:
             _open.remove(self)
         with self._lock:

@@ -30,7 +30,7 @@ from pti_core.completeness import check_complete, strays
 from pti_core.files import DamagedFile, FileInfo, Files, MissingFile, StoreError
 from pti_core.layout import checked, marker_path, run_id, shard_folder
 from pti_core.manifests import Manifest
-from pti_core.markers import check_marker, make_marker, parse_marker, part_number
+from pti_core.markers import check_marker, make_marker, parse_marker, part_number, undone
 from pti_core.table_files import one_shard, read_files
 
 __all__ = ["FileInfo", "Store", "StoreError", "make_marker", "run_id"]
@@ -98,7 +98,8 @@ class Store:
                 if not there.equals(manifest):
                     found = f"{there.num_rows} images there, {manifest.num_rows} now, or other files or shards"
                     raise StoreError(
-                        f"run {run!r} has another manifest ({found}); go on with that one or choose another run"
+                        f"run {run!r} has another manifest ({found}): another process has begun or extended this run "
+                        "meanwhile; run it again"
                     )
             elif first > old.shards:
                 raise StoreError(f"run {run!r} has {old.shards} shards; shard {first} cannot follow")
@@ -184,12 +185,12 @@ class Store:
         with suppress(MissingFile):
             marker = parse_marker(self.files.get(marker_path(run, shard), "no marker"))
             kept = [file for file in (marker or {}).get("files", []) if part_number(file["path"]) not in parts]
-            content = {**marker, "files": kept, "damaged": True} if marker else {}
+            content = undone({**marker, "files": kept}) if marker else {}
             self.files.put(marker_path(run, shard), _json(content))
 
     def mark_damaged(self, run: str, shard: int, marker: Mapping[str, Any]) -> None:
         """A shard whose files are not as its marker says counts as not done; the marker still tells which they are."""
-        self.files.put(marker_path(run, shard), _json({**marker, "damaged": True}))
+        self.files.put(marker_path(run, shard), _json(undone(marker)))
 
     def markers(self, run: str) -> dict[int, dict[str, Any]]:
         """The markers of a run's shards that can be read, are theirs and of the run's config as it was last frozen.

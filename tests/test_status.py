@@ -13,9 +13,12 @@ from conftest import QUICK_SETTINGS
 from fsspec.implementations.memory import MemoryFileSystem
 
 from pti_core import tables
+from pti_core.checking import check_run
 from pti_core.freezing import freeze
+from pti_core.notes import NoteBook
 from pti_core.parallel import Stopped, allow_all, stop_all
 from pti_core.presets import configure
+from pti_core.shards import invert_shard, measure_shard
 from pti_core.status import run_status
 from pti_core.store import FileInfo, Store, make_marker
 from tasks.progress import listen
@@ -94,3 +97,21 @@ def test_a_shard_that_was_stopped_has_not_failed(dataset: Any, tmp_path: Any, ti
     (note,) = run_status(run.store, run.name).failed
     assert "none of 2 images can be read" in note.error
     assert json.loads((tmp_path / "out/runs" / run.name / "notes/00000.json").read_text())["state"] == "failed"
+
+
+def test_a_note_of_before_a_shard_was_done_and_damaged_says_nothing(
+    dataset: Any, tmp_path: Any, tiny_checkpoint: str
+) -> None:
+    run = freeze(
+        str(dataset(2)), str(tmp_path), tiny_checkpoint, configure("demo", QUICK_SETTINGS | {"engine": "noop"})
+    )
+    NoteBook(run.store.files, run.name, 0).failed("overcome by now")
+    inverted = invert_shard(run, 0)
+    measure_shard(run, 0, inverted["files"])
+    run.store.files.put(inverted["files"][0]["path"], b"damaged")
+    (found,) = check_run(run.store, run.name, run.store.markers(run.name))
+    assert found.problems
+    status = run_status(run.store, run.name)
+    assert (status.state, status.shards_done, status.failed) == ("unfinished", 0, [])
+    NoteBook(run.store.files, run.name, 0).failed("of the next try")
+    assert [note.error for note in run_status(run.store, run.name).failed] == ["of the next try"]
