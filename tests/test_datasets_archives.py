@@ -126,6 +126,12 @@ def test_a_tar_of_any_kind(tmp_path: Path, mode: str, form: int) -> None:
     assert found[0]["etag"] == "600-1700000000"
 
 
+def test_members_that_point_out_of_an_archive_are_images_and_nothing_is_hidden_by_it(tmp_path: Path) -> None:
+    members = {name: os.urandom(600) for name in ("../../up.png", "in/../out.png", "/etc/abs.png")}
+    path = tar(tmp_path / "set.tar", members | dict.fromkeys((".hidden.png", "..hidden.png", "...png"), b"-"))
+    assert contents(path) == {name.lstrip("/"): data for name, data in members.items()}
+
+
 def test_samples_of_a_webdataset_and_their_groups(tmp_path: Path) -> None:
     path = tar(tmp_path / "s.tar", SAMPLES)
     assert list(contents(path)) == ["000000.jpg", "000001.jpg", "000002.png", "sub/000002.png"]

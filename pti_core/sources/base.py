@@ -42,7 +42,7 @@ CHUNK: Final = 65_536
 """Rows that are turned into columns together."""
 
 _IMAGE = rf"(?i)\.(?:{'|'.join(sorted(e[1:] for e in EXTENSIONS))})$"
-_HIDDEN = r"(?:^|/)(?:\.|__MACOSX(?:/|$))"
+_HIDDEN = r"(?:^|/)(?:\.[^./]|\.\.[^/]|__MACOSX(?:/|$))"  # `..` of a member of an archive hides nothing
 
 
 class DatasetError(ValueError):
