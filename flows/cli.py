@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated
 for _name, _value in {
     "DO_NOT_TRACK": "1",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-    "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "90",
+    "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "180",
     "PREFECT_LOGGING_SERVER_LEVEL": "CRITICAL",
     "PREFECT_LOGGING_LEVEL": "CRITICAL",  # what goes wrong is said in one sentence; PTI_TRACEBACK=1 shows more
 }.items():
@@ -167,6 +167,10 @@ def _sentence(error: Exception) -> str:
     if "Failed to reach API at" in text:  # Prefect's words
         text = f"{text.rstrip('.')}; start the server with `prefect server start`, or unset PREFECT_API_URL to work "
         text += "without one"
+    if "connect to ephemeral Prefect API" in text:
+        text = f"{text.rstrip('.')}; the machine may be too busy: run the same command again, allow more time with "
+        text += "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS=600, or start a server with `prefect server start` "
+        text += "and set PREFECT_API_URL"
     return text
 
 

@@ -92,7 +92,7 @@ def check_runner(name: str, address: str | None, resources: Mapping[str, float] 
     if name == "threads":
         given = f"--address {address}" if address else f"--resource {_first(resources)}" if resources else None
         if given:
-            raise RunnerError(f"{given} is for a cluster: add --runner dask or --runner ray")
+            raise RunnerError(f"{given} is for a cluster: add --runner dask or --runner ray (runner=dask, ray)")
         return
     if find_spec(f"prefect_{name}") is None:
         raise RunnerError(f"runner {name!r}: install it with `pip install '.[{name}]'` in the project's folder")

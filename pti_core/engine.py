@@ -205,8 +205,9 @@ class Engine:
             pivot = pivots[i : i + 1]
             if all(bool(torch.isfinite(x).all()) for x in (pivot.w, *pivot.noise)):
                 return self._as_stored(batch[i], pivot, float(distance[i]), seconds)
-            message = "the pivot diverged to NaN"
-            return Failure(batch[i].image_id, "pivot", "NotFinite", message, permanent=True)
+            way_out = f"a pivot.lr below {self.config.pivot.lr:g} may help (a new run)"
+            message = f"image {ids[i]!r}: the search of its pivot diverged to NaN; {way_out}"
+            return Failure(ids[i], "pivot", "NotFinite", message, permanent=True)
 
         return list(on_idle_cores(result, range(len(batch)), self.device))
 

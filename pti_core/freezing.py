@@ -26,6 +26,7 @@ from pti_core.runs import Run, load_run, loaded_now
 from pti_core.store import Store, run_id
 from pti_core.tables import assign_shards
 from pti_core.tuning import tuned_names
+from pti_core.words import counted
 
 Existing = Literal["resume", "extend", "overwrite"]
 
@@ -230,7 +231,7 @@ def _changed(run: Run, compare: Callable[[], Changes]) -> list[str]:
     if counts := found.counts():
         these = "it" if found.single else "them"
         adds = these if found.sure else f"{these}, but for those whose content is still the same"
-        remarks.append(f"{counts} not in this run; `--extend` adds {adds}")
+        remarks.append(f"{counts} not in this run; `--extend` (existing=extend) adds {adds}")
     if found.gone:
         gone = f"{found.gone} of this run's {run.manifest.rows} files {'is' if found.gone == 1 else 'are'}"
         remarks.append(f"{gone} gone from the data set")
@@ -274,8 +275,8 @@ def _alone(inputs: pa.Table, group_by: str | None) -> list[str]:
     have = "has one image and gets" if alone == 1 else "have one image and get"
     whose = "its" if alone == 1 else "their"
     return [
-        f"{alone} of {len(counts)} groups {have} a generator of {whose} own; `--group-by folder`, `column:NAME`, "
-        "`regex:PATTERN` or `count:N` says who shares one"
+        f"{alone} of {counted(len(counts), 'group')} {have} a generator of {whose} own; `--group-by folder`, "
+        "`column:NAME`, `regex:PATTERN` or `count:N` says who shares one"
     ]
 
 

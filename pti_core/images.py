@@ -28,7 +28,8 @@ SHOT: Final = 256
 SHOT_QUALITY: Final = 85  # of WebP
 
 _EXPECTED = "RGB with 8 bits a channel expected"
-_CONVERT = "re-save it as RGB and add it with --extend, or start with --convert (a new run)"
+_ADD = "add it with --extend (existing=extend)"
+_CONVERT = f"re-save it as RGB and {_ADD}, or start with --convert (convert=true; a new run)"
 _GREY16 = ("I;16", "I;16B", "I;16L", "I;16N")
 _COLOUR_MODES = {
     "L": "grey image (mode L)",
@@ -108,7 +109,7 @@ def fit(pixels: NDArray[np.uint8], resolution: int, image_id: str, config: Image
     height, width = pixels.shape[:2]
     if height != width and config.fit == "refuse":
         found = f"{width} x {height} pixels"
-        way_out = "crop it and add it with --extend, or start with --set image.fit=crop (a new run)"
+        way_out = f"crop it and {_ADD}, or start with --set image.fit=crop (a new run)"
         raise _error(image_id, found, "a square image expected", way_out)
     side = min(height, width)
     top, left = (height - side) // 2, (width - side) // 2
@@ -159,7 +160,7 @@ def _check_size(size: tuple[int, int], image_id: str, config: ImageConfig) -> No
     found = f"{width} x {height} pixels"
     if width * height > config.max_megapixels * 1e6:
         limit = f"at most {config.max_megapixels:g} megapixels expected"
-        way_out = "reduce it (a run then takes it with --extend), or start a run with --set image.max_megapixels=..."
+        way_out = f"reduce it and {_ADD}, or start a run with --set image.max_megapixels=..."
         raise _error(image_id, found, limit, way_out)
     if min(size) < MIN_SIDE:
         raise _error(image_id, found, f"sides of at least {MIN_SIDE} expected", "remove it or use a larger original")

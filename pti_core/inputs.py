@@ -16,6 +16,7 @@ from pti_core.inversions import Target
 from pti_core.runs import Run
 from pti_core.tables import Row
 
+_AGAIN: Final = "`--retry-rejects` (retry_rejects=true) tries it again"
 _PROBES: Final = 3  # inputs of other parts that are tried where none of a part can be read
 
 
@@ -50,9 +51,10 @@ def read_inputs(run: Run, rows: Sequence[Row], resolution: int, tries: Mapping[s
             raise InputsUnreadable(f"data set {run.dataset!r}: {error}; then run the same command again") from error
         except OSError as error:
             final = isinstance(error, TooLarge)
-            found.rejects.append(reject(row, "read", type(error).__name__, str(error), final, before))
+            message = str(error) if final else f"{error}; {_AGAIN}"
+            found.rejects.append(reject(row, "read", type(error).__name__, message, final, before))
         except MemoryError:
-            message = "not enough memory to decode it; `--retry-rejects` tries it again"
+            message = f"image {row['image_id']!r}: not enough memory to decode it; {_AGAIN}"
             found.rejects.append(reject(row, "decode", "MemoryError", message, False, before))
         else:
             found.sha256[row["image_id"]] = one.sha256
@@ -77,10 +79,11 @@ def check_not_all_unreadable(run: Run, rows: Sequence[Row], found: Inputs) -> No
         except OSError:
             continue
         return
+    first = found.rejects[0]
     tried = f"none of {len(rows) + len(probes)} images can be read" if len(own) > 1 or probes else "it cannot be read"
     raise InputsUnreadable(
-        f"data set {run.dataset!r}: {tried}, the first with {found.rejects[0]['error']}: "
-        f"{found.rejects[0]['message']}; check that it is there, then run the same command again"
+        f"data set {run.dataset!r}: {tried}, the first with {first['error']}: "
+        f"{first['message'].removesuffix(f'; {_AGAIN}')}; check that it is there, then run the same command again"
     )
 
 

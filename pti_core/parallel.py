@@ -52,13 +52,13 @@ def use_cores(most: int | None) -> None:
 def available_cores() -> int:
     """Cores that this process may use: those of its affinity, at most `use_cores` or else `PTI_CORES`, at least one.
 
-    ValueError where that is no number.
+    ValueError where that is no number, or 0.
     """
     found = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     most, named = _most, os.environ.get(CORES)
     if most is None and named:
-        if not named.isdecimal():
-            raise ValueError(f"{CORES} {named!r}: a number of cores expected")
+        if not named.isdecimal() or int(named) < 1:
+            raise ValueError(f"{CORES} {named!r}: a number of cores expected, 1 or more")
         most = int(named)
     return found if most is None else max(1, min(found, most))
 

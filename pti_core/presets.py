@@ -76,7 +76,7 @@ def configure(preset: str = "fast", overrides: Mapping[str, Any] | None = None) 
     content: dict[str, Any] = RunConfig().model_dump()
     content["preset"] = preset
     if "preset" in (overrides or {}):
-        raise PresetError("setting 'preset' is chosen by its own option, --preset")
+        raise PresetError("setting 'preset' is chosen by its own option, --preset (preset=NAME)")
     for name, value in {**PRESETS[preset], **(overrides or {})}.items():
         *path, last = name.split(".")
         place = content

@@ -206,8 +206,9 @@ def _pictures_at(run: Run) -> dict[str, str | None]:
 def _summary(run: Run, markers: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
     counts = {name: sum(marker["counts"][name] for marker in markers.values()) for name in ("pivots", "rejects")}
     if sum(counts.values()) != run.manifest.rows:
-        text = sum_text({"manifest": run.manifest.rows, **counts})
-        raise StoreError(f"run {run.name!r} is not complete: {text}; run it again to finish it")
+        text, left = sum_text({"manifest": run.manifest.rows, **counts}), set(range(run.manifest.shards)) - set(markers)
+        why = f"shard {min(left)} is not done, or another process has done it at the same time; " if left else ""
+        raise StoreError(f"run {run.name!r} is not complete: {text}; {why}run it again to finish it")
     files = [file for marker in markers.values() for file in marker["files"]]
     delta_bytes = sum(file["bytes"] for file in files if file["path"].startswith("deltas/"))
     return {

@@ -37,8 +37,14 @@ def results_of(
     config = engine.config
     delta = tuned.delta(engine.generator)
     if not all(bool(torch.isfinite(d).all()) for d in delta.values()):
-        message = "the tuning diverged to NaN"
-        return [Failure(m.target.image_id, "tuning", "NotFinite", message, permanent=True) for m in members]
+        way_out = f"a tuning.lr below {config.tuning.lr:g} may help (a new run)"
+        ids = [member.target.image_id for member in members]
+        return [
+            Failure(
+                name, "tuning", "NotFinite", f"image {name!r}: its tuning diverged to NaN; {way_out}", permanent=True
+            )
+            for name in ids
+        ]
     with exact_float32(engine.device):
         encoded = deltas.fit(
             engine.generator,

@@ -185,7 +185,8 @@ def test_a_reject_that_was_saved_again_is_added_by_extend(dataset, pictures, tin
     Image.fromarray(pictures[2]).convert("L").save(folder / "grey.png")
     first = finish(freeze(str(folder), out, tiny_checkpoint, config))
     (message,) = first.store.read("rejects", run=first.name)["message"]
-    assert message.endswith("re-save it as RGB and add it with --extend, or start with --convert (a new run)")
+    way_out = "add it with --extend (existing=extend), or start with --convert (convert=true; a new run)"
+    assert message.endswith(f"re-save it as RGB and {way_out}")
     Image.fromarray(pictures[2]).save(folder / "grey.png")
     again = finish(freeze(str(folder), out, tiny_checkpoint, config, existing="extend"))
     assert again.name == first.name

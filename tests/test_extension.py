@@ -106,7 +106,9 @@ def test_files_that_were_only_touched_are_not_inverted_again(dataset, begin, pic
     Image.fromarray(pictures[5]).save(folder / "1.png")
     monkeypatch.setattr("pti_core.freezing.LOOKED_AT", 2)  # too many to be read for a remark
     (remark,) = begin(folder, preset="noop").remarks
-    assert remark.startswith("3 touched files are not in this run; `--extend` adds them, but for those whose content")
+    assert remark.startswith(
+        "3 touched files are not in this run; `--extend` (existing=extend) adds them, but for those whose content"
+    )
     assert begin(folder, preset="noop", existing="extend").remarks == ("1 changed file is appended as shard 2",)
 
 

@@ -82,9 +82,10 @@ def test_a_process_can_be_told_how_many_cores_are_its_own(monkeypatch):
     use_cores(1)
     assert available_cores() == 1
     use_cores(None)
-    monkeypatch.setenv("PTI_CORES", "half")
-    with pytest.raises(ValueError, match="PTI_CORES 'half': a number of cores expected"):
-        available_cores()
+    for wrong in ("half", "0"):
+        monkeypatch.setenv("PTI_CORES", wrong)
+        with pytest.raises(ValueError, match=f"PTI_CORES '{wrong}': a number of cores expected, 1 or more"):
+            available_cores()
 
 
 def test_each_job_has_one_thread_of_arithmetic():

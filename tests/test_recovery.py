@@ -356,6 +356,7 @@ def test_a_damaged_member_of_a_zip_costs_itself_only(dataset, tmp_path, begin):
     (row,) = tables.records(run.store.read("rejects"))
     assert (row["image_id"], row["stage"]) == ("1.png", "read")
     assert row["message"].startswith("'zip://1.png!") and "\n" not in row["message"]
+    assert row["message"].endswith("; `--retry-rejects` (retry_rejects=true) tries it again")
 
 
 def test_an_encrypted_zip_is_an_error_of_reading(tmp_path):

@@ -97,11 +97,11 @@ def test_new_changed_and_missing_files_are_told(
     Image.fromarray(pictures[5]).save(folder / "0.png")
     again = begin(folder)
     assert (again.name, again.pending(), again.manifest.rows) == (first.name, [], 3)
-    assert again.remarks == ("2 new and 1 changed files are not in this run; `--extend` adds them",)
+    assert again.remarks == ("2 new and 1 changed files are not in this run; `--extend` (existing=extend) adds them",)
     for name in ("0.png", "3.png"):
         (folder / name).unlink()
     assert begin(folder).remarks == (
-        "1 new file is not in this run; `--extend` adds it",
+        "1 new file is not in this run; `--extend` (existing=extend) adds it",
         "1 of this run's 3 files is gone from the data set",
     )
     assert first == replace(begin(folder), remarks=(), store=first.store)  # the run itself is as it was frozen

@@ -37,7 +37,7 @@ def test_threads_have_a_window_of_their_number_and_half_as_many():
     for workers, window in ((None, 2), (1, 2), (2, 3), (8, 12)):
         with started("threads", workers) as runner:
             assert runner.window() == window
-    add = "is for a cluster: add --runner dask or --runner ray"
+    add = "is for a cluster: add --runner dask or --runner ray (runner=dask, ray)"
     assert refused("threads", None, "tcp://127.0.0.1:1") == f"--address tcp://127.0.0.1:1 {add}"
     assert refused("threads", None, None, {"GPU": 1}) == f"--resource GPU=1 {add}"
 

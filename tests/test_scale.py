@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import threading
+from itertools import islice
 
 import numpy as np
 import pyarrow as pa
@@ -53,9 +54,8 @@ def test_a_shard_is_found_in_whichever_row_group_and_file_it_lies(manifest):
 
 @pytest.mark.parametrize("rows", [1, 5000, 10**9])
 def test_windows_are_whole_shards_and_all_of_them(manifest, rows):
-    windows = manifest.windows(rows, ["image_id"]) if rows > 1 else list(manifest.windows(5, ["image_id"]))[:50]
     shards, ids = [], []
-    for numbers, table in windows:
+    for numbers, table in islice(manifest.windows(rows, ["image_id"]), 50):  # all of them, but of one row each
         shards += numbers
         ids += table["image_id"].to_pylist()
     assert shards == list(range(len(shards)))
@@ -124,7 +124,7 @@ def test_a_published_summary_holds_until_a_shard_is_done_again(run):
     measure_shard(run, 1, inverted["files"], inverted["seconds"] + 1.0)  # another marker
     assert report.summary(run) == first
     run.store.unmark(run.name, 1)
-    with pytest.raises(StoreError, match="5 pivots and 0 rejects for 7 images"):
+    with pytest.raises(StoreError, match=r"5 pivots and 0 rejects for 7 images.*; shard 1 is not done, or another"):
         report.summary(run)
 
 
