@@ -119,9 +119,14 @@ def run(
         existing: Any = "overwrite" if overwrite else "extend" if extend else "resume"
 
         def ready() -> None:
-            """A server or a cluster that does not answer must not leave a run behind: it would be the newest one."""
+            """What cannot work here, as a server that does not answer, must not leave a run: it would be the newest."""
             from flows.reachable import check_reachable
+            from pti_core.device import best_device
+            from pti_core.parallel import available_cores
 
+            if runner is options.RunnerKind.threads:
+                best_device()
+                available_cores()
             check_reachable(runner.value, workers, address, resources)
 
         # All that can go wrong is found here, in seconds, before a server or a worker is started.

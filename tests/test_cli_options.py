@@ -67,6 +67,23 @@ def test_wrong_options_of_a_cluster_leave_no_run_behind(dataset, tiny_checkpoint
     assert not out.exists()
 
 
+@pytest.mark.parametrize(("name", "value"), [("PTI_DEVICE", "cuda:99"), ("PTI_CORES", "0")])
+def test_a_device_that_cannot_be_used_leaves_no_run_behind(
+    dataset, tiny_checkpoint, tmp_path, monkeypatch, name, value
+):
+    monkeypatch.setenv(name, value)
+    result = pti("run", dataset(1), "-o", tmp_path / "out", "--generator", tiny_checkpoint)
+    assert result.exit_code == 1
+    assert f"error: {name} '{value}'" in result.output
+    assert not list((tmp_path / "out").rglob("config.json"))
+
+
+def test_a_server_of_prefect_s_own_that_does_not_start_in_time_has_a_way_out():
+    said = cli._sentence(RuntimeError("Timed out while attempting to connect to ephemeral Prefect API server."))
+    assert said.startswith("Timed out while attempting to connect to ephemeral Prefect API server; the machine may be")
+    assert "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS=600" in said
+
+
 def test_the_files_of_a_pattern_that_was_not_quoted(tmp_path):
     result = pti("run", "a.png", "b.png", "c.png", "-o", tmp_path / "out")
     assert result.exit_code == 2
