@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any, Final
 
+import httpx
 from prefect.exceptions import TerminationSignal
 
 WRITING: Final = 4.0
@@ -31,7 +32,8 @@ def stop_at_once(say: Callable[[str], None], again: str = "the same command") ->
 
     `again`: what goes on where it was.
 
-    Prefect would wait for its tasks, with a server that the same Ctrl-C has ended: its own ending takes minutes.
+    Prefect would wait for its tasks, with a server that the same Ctrl-C has ended: its own ending takes minutes. So it
+    does where a server is lost, to tell it of each task; the process then ends with 1.
     """
     global _take_over
 
@@ -51,6 +53,12 @@ def stop_at_once(say: Callable[[str], None], again: str = "the same command") ->
     _take_over = take_over
     try:
         yield
+    except httpx.HTTPError as error:
+        say(
+            f"the Prefect server was lost ({error}); what is computed is in the store, and {again} goes on where it was"
+        )
+        give_up()
+        os._exit(1)
     finally:
         _take_over = None
         for number, handler in before.items():

@@ -1,9 +1,12 @@
 """Ctrl-C, SIGTERM and SIGKILL in the middle of real runs, cancelled runs, and the same again after each."""
 
+import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -192,3 +195,58 @@ def test_a_run_that_is_told_to_end_does_so_though_a_task_does_not_notice(dataset
     until(lambda: not alive(process), "it does not end")  # long before the locality check would
     (ended,) = server.wait([run], 60)
     assert ended["state_type"] == "CRASHED"
+
+
+class Line:
+    """A line to a server that can be cut."""
+
+    def __init__(self, target: int) -> None:
+        self.target, self.listening, self.ends = target, socket.create_server(("127.0.0.1", 0)), list[socket.socket]()
+        self.port = self.listening.getsockname()[1]
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                ends = self.listening.accept()[0], socket.create_connection(("127.0.0.1", self.target))
+                self.ends += ends
+                for one, other in (ends, ends[::-1]):
+                    threading.Thread(target=self._copy, args=(one, other), daemon=True).start()
+
+    def _copy(self, one: socket.socket, other: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := one.recv(2**16):
+                other.sendall(data)
+            other.shutdown(socket.SHUT_WR)
+
+    def cut(self) -> None:
+        for end in (self.listening, *self.ends):
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+            end.close()
+
+
+def test_a_server_that_is_lost_costs_no_work_and_ends_the_command_soon_with_a_sentence(
+    server, dataset, tiny_checkpoint, tmp_path
+):
+    line, out = Line(int(server.env["PREFECT_API_URL"].rpartition(":")[2].partition("/")[0])), tmp_path / "out"
+    # Prefect would ask for a minute, each time that there is something to tell.
+    lost = {"PREFECT_API_URL": f"http://127.0.0.1:{line.port}/api", "PREFECT_CLIENT_MAX_RETRIES": "0"}
+    command = [*PTI, "run", dataset(12), "-o", out, "--generator", tiny_checkpoint, "--preset", "demo"]
+    command += [f"--set={name}={value}" for name, value in SETTINGS.items()] + ["--shard-size", "1"]
+    process = subprocess.Popen(
+        list(map(str, command)), env=server.env | lost, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    try:
+        until(lambda: parts(out), "no image is done", lambda: process.poll() is None)
+        line.cut()
+        said, _ = process.communicate(timeout=240)
+    finally:
+        process.kill()
+        line.cut()
+    assert process.returncode == 1, said
+    assert "the Prefect server was lost (" in said
+    assert "the same command goes on where it was" in said
+    assert "Traceback" not in said
+    (run,) = Store(str(out)).runs()
+    assert run_status(Store(str(out)), run).state == "done"
