@@ -54,9 +54,8 @@ def stop_at_once(say: Callable[[str], None], again: str = "the same command") ->
     try:
         yield
     except httpx.HTTPError as error:
-        say(
-            f"the Prefect server was lost ({error}); what is computed is in the store, and {again} goes on where it was"
-        )
+        lost = f"the Prefect server was lost, or refuses ({error})"
+        say(f"{lost}; what is computed is in the store, and {again} goes on where it was")
         give_up()
         os._exit(1)
     finally:

@@ -27,6 +27,7 @@ from pti_core.reading import read_bytes
 POINTS: Final = ("left_eye", "right_eye", "mouth_left", "mouth_right")  # left and right as one sees them
 COLUMNS: Final = tuple(f"{point}_{axis}" for point in POINTS for axis in "xy")
 CLOSEST: Final = 4.0  # pixels between the eyes; there is no face in less
+LARGEST: Final = 200e6  # pixels of a photograph and what is mirrored around it
 WIDEST: Final = 3.0  # times the longer side of a photograph that a face's square may take; all beyond it is mirrored
 
 Landmarks = NDArray[np.float64]
@@ -92,6 +93,8 @@ def _enough(photograph: Image.Image, corners: Landmarks) -> tuple[Image.Image, L
     first, last = np.maximum(low, 0), np.minimum(high, photograph.size)
     if (last - first < 2).any():
         raise AlignmentError("the face lies outside of the photograph")
+    if (needed := float(np.prod((high - low).astype(float)))) > LARGEST:
+        raise AlignmentError(f"its square takes {needed / 1e6:.0f} megapixels, at most {LARGEST / 1e6:.0f} expected")
     pixels = np.asarray(photograph.crop((*first, *last)))
     around = ((first[1] - low[1], high[1] - last[1]), (first[0] - low[0], high[0] - last[0]), (0, 0))
     return Image.fromarray(np.pad(pixels, around, mode="reflect")), corners - low

@@ -206,7 +206,7 @@ class Engine:
             if all(bool(torch.isfinite(x).all()) for x in (pivot.w, *pivot.noise)):
                 return self._as_stored(batch[i], pivot, float(distance[i]), seconds)
             way_out = f"a pivot.lr below {self.config.pivot.lr:g} may help (a new run)"
-            message = f"image {ids[i]!r}: the search of its pivot diverged to NaN; {way_out}"
+            message = f"image_id {ids[i]!r}: the search of its pivot diverged to NaN; {way_out}"
             return Failure(ids[i], "pivot", "NotFinite", message, permanent=True)
 
         return list(on_idle_cores(result, range(len(batch)), self.device))

@@ -54,7 +54,7 @@ def read_inputs(run: Run, rows: Sequence[Row], resolution: int, tries: Mapping[s
             message = str(error) if final else f"{error}; {_AGAIN}"
             found.rejects.append(reject(row, "read", type(error).__name__, message, final, before))
         except MemoryError:
-            message = f"image {row['image_id']!r}: not enough memory to decode it; {_AGAIN}"
+            message = f"image_id {row['image_id']!r}: not enough memory to decode it; {_AGAIN}"
             found.rejects.append(reject(row, "decode", "MemoryError", message, False, before))
         else:
             found.sha256[row["image_id"]] = one.sha256

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, Final
@@ -36,16 +35,6 @@ def parse_marker(data: bytes | None) -> dict[str, Any] | None:
     except (ValueError, AttributeError, TypeError):
         return None
     return dict(marker) if whole else None
-
-
-def undone(marker: Mapping[str, Any]) -> dict[str, Any]:
-    """What takes a marker's place where its shard is no longer done: the same, and since when."""
-    return {**marker, "damaged": True, "undone": time.time()}
-
-
-def undone_since(marker: Mapping[str, Any] | None) -> float:
-    """When a shard ceased to be done, in seconds since 1970; 0 where it never was, or is not known."""
-    return float((marker or {}).get("undone", 0.0))
 
 
 def part_number(path: str) -> int | None:

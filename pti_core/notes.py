@@ -24,8 +24,12 @@ EVERY: Final = 15.0
 QUIET: Final = EVERY
 """Seconds after which a shard is noted again though it tells nothing."""
 
+HANGS: Final = 3600.0
+"""Seconds after which one that has told nothing is noted no more: no preparation takes as long, nor any measure."""
+
 FRESH: Final = 180.0
-"""Seconds after which a shard without a new note no longer counts as in work: its worker was killed."""
+"""Seconds after which a shard without a new note no longer counts as in work: its worker was killed, or hangs for
+long."""
 
 PATIENCE: Final = 5.0
 """Seconds that a shard's end waits for a note on its way to an output that is slow."""
@@ -59,7 +63,8 @@ class NoteBook:
 
     def __init__(self, files: Files, run: str, shard: int) -> None:
         self._files, self._path, self._shard = files, _path(run, shard), shard
-        self._last, self._images = time.monotonic(), 0.0
+        self._last = self._told = time.monotonic()
+        self._images = 0.0
         self._writing: Thread | None = None
         self._lock, self._ended = RLock(), False  # a signal may come while it is held
         self._closed = Event()
@@ -71,16 +76,21 @@ class NoteBook:
         Written in a thread, so that an output that is slow holds up nobody.
         """
         with self._lock:
-            self._images = images
+            self._told, self._images = time.monotonic(), images
+            self._note()
+
+    def _note(self) -> None:
+        with self._lock:
             idle = not (self._writing and self._writing.is_alive())
             if idle and not self._ended and time.monotonic() - self._last >= EVERY:
                 self._last = time.monotonic()
-                self._writing = self._begin("running", images)
+                self._writing = self._begin("running", self._images)
 
     def _while_open(self) -> None:
         """A shard is noted though it tells nothing: a generator is prepared for long, or many places are measured."""
         while not self._closed.wait(QUIET):
-            self.running(self._images)
+            if time.monotonic() - self._told < HANGS:
+                self._note()
 
     def stop(self) -> None:
         """Begin to note, after what is on its way, that nobody is at work on it; once."""
@@ -94,10 +104,10 @@ class NoteBook:
         self._write("failed", 0.0, error)
 
     def __enter__(self) -> Self:
-        with suppress(RuntimeError):  # no thread can be started
-            self._still.start()
         with _lock:
             _open.append(self)
+        with suppress(RuntimeError):  # no thread can be started
+            self._still.start()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -156,12 +166,24 @@ def read_notes(files: Files, run: str, shards: Sequence[int]) -> list[Note]:
     """The notes of these shards, as far as there are any."""
     wanted = {_path(run, shard) for shard in shards}
     there = [path for path in files.find(f"runs/{run}/notes") if path in wanted]
-    notes = []
-    for data in files.get_all(there).values():
-        with suppress(ValueError, TypeError):
-            content: dict[str, Any] = json.loads(data or b"")
-            notes.append(Note(**content))
-    return notes
+    found = {path: _parse(data) for path, data in files.get_all(there).items()}
+    return [note for path, note in found.items() if note and _path(run, note.shard) == path]
+
+
+def last_noted(files: Files, run: str, shard: int) -> float:
+    """When the newest note of a shard was written, by its writer's clock; 0 where there is none."""
+    (data,) = files.get_all([_path(run, shard)]).values()
+    note = _parse(data)
+    return note.time if note else 0.0
+
+
+def _parse(data: bytes | None) -> Note | None:
+    """None for what is no note: a file of anyone's."""
+    with suppress(ValueError, TypeError, KeyError):
+        content: dict[str, Any] = json.loads(data or b"")
+        numbers = {"shard": int(content["shard"]), "time": float(content["time"]), "images": float(content["images"])}
+        return Note(**content | numbers)
+    return None
 
 
 def _path(run: str, shard: int) -> str:

@@ -41,7 +41,7 @@ def results_of(
         ids = [member.target.image_id for member in members]
         return [
             Failure(
-                name, "tuning", "NotFinite", f"image {name!r}: its tuning diverged to NaN; {way_out}", permanent=True
+                name, "tuning", "NotFinite", f"image_id {name!r}: its tuning diverged to NaN; {way_out}", permanent=True
             )
             for name in ids
         ]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final, Literal
 
 from pti_core.addresses import redact
 from pti_core.layout import marker_path
-from pti_core.markers import parse_marker, temporary_rejects, undone_since
+from pti_core.markers import parse_marker, temporary_rejects
 from pti_core.notes import Note, read_notes
 from pti_core.store import Store
 
@@ -50,14 +50,10 @@ def run_status(store: Store, run: str) -> RunStatus:
     """Count a run's markers against its manifest. Raises StoreError where there is no such run."""
     config, manifest, markers = store.read_config(run), store.manifest(run), store.markers(run)
     left = [shard for shard in range(manifest.shards) if shard not in markers]
-    noted = read_notes(store.files, run, left) if left else []
-    markers_of = store.files.get_all([marker_path(run, note.shard) for note in noted])
+    noted = {marker_path(run, note.shard): note for note in read_notes(store.files, run, left)} if left else {}
+    undone = {path: parse_marker(data) or {} for path, data in store.files.get_all(list(noted)).items()}
     # One of before a shard was done, and then found damaged, says nothing of its next try.
-    notes = [
-        note
-        for note, data in zip(noted, markers_of.values(), strict=True)
-        if note.time > undone_since(parse_marker(data))
-    ]
+    notes = [note for path, note in noted.items() if note.time > undone[path].get("noted", 0.0)]
     running = [note for note in notes if note.running]
     counts = [marker["counts"] for marker in markers.values()]
     finished = sum(count["manifest"] for count in counts)

@@ -30,7 +30,8 @@ from pti_core.completeness import check_complete, strays
 from pti_core.files import DamagedFile, FileInfo, Files, MissingFile, StoreError
 from pti_core.layout import checked, marker_path, run_id, shard_folder
 from pti_core.manifests import Manifest
-from pti_core.markers import check_marker, make_marker, parse_marker, part_number, undone
+from pti_core.markers import check_marker, make_marker, parse_marker, part_number
+from pti_core.notes import last_noted
 from pti_core.table_files import one_shard, read_files
 
 __all__ = ["FileInfo", "Store", "StoreError", "make_marker", "run_id"]
@@ -185,12 +186,18 @@ class Store:
         with suppress(MissingFile):
             marker = parse_marker(self.files.get(marker_path(run, shard), "no marker"))
             kept = [file for file in (marker or {}).get("files", []) if part_number(file["path"]) not in parts]
-            content = undone({**marker, "files": kept}) if marker else {}
+            content = self._undone(run, shard, {**marker, "files": kept}) if marker else {}
             self.files.put(marker_path(run, shard), _json(content))
 
     def mark_damaged(self, run: str, shard: int, marker: Mapping[str, Any]) -> None:
         """A shard whose files are not as its marker says counts as not done; the marker still tells which they are."""
-        self.files.put(marker_path(run, shard), _json(undone(marker)))
+        self.files.put(marker_path(run, shard), _json(self._undone(run, shard, marker)))
+
+    def _undone(self, run: str, shard: int, marker: Mapping[str, Any]) -> dict[str, Any]:
+        """What takes a marker's place; it tells which notes are of before, and say nothing of the shard's next try."""
+        if marker.get("damaged"):
+            return dict(marker)
+        return {**marker, "damaged": True, "noted": last_noted(self.files, run, shard)}
 
     def markers(self, run: str) -> dict[int, dict[str, Any]]:
         """The markers of a run's shards that can be read, are theirs and of the run's config as it was last frozen.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
+import httpx
 from prefect.logging import get_run_logger
 
 
@@ -13,9 +14,11 @@ def show(artifacts: Iterable[Callable[[], object]], then: str = "what it would s
     By then all is computed and written, so a run does not fail by it. (Prefect asks a server that does not answer
     again for about a minute.) `then`: where to find what is not shown.
     """
-    try:
-        for create in artifacts:
+    for create in artifacts:
+        try:
             create()
-    except Exception as error:
-        why = f"{type(error).__name__}: {error}"
-        get_run_logger().warning("the run's page does not show all of its results (%s); %s", why, then)
+        except Exception as error:
+            why = f"{type(error).__name__}: {error}"
+            get_run_logger().warning("the run's page does not show all of its results (%s); %s", why, then)
+            if isinstance(error, httpx.TransportError):
+                return  # nor could it be told of the others

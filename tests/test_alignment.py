@@ -65,6 +65,12 @@ def test_points_that_are_no_face() -> None:
         aligned(image, points * [np.nan, 1], 64)
 
 
+def test_a_square_of_more_pixels_than_memory_may_hold() -> None:
+    points = np.array([[2400.0, 100], [13_600, 100], [2400, 300], [13_600, 300]])
+    with pytest.raises(AlignmentError, match=r"its square takes \d+ megapixels, at most 200 expected"):
+        aligned(Image.new("RGB", (16_000, 400)), points, 64)
+
+
 @pytest.mark.parametrize("far", [-12_000, 1e7, 1e300])
 def test_points_that_would_need_more_mirrored_than_memory_holds(far: float) -> None:
     image, points = photograph()

@@ -96,7 +96,7 @@ def test_an_image_that_diverges_is_a_failure_and_the_others_go_on(tiny_generator
     results, _ = invert(tiny_generator, [targets[0], bad, targets[1]])
     (failure,) = [r for r in results if isinstance(r, Failure)]
     assert (failure.image_id, failure.stage, failure.permanent) == ("bad.png", "pivot", True)
-    said = "image 'bad.png': the search of its pivot diverged to NaN; a pivot.lr below 0.1 may help (a new run)"
+    said = "image_id 'bad.png': the search of its pivot diverged to NaN; a pivot.lr below 0.1 may help (a new run)"
     assert failure.message == said
     assert list(by_id(results)) == ["faces/0.png", "faces/1.png"]
     good = by_id(invert(tiny_generator, targets[:2])[0])

@@ -7,7 +7,7 @@ import time
 import pytest
 
 from pti_core import notes
-from pti_core.notes import NoteBook, read_notes, stop_all_notes
+from pti_core.notes import NoteBook, last_noted, read_notes, stop_all_notes
 from pti_core.store import Store
 
 
@@ -43,10 +43,29 @@ def test_a_worker_that_is_silent_no_longer_counts(files, monkeypatch):
     assert not note.running
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"shard": 3}'])
+FIELDS = {"shard": 3, "state": "failed", "time": 1.0, "images": 0.0, "where": "a:1", "error": ""}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b'{"shard": 3}',
+        *(json.dumps(FIELDS | {n: None}).encode() for n in ("shard", "time", "images")),
+    ],
+)
 def test_a_note_that_cannot_be_read_is_none(files, content):
     files.put("runs/r/notes/00003.json", content)
     assert read_notes(files, "r", [3]) == []
+    assert last_noted(files, "r", 3) == 0.0
+
+
+def test_a_copy_of_another_shard_s_note_is_none(files):
+    for shard in (3, 4):
+        files.put(f"runs/r/notes/0000{shard}.json", json.dumps(FIELDS).encode())
+    assert [note.shard for note in read_notes(files, "r", [3, 4])] == [3]
 
 
 class Slow:
@@ -82,6 +101,17 @@ def test_a_shard_that_tells_nothing_at_first_is_noted(files, monkeypatch):
             time.sleep(0.05)
         note.running(0.0)
     assert [note.running for note in found] == [True]
+
+
+def test_a_shard_that_tells_nothing_for_long_is_noted_no_more(files, monkeypatch):
+    monkeypatch.setattr(notes, "EVERY", 0.0)
+    monkeypatch.setattr(notes, "QUIET", 0.01)
+    monkeypatch.setattr(notes, "HANGS", 0.0)
+    with NoteBook(files, "r", 3) as note:
+        time.sleep(0.2)
+        assert read_notes(files, "r", [3]) == []
+        note.running(1.0)
+    assert [note.images for note in read_notes(files, "r", [3])] == [1.0]
 
 
 def test_a_process_that_is_told_to_stop_is_at_work_no_more(files, monkeypatch):

@@ -58,7 +58,7 @@ def test_windows_are_whole_shards_and_all_of_them(manifest, rows):
     for numbers, table in islice(manifest.windows(rows, ["image_id"]), 50):  # all of them, but of one row each
         shards += numbers
         ids += table["image_id"].to_pylist()
-    assert shards == list(range(len(shards)))
+    assert shards == list(range(manifest.shards if rows > 1 else 50))
     frame = manifest.table().to_pandas()
     assert ids == frame.loc[frame["shard"] <= shards[-1], "image_id"].tolist()
 
