@@ -51,7 +51,8 @@ def run_side(side: str, preset: str, args: argparse.Namespace, settings: dict[st
         command = [sys.executable, "-m", "benchmarks.side", json.dumps(said), str(out)]
         root = str(Path(__file__).parents[1])
         path = os.pathsep.join([root, *os.environ.get("PYTHONPATH", "").split(os.pathsep)]).rstrip(os.pathsep)
-        status = subprocess.run(command, env=os.environ | {"PYTHONPATH": path}).returncode
+        quiet = {"KINETO_LOG_LEVEL": "99"}  # torch's profiler would say when it begins and ends
+        status = subprocess.run(command, env=quiet | os.environ | {"PYTHONPATH": path}).returncode
         if status:  # the other process has said why, unless it was killed
             sys.exit(f"error: the side {side!r} was ended by signal {-status}" if status < 0 else status)
         found: dict[str, Any] = json.loads(out.read_text())
