@@ -79,7 +79,7 @@ def scan(
     else:
         options = storage_options or {}
         found = _explained(dataset, options, lambda: _find(dataset, options, without, grouping.column))
-        in_order = "parquet" in found.files
+        in_order = found.in_order
     if not len(found.images):
         raise DatasetError(_nothing_found(dataset, found))
     if grouping.column and not pc.any(pc.is_valid(found.images["label"])).as_py():
@@ -135,6 +135,7 @@ def _find(dataset: str, options: Mapping[str, Any], without: str | None, column:
     found.files = {kind: chosen}
     if kind == "parquet":
         opened = parquet.named(_of_all(lambda file: parquet.listing(file, column), chosen))
+        opened.in_order = True
     else:
         lister = tars.listing if kind == "tar" else zips.listing
         parts = _of_all(lambda file: lister(file, column), chosen)

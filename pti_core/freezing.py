@@ -21,7 +21,7 @@ from pti_core.encoder.kept import encoder_of_config, encoder_of_job, keep_encode
 from pti_core.extension import Changes, changes, extension
 from pti_core.generators.cache import FETCHABLE_NAMES
 from pti_core.generators.checkpoints import ALIASES, BUILT_IN, LoadedGenerator
-from pti_core.known_runs import RunError, left_unfrozen
+from pti_core.known_runs import RunError, left_unfrozen, lost_config, lost_results
 from pti_core.runs import Run, load_run, loaded_now
 from pti_core.store import Store, run_id
 from pti_core.tables import assign_shards
@@ -93,6 +93,8 @@ def freeze(
     def listing(limit: int | None = None) -> pa.Table:
         return scan(dataset, limit=limit, group_by=group_by, without=output)
 
+    if not known and existing != "overwrite" and lost_results(store, name):
+        raise RunError(lost_config(store, name))
     remarks: list[str] = []
     if not known or existing == "overwrite":
         # The inputs are listed first: where that fails, nothing is lost.

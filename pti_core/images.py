@@ -68,7 +68,8 @@ def decode(data: bytes, image_id: str, config: ImageConfig) -> NDArray[np.uint8]
     files.
     """
     if not data:
-        raise _error(image_id, "empty file (0 bytes)", "an image expected", "remove it or fetch it again")
+        found = "empty file (0 bytes), or a row of a table that has no bytes, maybe a path alone"
+        raise _error(image_id, found, "an image expected", "remove it or fetch it again")
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             _check_size(image.size, image_id, config)

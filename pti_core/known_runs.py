@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
+from pti_core.layout import CLEARING
 from pti_core.store import Store
 from pti_core.tables import TABLES
 
@@ -59,7 +60,16 @@ def left_unfrozen(store: Store, run: str) -> bool:
 
 def lost_config(store: Store, run: str) -> str:
     """A sentence about such a run."""
+    anew = "`pti run` with --overwrite (existing=overwrite)" if lost_results(store, run) else "the same `pti run` again"
     return (
-        f"{store.root}: run {run!r} there has lost its configuration; bring 'runs/{run}/config.json' back, or the same "
-        "`pti run` again does all of it anew"
+        f"{store.root}: run {run!r} there has lost its configuration; bring 'runs/{run}/config.json' back, or {anew} "
+        "does all of it anew"
     )
+
+
+def lost_results(store: Store, run: str) -> bool:
+    """Whether shards of such a run are done: of one that was not cut off while it was frozen or overwritten."""
+    there = store.files.find(f"runs/{run}")
+    done = any(path.startswith(f"runs/{run}/done/") for path in there)
+    # Looked for last, as in `left_unfrozen`: another process may freeze it just now.
+    return done and f"runs/{run}/{CLEARING}" not in there and not store.exists(f"runs/{run}/config.json")

@@ -8,6 +8,8 @@ from typing import Final
 from pti_core.files import StoreError
 
 RUN_ID_DIGITS: Final = 12
+CLEARING: Final = "clearing"
+"""A file in a run's folder while it is removed: its config, which goes first, is not lost."""
 
 
 def run_id(digest: str) -> str:

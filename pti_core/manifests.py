@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from pti_core import tables
 from pti_core.files import DamagedFile, FileInfo, Files, StoreError
 
+_WAY_OUT: Final = "bring it back, or `pti run` with --overwrite (existing=overwrite) does all of the run again"
 _NAME: Final = re.compile(r"manifest(?:-(\d{5,}))?\.parquet")
 
 
@@ -54,7 +55,7 @@ class Manifest:
     """The manifest of one run. Reads what it is asked for; keeps the files' footers and the last row group."""
 
     def __init__(self, files: Files, run: str) -> None:
-        """StoreError where the run has none."""
+        """StoreError where the run has none, DamagedFile where one of its files is gone or cannot be read."""
         self._files, self.run = files, run
         paths = _paths(files, run)
         if not paths:
@@ -64,6 +65,13 @@ class Manifest:
             )
         with files.explained("read"):
             self._parts = [_File(path, _footer(files, path)) for path in paths]
+        after = -1
+        for part in self._parts:
+            first, last = int(part.shards[0, 0]), int(part.shards[-1, 1])
+            if first != after + 1:
+                gone = f"shards {after + 1} to {first - 1}" if first > after + 2 else f"shard {after + 1}"
+                raise DamagedFile(f"run {run!r} lacks a file of its manifest ({gone} are listed nowhere); {_WAY_OUT}")
+            after = last
         self._last: tuple[tuple[str, int], pa.Table] | None = None
 
     @cached_property
@@ -157,7 +165,10 @@ def _paths(files: Files, run: str) -> list[str]:
 
 def _footer(files: Files, path: str) -> pq.FileMetaData:
     with files.open(path) as file:
-        return pq.read_metadata(file)
+        try:
+            return pq.read_metadata(file)
+        except pa.ArrowInvalid as error:
+            raise DamagedFile(f"manifest {path!r} in {files.name!r} is damaged ({error}); {_WAY_OUT}") from error
 
 
 def _of_shard(group: pa.Table, number: int) -> list[dict[str, Any]]:

@@ -10,7 +10,7 @@ import json
 import os
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from threading import Event, RLock, Thread
@@ -175,6 +175,16 @@ def last_noted(files: Files, run: str, shard: int) -> float:
     (data,) = files.get_all([_path(run, shard)]).values()
     note = _parse(data)
     return note.time if note else 0.0
+
+
+def undone(marker: Mapping[str, Any], files: Files, run: str, shard: int) -> dict[str, Any]:
+    """What takes a marker's place where its shard is done no more.
+
+    It tells which notes are of before, and say nothing of the shard's next try.
+    """
+    return (
+        dict(marker) if marker.get("damaged") else {**marker, "damaged": True, "noted": last_noted(files, run, shard)}
+    )
 
 
 def _parse(data: bytes | None) -> Note | None:

@@ -22,6 +22,7 @@ from pti_core.inputs import Inputs, check_not_all_unreadable, read_inputs
 from pti_core.measure import measure_locality
 from pti_core.memory import halved
 from pti_core.notes import NoteBook
+from pti_core.originals import check_originals
 from pti_core.overlap import read_ahead, write_behind
 from pti_core.parallel import one_at_a_time
 from pti_core.parts import INVERTED, Part, part_table, whole_locality, whole_parts, write_locality, write_part
@@ -100,6 +101,7 @@ def invert_shard(
         if number not in whole or (retry_rejects and whole[number].temporary)
     ]
     if jobs:
+        check_originals(run, shard, [job.number for job in jobs if job.before is None])
         run.store.unmark(run.name, shard, {job.number for job in jobs})
     note, waiting = NoteBook(run.store.files, run.name, shard), sum(len(job.rows) for job in jobs)
 

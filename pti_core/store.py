@@ -28,10 +28,10 @@ import pyarrow.parquet as pq
 from pti_core import manifests, tables
 from pti_core.completeness import check_complete, strays
 from pti_core.files import DamagedFile, FileInfo, Files, MissingFile, StoreError
-from pti_core.layout import checked, marker_path, run_id, shard_folder
+from pti_core.layout import CLEARING, checked, marker_path, run_id, shard_folder
 from pti_core.manifests import Manifest
 from pti_core.markers import check_marker, make_marker, parse_marker, part_number
-from pti_core.notes import last_noted
+from pti_core.notes import undone
 from pti_core.table_files import one_shard, read_files
 
 __all__ = ["FileInfo", "Store", "StoreError", "make_marker", "run_id"]
@@ -119,10 +119,11 @@ class Store:
         return self.files.put(f"runs/{checked(run)}/report/{name}", data)
 
     def clear_run(self, run: str) -> None:
-        """Remove all that a run has left, its config first: cut off half way, it is a run that was never frozen."""
-        self.files.remove(f"runs/{checked(run)}/config.json")
-        for folder in (f"runs/{run}", *(f"{table}/run={run}" for table in tables.TABLES)):
-            self.files.remove(folder)
+        """Remove all that a run has left, its config first: cut off half way, it is one that was never frozen."""
+        self.files.put(f"runs/{checked(run)}/{CLEARING}", b"")
+        in_turn = ("runs/{}/config.json", "runs/{}/done", "runs/{}", *(f"{table}/run={{}}" for table in tables.TABLES))
+        for path in in_turn:
+            self.files.remove(path.format(run))
 
     # --- a shard -----------------------------------------------------------------------------------------------
 
@@ -186,18 +187,12 @@ class Store:
         with suppress(MissingFile):
             marker = parse_marker(self.files.get(marker_path(run, shard), "no marker"))
             kept = [file for file in (marker or {}).get("files", []) if part_number(file["path"]) not in parts]
-            content = self._undone(run, shard, {**marker, "files": kept}) if marker else {}
+            content = undone({**marker, "files": kept}, self.files, run, shard) if marker else {}
             self.files.put(marker_path(run, shard), _json(content))
 
     def mark_damaged(self, run: str, shard: int, marker: Mapping[str, Any]) -> None:
         """A shard whose files are not as its marker says counts as not done; the marker still tells which they are."""
-        self.files.put(marker_path(run, shard), _json(self._undone(run, shard, marker)))
-
-    def _undone(self, run: str, shard: int, marker: Mapping[str, Any]) -> dict[str, Any]:
-        """What takes a marker's place; it tells which notes are of before, and say nothing of the shard's next try."""
-        if marker.get("damaged"):
-            return dict(marker)
-        return {**marker, "damaged": True, "noted": last_noted(self.files, run, shard)}
+        self.files.put(marker_path(run, shard), _json(undone(marker, self.files, run, shard)))
 
     def markers(self, run: str) -> dict[int, dict[str, Any]]:
         """The markers of a run's shards that can be read, are theirs and of the run's config as it was last frozen.

@@ -106,7 +106,10 @@ def test_status_tells_what_is_left(finished, tmp_path):
         (("{data}", "-o", "{out}", "--set", "tuning.steps=0"), ["tuning.steps", "0"]),
         (("{data}", "-o", "{out}", "--set", "locality.alpha=-1"), ["locality.alpha", "-1"]),
         (("{data}", "-o", "{out}", "--set", "locality.alpha=0"), ["locality.alpha 0: Input should be greater than 0"]),
-        (("{data}", "-o", "{out}", "--set", "measure.alphas=[30,0]"), ["error: measure.alphas [30.0, 0.0]: finite"]),
+        (
+            ("{data}", "-o", "{out}", "--set", "measure.alphas=[30,0]"),
+            ["error: measure.alphas [30.0, 0.0]: numbers above 0"],
+        ),
         (("{data}", "-o", "{out}", "--set", "measure.alphas=15"), ["error: measure.alphas 15: a list expected"]),
         (("{data}", "-o", "{out}", "--resource", "GPU=all"), ["error: --resource 'GPU=all': a number expected"]),
         (("{data}", "-o", "{out}", "--resource", "GPU"), ["error: --resource 'GPU': NAME=VALUE expected, e.g. GPU=1"]),

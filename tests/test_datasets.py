@@ -315,3 +315,14 @@ def _importable(module: str) -> bool:
     except ImportError:
         return False
     return True
+
+
+def test_what_other_runs_have_written_is_no_input(tmp_path, dataset):
+    folder = dataset(2)
+    for below in ("out", "sub/other"):
+        for file in ("runs/abc/manifest.parquet", "runs/abc/report/contact_sheet.png", "edits/run=abc/1.png"):
+            (folder / below / file).parent.mkdir(parents=True, exist_ok=True)
+            (folder / below / file).write_bytes(b"-")
+    (folder / "runs/mine").mkdir(parents=True)
+    (folder / "runs/mine/photo.png").write_bytes(b"-")  # a folder that is only called so
+    assert scan(str(folder))["image_id"].to_pylist() == ["0.png", "1.png", "runs/mine/photo.png"]

@@ -126,6 +126,22 @@ def test_a_tar_of_any_kind(tmp_path: Path, mode: str, form: int) -> None:
     assert found[0]["etag"] == "600-1700000000"
 
 
+def test_a_table_beside_images_leaves_their_order(tmp_path: Path) -> None:
+    names = ["1.png", "2.png", "4.png", "10.png", "33.png"]
+    for name in reversed(names):
+        (tmp_path / name).write_bytes(b"-")
+    pq.write_table(pa.table({"image_id": ["1.png"]}), tmp_path / "landmarks.parquet")
+    assert [row["image_id"] for row in rows(tmp_path)] == names
+    assert [row["image_id"] for row in rows(tmp_path, limit=2)] == names[:2]
+
+
+def test_an_image_without_a_group_is_in_none_that_is_called_as_it(tmp_path: Path) -> None:
+    table = pa.table({"id": ["0", "1", "2", "1@2"], "image": [b"-"] * 4, "label": ["1", None, "1", None]})
+    pq.write_table(table, tmp_path / "a.parquet")
+    assert groups(tmp_path / "a.parquet", "column:label") == {"0": "1", "1": "1@3", "2": "1", "1@2": "1@2"}
+    assert groups(tmp_path / "a.parquet", "regex:^(1)@") == {"0": "0", "1": "1@3", "2": "2", "1@2": "1"}
+
+
 def test_members_that_point_out_of_an_archive_are_images_and_nothing_is_hidden_by_it(tmp_path: Path) -> None:
     members = {name: os.urandom(600) for name in ("../../up.png", "in/../out.png", "/etc/abs.png")}
     path = tar(tmp_path / "set.tar", members | dict.fromkeys((".hidden.png", "..hidden.png", "...png"), b"-"))

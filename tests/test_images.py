@@ -120,7 +120,8 @@ def test_colour_modes_are_refused_or_converted(kind: str) -> None:
 
 def test_message_reads_as_documented() -> None:
     expected = "palette image (mode P), RGB with 8 bits a channel expected"
-    way_out = "re-save it as RGB and add it with --extend, or start with --convert (a new run)"
+    add = "add it with --extend (existing=extend)"
+    way_out = f"re-save it as RGB and {add}, or start with --convert (convert=true; a new run)"
     assert refused(encoded(PALETTE)) == f"image_id 'a/b.png': {expected}; {way_out}"
 
 
@@ -185,9 +186,7 @@ def test_huge_is_refused_by_its_header() -> None:
     assert "10000 x 10001 pixels, at most 100 megapixels" in refused(png(RGB, bits=8, size=(10001, 10000)))
     small = ImageConfig(max_megapixels=0.0005)
     message = refused(encoded(RGB), small)
-    assert (
-        "24 x 24 pixels, at most 0.0005 megapixels expected; reduce it (a run then takes it with --extend)" in message
-    )
+    assert "24 x 24 pixels, at most 0.0005 megapixels expected; reduce it and add it with --extend (exi" in message
     assert message.endswith("or start a run with --set image.max_megapixels=...")
     beyond = ImageConfig(max_megapixels=1e6)
     assert "Pillow's own limit" in refused(png(RGB, bits=8, size=(30000, 30000)), beyond)

@@ -24,6 +24,9 @@ from pti_core import report, tables
 from pti_core.datasets import DatasetError, read_bytes, scan
 from pti_core.freezing import freeze
 from pti_core.inputs import InputsUnreadable
+from pti_core.known_runs import RunError
+from pti_core.layout import CLEARING
+from pti_core.originals import OriginalGone
 from pti_core.presets import configure
 from pti_core.runs import Run
 from pti_core.shards import invert_shard, measure_shard
@@ -405,8 +408,49 @@ def test_overwrite_without_inputs_loses_nothing(dataset, begin):
 def test_a_run_cut_off_while_it_was_frozen_or_overwritten_is_frozen_anew(dataset, begin, pictures):
     folder = dataset(3)
     run = finish(begin(folder))
-    (Path(run.store.root) / f"runs/{run.name}/config.json").unlink()
+    (Path(run.store.root) / f"runs/{run.name}/config.json").rename(Path(run.store.root) / f"runs/{run.name}/{CLEARING}")
     Image.fromarray(pictures[5]).save(folder / "7.png")
     again = begin(folder, shard_size=2)
     assert (again.name, again.pending(), again.manifest.rows) == (run.name, [0, 1], 4)
     check_whole(finish(again), 4)
+
+
+def test_a_run_that_has_lost_its_configuration_is_not_done_again_without_being_asked(dataset, tmp_path, begin):
+    folder = dataset(2)
+    run = finish(begin(folder))
+    config = tmp_path / "out/runs" / run.name / "config.json"
+    content = config.read_bytes()
+    config.unlink()
+    with pytest.raises(RunError, match=r"has lost its configuration; bring .* back, or `pti run` with --overwrite"):
+        begin(folder)
+    config.write_bytes(content)
+    assert begin(folder).pending() == []
+    config.unlink()
+    again = begin(folder, existing="overwrite")
+    assert again.pending() == [0]
+    check_whole(finish(again), 2)
+
+
+@pytest.mark.parametrize("gone", [False, True])
+def test_what_is_whole_is_kept_where_another_table_is_damaged_and_the_file_is_another_by_now(
+    gone, dataset, pictures, tmp_path, begin
+):
+    folder = dataset(2)
+    run = finish(begin(folder))
+    pivots, metrics = part(run, "pivots", 0), part(run, "metrics", 0)
+    before = pivots.read_bytes()
+    metrics.write_bytes(b"damaged")
+    file = folder / "1.png"
+    was = file.read_bytes()
+    file.unlink() if gone else Image.fromarray(pictures[5]).save(file)
+    said = "cannot be read any more" if gone else "is another file than was inverted"
+    for _ in range(2):  # however often it is tried
+        with pytest.raises(OriginalGone, match=rf"image '1.png' {said}.*; bring the file back and run it again, or"):
+            invert_shard(run, 0)
+    assert pivots.read_bytes() == before
+    file.write_bytes(was)
+    check_whole(finish(run), 2)
+    metrics.write_bytes(b"damaged")
+    Image.fromarray(pictures[5]).save(file)
+    pivots.unlink()  # as the sentence says, to have it inverted as it is now
+    check_whole(finish(run), 2)

@@ -52,6 +52,19 @@ def test_a_shard_is_found_in_whichever_row_group_and_file_it_lies(manifest):
         manifest.shard(5719)
 
 
+def test_a_manifest_whose_first_file_is_lost_or_damaged_is_told_before_any_work(manifest, tmp_path):
+    first = tmp_path / "runs/abc/manifest.parquet"
+    whole = first.read_bytes()
+    first.unlink()
+    with pytest.raises(
+        StoreError, match=r"lacks a file of its manifest \(shards 0 to 5714 are listed nowhere\); bring"
+    ):
+        Manifest(Store(str(tmp_path)).files, "abc")
+    first.write_bytes(whole[:1000])
+    with pytest.raises(StoreError, match=r"manifest 'runs/abc/manifest.parquet' .* is damaged .*--overwrite"):
+        Manifest(Store(str(tmp_path)).files, "abc")
+
+
 @pytest.mark.parametrize("rows", [1, 5000, 10**9])
 def test_windows_are_whole_shards_and_all_of_them(manifest, rows):
     shards, ids = [], []

@@ -75,6 +75,7 @@ class Listed:
     fields: set[str] = field(default_factory=set)  # what `group_by="column:..."` may name
     files: dict[str, list[Container]] = field(default_factory=dict)  # by kind; what they hold is not listed yet
     one_file: bool = False  # whether it is one that was named
+    in_order: bool = False  # whether the images have an order of their own, as rows of a table
 
     @classmethod
     def of(cls, parts: Iterable[Listed]) -> Listed:
@@ -84,6 +85,7 @@ class Listed:
             tables.append(part.images)
             found.others += part.others
             found.fields |= part.fields
+            found.in_order |= part.in_order
             for kind, files in part.files.items():
                 found.files.setdefault(kind, []).extend(files)
         found.images = pa.concat_tables(tables) if tables else found.images

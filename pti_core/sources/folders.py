@@ -7,6 +7,7 @@ import os
 import re
 import stat
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, Final
 
 import pyarrow as pa
@@ -30,6 +31,8 @@ _LAST = frozenset(ending[ending.rindex(".") :] for ending in KINDS)
 _WRITTEN = re.compile(rf"runs/[^/]+/(?:report|edits)(?:/|$)|(?:{'|'.join(TABLES)})/run=")
 """What runs leave that could be taken for images, at the top of their output."""
 _MANIFEST = re.compile(r"(?:.*/)?runs/[^/]+/manifest(?:-\d+)?\.parquet")
+
+_OF_RUNS = frozenset({"runs", *TABLES})
 
 LeftOut = Callable[[str], bool]
 """Whether the files of a folder, by its path, are left out."""
@@ -60,11 +63,13 @@ def walk(folder: str, root: str, left_out: LeftOut, options: Mapping[str, Any], 
         path = f"{folder}/{below}"
         if left_out(path.rstrip("/")):
             continue
+        output = holds_runs(path)
         with os.scandir(path) as entries:
             for entry in entries:  # a few microseconds each: there may be a million
                 name = entry.name
                 hidden = name[0] == "." or name == "__MACOSX"
                 if entry.is_dir():
+                    hidden = hidden or (output and name in _OF_RUNS)
                     if not hidden and level != depth and (real := os.path.realpath(entry.path)) not in above:
                         folders.append((f"{below}{name}/", level + 1, above | {real}))
                     continue
@@ -91,6 +96,11 @@ def walk(folder: str, root: str, left_out: LeftOut, options: Mapping[str, Any], 
             names, sizes, times = [], [], []
     yield _images(root, names, sizes, times)
     yield rest
+
+
+def holds_runs(folder: str) -> bool:
+    """Whether a local folder is the output of runs, which leave pictures below it: of this command, or of another."""
+    return any(Path(folder, "runs").glob("*/manifest.parquet"))
 
 
 def size_and_time(entry: Any) -> tuple[int, int | None] | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
 import pyarrow as pa
@@ -50,9 +51,10 @@ class Grouping:
             return pc.replace_substring_regex(ids, r"(?s)^([^/]*)/.*", r"\1")
         if self.column is not None:
             self._check_secrets(ids, labels)
-            return pc.coalesce(labels, ids)
+            return _with_own(labels, ids)
         if self.pattern is not None:
-            return pa.chunked_array([text([self._matched(i) for i in part.to_pylist()]) for part in ids.chunks])
+            matched = [text([self._matched(i) for i in part.to_pylist()]) for part in ids.chunks]
+            return _with_own(pa.chunked_array(matched, pa.large_string()), ids)
         return ids
 
     def _check_secrets(self, ids: pa.ChunkedArray, labels: pa.ChunkedArray) -> None:
@@ -66,11 +68,25 @@ class Grouping:
                     "and file names would show; group by another column, or regex:PATTERN of the image_id"
                 )
 
-    def _matched(self, image_id: str) -> str:
+    def _matched(self, image_id: str) -> str | None:
         assert self.pattern is not None
         match = self.pattern.search(image_id)
         found = match["group" if "group" in self.pattern.groupindex else 1] if match else None
-        return found or image_id
+        return found or None
+
+
+def _with_own(groups: pa.ChunkedArray, ids: pa.ChunkedArray) -> pa.ChunkedArray:
+    """An image without a group has one of its own: its image_id, or `1@2` where others are in a group `1`."""
+    own, named = ids.filter(pc.is_null(groups)), groups.unique()
+    same = own.filter(pc.is_in(own, named))
+    if not len(same):
+        return pc.coalesce(groups, ids)
+    taken, free = {*named.to_pylist(), *ids.to_pylist()}, {}
+    for image_id in same.to_pylist():
+        free[image_id] = next(name for n in count(2) if (name := f"{image_id}@{n}") not in taken)
+        taken.add(free[image_id])
+    names = [group or free.get(i, i) for group, i in zip(groups.to_pylist(), ids.to_pylist(), strict=True)]
+    return pa.chunked_array([text(names)])
 
 
 def _positive(spec: str, number: str) -> int:
