@@ -63,15 +63,14 @@ def walk(folder: str, root: str, left_out: LeftOut, options: Mapping[str, Any], 
         path = f"{folder}/{below}"
         if left_out(path.rstrip("/")):
             continue
-        output = holds_runs(path)
+        inner: dict[str, tuple[str, int, frozenset[str]]] = {}
         with os.scandir(path) as entries:
             for entry in entries:  # a few microseconds each: there may be a million
                 name = entry.name
                 hidden = name[0] == "." or name == "__MACOSX"
                 if entry.is_dir():
-                    hidden = hidden or (output and name in _OF_RUNS)
                     if not hidden and level != depth and (real := os.path.realpath(entry.path)) not in above:
-                        folders.append((f"{below}{name}/", level + 1, above | {real}))
+                        inner[name] = f"{below}{name}/", level + 1, above | {real}
                     continue
                 if matches and not matches(below + name):
                     continue
@@ -91,6 +90,9 @@ def walk(folder: str, root: str, left_out: LeftOut, options: Mapping[str, Any], 
                 else:
                     file = Container(f"{top}{below}{name}", path + name, size, f"{size}-{time or ''}", options=options)
                     rest.files.setdefault(kind, []).append(file)
+        if "runs" in inner and holds_runs(path):
+            inner = {name: one for name, one in inner.items() if name not in _OF_RUNS}
+        folders += inner.values()
         if len(names) >= CHUNK:
             yield _images(root, names, sizes, times)
             names, sizes, times = [], [], []
