@@ -68,8 +68,9 @@ def lost_config(store: Store, run: str) -> str:
 
 
 def lost_results(store: Store, run: str) -> bool:
-    """Whether shards of such a run are done: of one that was not cut off while it was frozen or overwritten."""
+    """Whether there are results of such a run: it was not cut off while it was frozen or overwritten."""
     there = store.files.find(f"runs/{run}")
     done = any(path.startswith(f"runs/{run}/done/") for path in there)
+    done = done or any(store.files.find(f"{table}/run={run}") for table in TABLES)
     # Looked for last, as in `left_unfrozen`: another process may freeze it just now.
     return done and f"runs/{run}/{CLEARING}" not in there and not store.exists(f"runs/{run}/config.json")

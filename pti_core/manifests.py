@@ -66,11 +66,11 @@ class Manifest:
         with files.explained("read"):
             self._parts = [_File(path, _footer(files, path)) for path in paths]
         after = -1
-        for part in self._parts:
+        for part in (part for part in self._parts if part.metadata.num_rows):
             first, last = int(part.shards[0, 0]), int(part.shards[-1, 1])
             if first != after + 1:
-                gone = f"shards {after + 1} to {first - 1}" if first > after + 2 else f"shard {after + 1}"
-                raise DamagedFile(f"run {run!r} lacks a file of its manifest ({gone} are listed nowhere); {_WAY_OUT}")
+                wrong = f"shards {after + 1} to {first - 1} are listed nowhere" if first > after else "files overlap"
+                raise DamagedFile(f"run {run!r} lacks a file of its manifest ({wrong}); {_WAY_OUT}")
             after = last
         self._last: tuple[tuple[str, int], pa.Table] | None = None
 
@@ -167,7 +167,7 @@ def _footer(files: Files, path: str) -> pq.FileMetaData:
     with files.open(path) as file:
         try:
             return pq.read_metadata(file)
-        except pa.ArrowInvalid as error:
+        except (pa.ArrowException, ValueError) as error:
             raise DamagedFile(f"manifest {path!r} in {files.name!r} is damaged ({error}); {_WAY_OUT}") from error
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, Final
 
@@ -35,6 +35,18 @@ def parse_marker(data: bytes | None) -> dict[str, Any] | None:
     except (ValueError, AttributeError, TypeError):
         return None
     return dict(marker) if whole else None
+
+
+ORIGINALS: Final = "originals"
+"""In a marker: checksums of pivots whose parts are being made again, by path (see `originals`)."""
+
+
+def without(marker: Mapping[str, Any], parts: Collection[int]) -> dict[str, Any]:
+    """A marker without the files of these parts; it remembers the checksums of their pivots."""
+    gone = [file for file in marker["files"] if part_number(file["path"]) in parts]
+    pivots = {file["path"]: file["sha256"] for file in gone if file["path"].startswith("pivots/")}
+    kept = [file for file in marker["files"] if file not in gone]
+    return {**marker, "files": kept, ORIGINALS: {**marker.get(ORIGINALS, {}), **pivots}}
 
 
 def part_number(path: str) -> int | None:

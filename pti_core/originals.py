@@ -7,45 +7,64 @@ damaged and its pivots are whole, inverting what lies there now would put anothe
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from typing import Any, Final
 
-from pti_core.files import StoreError
+from pti_core.connections import OutOfResources
+from pti_core.files import DamagedFile, MissingFile
+from pti_core.inputs import InputsUnreadable
+from pti_core.markers import ORIGINALS
 from pti_core.reading import read_bytes
 from pti_core.runs import Run
 
 
-class OriginalGone(StoreError):
-    """An input is not what a whole pivot was found for."""
+class OriginalGone(ValueError):
+    """An input is not what a whole pivot was found for; no other try helps."""
 
 
 def check_originals(run: Run, shard: int, parts: Collection[int]) -> None:
-    """Raise OriginalGone where an input of these parts is another by now, or cannot be read, and its pivot is whole.
+    """Raise OriginalGone where an input of these parts is another by now, or is gone, and its pivot is whole.
 
-    Whole is what has the checksum that the shard's marker says; of a shard that was never done nothing is asked.
+    Whole is what has the checksum that the shard's marker says; of a shard that this run has not done nothing is asked,
+    nor of a part that has no readable input (then the data set is away, which is found where it is read). Raises
+    InputsUnreadable where this machine cannot read now.
     """
-    marker = run.store.marker(run.name, shard) or {"files": []}
-    known = {file["path"]: file["sha256"] for file in marker["files"]}
+    known = _known(run.store.marker(run.name, shard) or {}, run)
     for number in parts:
         path = run.store.part_path("pivots", run.name, shard, number)
         if path not in known:
             continue
         try:
             file, pivots = run.store.read_table(path)
-        except StoreError:
+        except (DamagedFile, MissingFile):
             continue
         if file.sha256 != known[path]:
             continue
-        for row in pivots.select(["image_id", "uri", "sha256"]).to_pylist():
-            if why := _differs(row["uri"], row["sha256"]):
-                raise OriginalGone(
-                    f"image {row['image_id']!r} {why}, and a part with its pivot is damaged elsewhere; bring the file "
-                    f"back and run it again, or remove {path!r} to have the part inverted as its files are now"
-                )
+        rows = pivots.select(["image_id", "uri", "sha256"]).to_pylist()
+        changed = {row["image_id"]: why for row in rows if (why := _differs(run, row["uri"], row["sha256"]))}
+        if changed and not (len(changed) == len(rows) and all(why.startswith(_GONE) for why in changed.values())):
+            image_id, why = next(iter(changed.items()))
+            raise OriginalGone(
+                f"image {image_id!r} {why}, and another table of its part is damaged; bring the file back and run it "
+                f"again, or remove {path!r} to have the part inverted as its files are now"
+            )
 
 
-def _differs(uri: str, sha256: str) -> str | None:
+def _known(marker: Mapping[str, Any], run: Run) -> dict[str, str]:
+    """Checksums by path; none of another run of this name, which was overwritten."""
+    if marker.get("created") not in (None, run.created) or marker.get("digest") not in (None, run.digest):
+        return {}
+    return {file["path"]: file["sha256"] for file in marker.get("files", [])} | marker.get(ORIGINALS, {})
+
+
+_GONE: Final = "cannot be read any more"
+
+
+def _differs(run: Run, uri: str, sha256: str) -> str | None:
     try:
         same = hashlib.sha256(read_bytes(uri)).hexdigest() == sha256
+    except OutOfResources as error:
+        raise InputsUnreadable(f"data set {run.dataset!r}: {error}; then run the same command again") from error
     except OSError as error:
-        return f"cannot be read any more ({error})"
+        return f"{_GONE} ({error})"
     return None if same else "is another file than was inverted"

@@ -160,6 +160,9 @@ def _read(run: Run, job: _Job) -> Inputs | None:
         found = read_inputs(run, job.rows, resolution, job.tries)
         if {row["image_id"] for row in found.rejects} - rejected_ids(run, job.before):
             return None  # now another one cannot be read
+        before = run.store.read_table(job.before.files["pivots"].path)[1].select(["image_id", "sha256"]).to_pylist()
+        if any(found.sha256.get(row["image_id"]) not in (None, row["sha256"]) for row in before):
+            return None  # or has changed since: what was found for it stays
     return found
 
 

@@ -30,7 +30,7 @@ from pti_core.completeness import check_complete, strays
 from pti_core.files import DamagedFile, FileInfo, Files, MissingFile, StoreError
 from pti_core.layout import CLEARING, checked, marker_path, run_id, shard_folder
 from pti_core.manifests import Manifest
-from pti_core.markers import check_marker, make_marker, parse_marker, part_number
+from pti_core.markers import check_marker, make_marker, parse_marker, part_number, without
 from pti_core.notes import undone
 from pti_core.table_files import one_shard, read_files
 
@@ -120,10 +120,10 @@ class Store:
 
     def clear_run(self, run: str) -> None:
         """Remove all that a run has left, its config first: cut off half way, it is one that was never frozen."""
-        self.files.put(f"runs/{checked(run)}/{CLEARING}", b"")
-        in_turn = ("runs/{}/config.json", "runs/{}/done", "runs/{}", *(f"{table}/run={{}}" for table in tables.TABLES))
-        for path in in_turn:
-            self.files.remove(path.format(run))
+        self.files.remove(f"runs/{checked(run)}/config.json")
+        self.files.put(f"runs/{run}/{CLEARING}", b"")  # and has not lost it
+        for path in (*(f"{table}/run={run}" for table in tables.TABLES), f"runs/{run}/done", f"runs/{run}"):
+            self.files.remove(path)
 
     # --- a shard -----------------------------------------------------------------------------------------------
 
@@ -186,8 +186,7 @@ class Store:
         """
         with suppress(MissingFile):
             marker = parse_marker(self.files.get(marker_path(run, shard), "no marker"))
-            kept = [file for file in (marker or {}).get("files", []) if part_number(file["path"]) not in parts]
-            content = undone({**marker, "files": kept}, self.files, run, shard) if marker else {}
+            content = undone(without(marker, parts), self.files, run, shard) if marker else {}
             self.files.put(marker_path(run, shard), _json(content))
 
     def mark_damaged(self, run: str, shard: int, marker: Mapping[str, Any]) -> None:

@@ -325,4 +325,8 @@ def test_what_other_runs_have_written_is_no_input(tmp_path, dataset):
             (folder / below / file).write_bytes(b"-")
     (folder / "runs/mine").mkdir(parents=True)
     (folder / "runs/mine/photo.png").write_bytes(b"-")  # a folder that is only called so
-    assert scan(str(folder))["image_id"].to_pylist() == ["0.png", "1.png", "runs/mine/photo.png"]
+    (folder / "out/metrics").mkdir()
+    (folder / "out/metrics/photo.png").write_bytes(b"-")
+    found = scan(str(folder))["image_id"].to_pylist()
+    assert found == ["0.png", "1.png", "out/metrics/photo.png", "runs/mine/photo.png"]
+    assert len(scan(str(folder / "out/edits/run=abc"))) == 1  # where it is asked for

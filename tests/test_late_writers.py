@@ -23,6 +23,7 @@ from PIL import Image
 from pti_core import completeness
 from pti_core.checking import check_run
 from pti_core.freezing import freeze
+from pti_core.layout import CLEARING
 from pti_core.presets import configure
 from pti_core.runs import Run, load_run
 from pti_core.shards import invert_shard, measure_shard
@@ -240,6 +241,7 @@ def test_who_freezes_a_run_does_not_remove_what_another_one_has_begun_meanwhile(
     if left:  # of a run that was cut off while it was overwritten
         run = finish(begin())
         run.store.files.remove(f"runs/{run.name}/config.json")
+        run.store.files.put(f"runs/{run.name}/{CLEARING}", b"")
     run = begin(ready=lambda: Meanwhile.does.append(lambda: finish(begin())))
     Meanwhile.now()
     assert load_run(output, run.name).pending() == []

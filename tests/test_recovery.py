@@ -415,15 +415,37 @@ def test_a_run_cut_off_while_it_was_frozen_or_overwritten_is_frozen_anew(dataset
     check_whole(finish(again), 4)
 
 
+def test_a_group_with_a_changed_image_is_not_tried_again_for_another_s_reject(dataset, pictures, begin):
+    folder = dataset(2, "people")
+    (folder / "anna").mkdir()
+    for name in ("0.png", "1.png"):
+        (folder / name).rename(folder / "anna" / name)
+    file = folder / "anna/1.png"
+    was = file.read_bytes()
+    file.unlink()
+    file.symlink_to("nowhere")
+    run = finish(begin(folder, mode="multi"))
+    before = part(run, "pivots", 0).read_bytes()
+    file.unlink()
+    file.write_bytes(was)
+    Image.fromarray(pictures[5]).save(folder / "anna/0.png")
+    finish(run, retry=True)
+    assert part(run, "pivots", 0).read_bytes() == before
+
+
 def test_a_run_that_has_lost_its_configuration_is_not_done_again_without_being_asked(dataset, tmp_path, begin):
     folder = dataset(2)
     run = finish(begin(folder))
     config = tmp_path / "out/runs" / run.name / "config.json"
     content = config.read_bytes()
     config.unlink()
-    with pytest.raises(RunError, match=r"has lost its configuration; bring .* back, or `pti run` with --overwrite"):
-        begin(folder)
+    marker = config.parent / "done/00000.json"
+    for gone in (config, marker):  # parts are results, too
+        gone.unlink(missing_ok=True)
+        with pytest.raises(RunError, match=r"has lost its configuration; bring .* back, or `pti run` with --overwrite"):
+            begin(folder)
     config.write_bytes(content)
+    finish(begin(folder))
     assert begin(folder).pending() == []
     config.unlink()
     again = begin(folder, existing="overwrite")
@@ -444,11 +466,17 @@ def test_what_is_whole_is_kept_where_another_table_is_damaged_and_the_file_is_an
     was = file.read_bytes()
     file.unlink() if gone else Image.fromarray(pictures[5]).save(file)
     said = "cannot be read any more" if gone else "is another file than was inverted"
-    for _ in range(2):  # however often it is tried
+    for unmarked in (False, True):  # as by a try that was killed
+        if unmarked:
+            run.store.unmark(run.name, 0, {0})
         with pytest.raises(OriginalGone, match=rf"image '1.png' {said}.*; bring the file back and run it again, or"):
             invert_shard(run, 0)
     assert pivots.read_bytes() == before
     file.write_bytes(was)
+    folder.rename(tmp_path / "away")
+    with pytest.raises(InputsUnreadable, match="check that it is there"):
+        invert_shard(run, 0)
+    (tmp_path / "away").rename(folder)
     check_whole(finish(run), 2)
     metrics.write_bytes(b"damaged")
     Image.fromarray(pictures[5]).save(file)

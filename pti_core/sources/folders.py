@@ -30,9 +30,10 @@ KINDS: Final = {".tar": "tar", ".tgz": "tar", ".tar.gz": "tar", ".tar.bz2": "tar
 _LAST = frozenset(ending[ending.rindex(".") :] for ending in KINDS)
 _WRITTEN = re.compile(rf"runs/[^/]+/(?:report|edits)(?:/|$)|(?:{'|'.join(TABLES)})/run=")
 """What runs leave that could be taken for images, at the top of their output."""
+_OF_A_RUN = re.compile(
+    rf"(?P<root>.*)/(?:runs/(?P<a>[^/]+)/(?:report|edits)|(?:{'|'.join(TABLES)})/run=(?P<b>[^/]+))", re.S
+)
 _MANIFEST = re.compile(r"(?:.*/)?runs/[^/]+/manifest(?:-\d+)?\.parquet")
-
-_OF_RUNS = frozenset({"runs", *TABLES})
 
 LeftOut = Callable[[str], bool]
 """Whether the files of a folder, by its path, are left out."""
@@ -61,16 +62,15 @@ def walk(folder: str, root: str, left_out: LeftOut, options: Mapping[str, Any], 
     while folders:
         below, level, above = folders.pop()
         path = f"{folder}/{below}"
-        if left_out(path.rstrip("/")):
+        if left_out(path.rstrip("/")) or (below and written_by_a_run(path.rstrip("/"))):
             continue
-        inner: dict[str, tuple[str, int, frozenset[str]]] = {}
         with os.scandir(path) as entries:
             for entry in entries:  # a few microseconds each: there may be a million
                 name = entry.name
                 hidden = name[0] == "." or name == "__MACOSX"
                 if entry.is_dir():
                     if not hidden and level != depth and (real := os.path.realpath(entry.path)) not in above:
-                        inner[name] = f"{below}{name}/", level + 1, above | {real}
+                        folders.append((f"{below}{name}/", level + 1, above | {real}))
                     continue
                 if matches and not matches(below + name):
                     continue
@@ -90,9 +90,6 @@ def walk(folder: str, root: str, left_out: LeftOut, options: Mapping[str, Any], 
                 else:
                     file = Container(f"{top}{below}{name}", path + name, size, f"{size}-{time or ''}", options=options)
                     rest.files.setdefault(kind, []).append(file)
-        if "runs" in inner and holds_runs(path):
-            inner = {name: one for name, one in inner.items() if name not in _OF_RUNS}
-        folders += inner.values()
         if len(names) >= CHUNK:
             yield _images(root, names, sizes, times)
             names, sizes, times = [], [], []
@@ -100,9 +97,10 @@ def walk(folder: str, root: str, left_out: LeftOut, options: Mapping[str, Any], 
     yield rest
 
 
-def holds_runs(folder: str) -> bool:
-    """Whether a local folder is the output of runs, which leave pictures below it: of this command, or of another."""
-    return any(Path(folder, "runs").glob("*/manifest.parquet"))
+def written_by_a_run(folder: str) -> bool:
+    """Whether a local folder is what a run, of this command or another, has written that could be taken for images."""
+    found = _OF_A_RUN.fullmatch(folder)
+    return found is not None and Path(found["root"], "runs", found["a"] or found["b"], "manifest.parquet").exists()
 
 
 def size_and_time(entry: Any) -> tuple[int, int | None] | None:
