@@ -57,6 +57,7 @@ def stop_at_once(say: Callable[[str], None], again: str = "the same command") ->
         lost = f"the Prefect server was lost, or refuses ({error})"
         say(f"{lost}; what is computed is in the store, and {again} goes on where it was")
         give_up()
+        _end_ephemeral_server()
         os._exit(1)
     finally:
         _take_over = None

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Collection, Mapping
-from typing import Any, Final
+from typing import Any
 
 from pti_core.connections import OutOfResources
 from pti_core.files import DamagedFile, MissingFile
@@ -25,9 +25,9 @@ class OriginalGone(ValueError):
 def check_originals(run: Run, shard: int, parts: Collection[int]) -> None:
     """Raise OriginalGone where an input of these parts is another by now, or is gone, and its pivot is whole.
 
-    Whole is what has the checksum that the shard's marker says; of a shard that this run has not done nothing is asked,
-    nor of a part that has no readable input (then the data set is away, which is found where it is read). Raises
-    InputsUnreadable where this machine cannot read now.
+    Whole is what has the checksum that the shard's marker says; of a shard that this run has not done nothing is asked.
+    Raises InputsUnreadable where no input of a part can be read, since the data set may be away, and where this machine
+    cannot read now.
     """
     known = _known(run.store.marker(run.name, shard) or {}, run)
     for number in parts:
@@ -40,13 +40,26 @@ def check_originals(run: Run, shard: int, parts: Collection[int]) -> None:
             continue
         if file.sha256 != known[path]:
             continue
-        rows = pivots.select(["image_id", "uri", "sha256"]).to_pylist()
-        changed = {row["image_id"]: why for row in rows if (why := _differs(run, row["uri"], row["sha256"]))}
-        if changed and not (len(changed) == len(rows) and all(why.startswith(_GONE) for why in changed.values())):
-            image_id, why = next(iter(changed.items()))
+        gone, changed = [], []
+        for row in (rows := pivots.select(["image_id", "uri", "sha256"]).to_pylist()):
+            try:
+                if hashlib.sha256(read_bytes(row["uri"])).hexdigest() != row["sha256"]:
+                    changed.append(row["image_id"])
+            except OutOfResources as error:
+                raise InputsUnreadable(f"data set {run.dataset!r}: {error}; then run the same command again") from error
+            except OSError as error:
+                gone.append(f"{row['image_id']!r} cannot be read any more ({error})")
+        way_out = f"remove {path!r} to have the part inverted as its files are now"
+        if rows and len(gone) == len(rows):
+            raise InputsUnreadable(
+                f"data set {run.dataset!r}: image {gone[0]}, nor any other of a part that is damaged; check that it is "
+                f"there, then run the same command again; or, if they are gone for good, {way_out}"
+            )
+        if changed or gone:
+            why = f"{changed[0]!r} is another file than was inverted" if changed else gone[0]
             raise OriginalGone(
-                f"image {image_id!r} {why}, and another table of its part is damaged; bring the file back and run it "
-                f"again, or remove {path!r} to have the part inverted as its files are now"
+                f"image {why}, and another table of its part is damaged; bring the file back and run it again, or "
+                f"{way_out}"
             )
 
 
@@ -55,16 +68,3 @@ def _known(marker: Mapping[str, Any], run: Run) -> dict[str, str]:
     if marker.get("created") not in (None, run.created) or marker.get("digest") not in (None, run.digest):
         return {}
     return {file["path"]: file["sha256"] for file in marker.get("files", [])} | marker.get(ORIGINALS, {})
-
-
-_GONE: Final = "cannot be read any more"
-
-
-def _differs(run: Run, uri: str, sha256: str) -> str | None:
-    try:
-        same = hashlib.sha256(read_bytes(uri)).hexdigest() == sha256
-    except OutOfResources as error:
-        raise InputsUnreadable(f"data set {run.dataset!r}: {error}; then run the same command again") from error
-    except OSError as error:
-        return f"{_GONE} ({error})"
-    return None if same else "is another file than was inverted"

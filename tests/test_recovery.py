@@ -415,6 +415,17 @@ def test_a_run_cut_off_while_it_was_frozen_or_overwritten_is_frozen_anew(dataset
     check_whole(finish(again), 4)
 
 
+def test_a_gone_image_that_has_a_damaged_part_to_itself_keeps_its_pivot(dataset, begin):
+    folder = dataset(3)
+    run = finish(begin(folder))
+    part(run, "metrics", 1).write_bytes(b"damaged")
+    (folder / "2.png").unlink()
+    before = part(run, "pivots", 1).read_bytes()
+    with pytest.raises(InputsUnreadable, match=r"'2.png' cannot be read any more .*if they are gone for good, remove"):
+        invert_shard(run, 0)
+    assert part(run, "pivots", 1).read_bytes() == before
+
+
 def test_a_group_with_a_changed_image_is_not_tried_again_for_another_s_reject(dataset, pictures, begin):
     folder = dataset(2, "people")
     (folder / "anna").mkdir()
