@@ -127,7 +127,8 @@ def export(
         ),
     ] = None,
     format: Annotated[
-        Format | None, typer.Option(help="Format of the generator's file; safetensors if left out.")
+        Format | None,
+        typer.Option(help="Format of the generator's file; what --output asks for if left out, or safetensors."),
     ] = None,
     run: Annotated[
         str | None,
@@ -155,10 +156,9 @@ def export(
     from pti_core.export import export_image
 
     options.use_credentials(credentials)
-    chosen = (format or Format.safetensors).value
     path = None if output is None else _file(output)
-    done = export_image(root, image_id, chosen, run, path, overwrite)
-    _wrote(done.generator, chosen, done.remarks)
+    done = export_image(root, image_id, format.value if format else None, run, path, overwrite)
+    _wrote(done.generator, done.format, done.remarks)
     Console().print(
         f"wrote {done.pivot}: w [1, num_ws, w_dim], noise maps", highlight=False, markup=False, soft_wrap=True
     )

@@ -17,7 +17,7 @@ from pti_core import images
 from pti_core.addresses import redact
 from pti_core.device import exact_float32
 from pti_core.generators.checkpoints import load_generator
-from pti_core.generators.checkpoints.convert import SUFFIXES, check_free, write_generator
+from pti_core.generators.checkpoints.convert import SUFFIXES, check_free, format_for, write_generator
 from pti_core.generators.checkpoints.whole import whole
 from pti_core.known_runs import RunError, run_names
 from pti_core.names import as_listed, file_in_the_way, folds_case, plain_path, refused, shortened, there
@@ -38,6 +38,7 @@ class Exported:
 
     run: str
     generator: Path
+    format: str
     pivot: Path
     remarks: list[str]  # on what a reader of the generator's file will do differently
 
@@ -45,24 +46,28 @@ class Exported:
 def export_image(
     root: str,
     image_id: str,
-    format: str = "safetensors",
+    format: str | None = None,
     run: str | None = None,
     output: str | Path | None = None,
     overwrite: bool = False,
 ) -> Exported:
     """Write the tuned generator of an image, and its pivot beside it as `<output>.pivot.npz`.
 
-    `format` as in `write_generator`; `run` may be left out where only one run has the image; `output` defaults to
-    the image's name in the current folder. The generator's own noise maps (`noise_const`) are replaced by those of
-    the pivot, so that a tool that knows nothing of them draws the image too. The pivot's file has
+    `format` as in `write_generator`; left out, it is what `output`'s ending says, or safetensors. `run` may be left out
+    where only one run has the image; `output` defaults to the image's name in the current folder. The generator's own
+    noise maps (`noise_const`) are replaced by those of the pivot, so that a tool that knows nothing of them draws the
+    image too. The pivot's file has
 
     - `w`: `[1, num_ws, w_dim]`, float32, as in the `projected_w.npz` of NVIDIA's projector; `ws` is the same array
     - `noise_00`, `noise_01`, ...: `[H, W]`, float32, a map for each layer in the generator's order
     - `space` (`w` or `w+`), `image_id`, `run`, `base_sha256`: text
 
     Raises ExportError for an unknown image and a run without deltas, RunError for no such run, CheckpointError where
-    the base generator cannot be read, the format cannot express it, or a file is there already.
+    the base generator cannot be read, the format cannot express it, `output` ends as none does and no format is
+    given, or a file is there already.
     """
+    if format is None:
+        format = "safetensors" if output is None else format_for(output)
     if format not in SUFFIXES:
         raise ExportError(f"format {format!r}: one of {', '.join(SUFFIXES)} expected")
     image_id = as_listed(image_id)
@@ -89,7 +94,7 @@ def export_image(
     arrays["space"] = np.array(pivot["space"])
     with whole(pivot_path) as part, part.open("wb") as npz:
         np.savez(npz, **arrays)
-    return Exported(opened.name, path, pivot_path, remarks)
+    return Exported(opened.name, path, format, pivot_path, remarks)
 
 
 @dataclass(frozen=True)

@@ -140,7 +140,8 @@ def test_verdicts():
     assert paired("x", below).verdict == "borne out"
     assert paired("x", -below).verdict == "contradicted"
     assert paired("x", pd.Series([-1.0, 1.0, -0.9, 0.9, 0.1, -0.1])).verdict == "not decided"
-    assert paired("x", below.head(5)).verdict == "not decided"  # too few for an interval
+    few = "x: not decided (5 images: mean difference of LPIPS -0.5000 without an interval, which takes 6 images)"
+    assert paired("x", below.head(5)).sentence() == few
     for mean, verdict in ((0.1, "contradicted"), (0.5, "borne out"), (0.9, "contradicted"), (0.76, "not decided")):
         ratios = pd.Series([mean - 0.04, mean + 0.02, mean - 0.01, mean + 0.03, mean + 0.01, mean - 0.01])
         assert paired("x", ratios, RATIO, 0.25, 0.75).verdict == verdict

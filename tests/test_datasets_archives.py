@@ -177,7 +177,7 @@ def test_several_tars(tmp_path: Path) -> None:
         "8/000000.jpg", "8/000001.jpg", "10/000000.jpg", "10/000001.jpg",
     ]  # fmt: skip
     assert groups(f"{tmp_path}/set/b/*.tar", "folder")["9/000001.jpg"] == "9"
-    assert "does not exist" in refused(f"{tmp_path}/set/b/{{8..11}}.tar")
+    assert "/set/b/11.tar', one of 4 that the braces name, does not exist" in refused(f"{tmp_path}/set/b/{{8..11}}.tar")
     assert "over 1,000,000 files" in refused(f"{tmp_path}/{{0..9999}}/{{0..9999}}.tar")
     zipped(tmp_path / "set/c.zip", {"1.png": b"1"})
     assert "holds tar and zip files; name those" in refused(tmp_path / "set")
@@ -421,6 +421,11 @@ def test_a_bucket_of_images(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, data in own.items() | {"a/": b"", "a/notes.txt": b"-", ".git/1.png": b"-", "c/out/1.png": b"-"}.items():
         server.s3.put_object(Bucket=bucket, Key=f"set/{name}", Body=data)
     server.s3.put_object(Bucket=bucket, Key="set2/9.png", Body=b"")
+    for name in ("runs/abc/manifest.parquet", "runs/abc/report/a.png", "runs/abc/edits/d/a.png", "runs/b/report/a.png"):
+        server.s3.put_object(Bucket=bucket, Key=f"others/{name}", Body=b"-")
+    assert list(contents(f"s3://{bucket}/others")) == ["runs/b/report/a.png"]  # no run: it has no list of inputs
+    assert list(contents(f"s3://{bucket}/others/runs/abc/edits")) == ["d/a.png"]  # where it is asked for
+    server.s3.delete_object(Bucket=bucket, Key="others/runs/b/report/a.png")
     out = f"s3://{bucket}/set/c/out"
     assert contents(f"s3://{bucket}/set", without=out) == own
     assert list(contents(f"s3://{bucket}/set/", without=out)) == [*own]

@@ -132,6 +132,8 @@ def test_unknown_images_runs_and_places_are_named(root, tmp_path):
         export_image(str(tmp_path / "empty"), "a/0.png", output=tmp_path / "x.safetensors")
     with pytest.raises(ExportError, match="rosinality"):
         export_image(str(root), "a/0.png", "onnx")
+    with pytest.raises(CheckpointError, match=r"x.pkl: a name that ends in .safetensors .* expected, or --format"):
+        export_image(str(root), "a/0.png", output=tmp_path / "x.pkl")
     assert [path.name for path in tmp_path.iterdir()] == ["x.safetensors"]
 
 
@@ -164,7 +166,7 @@ def test_nothing_is_overwritten_unasked(root, tmp_path):
     with pytest.raises(CheckpointError, match="--overwrite"):
         export_image(str(root), "a/0.png", "rosinality", output=tmp_path / "x.pt")
     assert [p.name for p in tmp_path.iterdir()] == ["x.pt.pivot.npz"]
-    export_image(str(root), "a/0.png", "rosinality", output=tmp_path / "x.pt", overwrite=True)
+    assert export_image(str(root), "a/0.png", output=tmp_path / "x.pt", overwrite=True).format == "rosinality"
     assert np.load(tmp_path / "x.pt.pivot.npz")["w"].ndim == 3
 
 

@@ -53,13 +53,13 @@ class Finding:
         form = "+.4f" if self.measure == DIFFERENCE else ".3f"
         if not self.images:
             return "not measured"
-        interval = "no interval" if math.isnan(self.low) else f"[{self.low:{form}}, {self.high:{form}}]"
-        return f"{self.mean:{form}} {interval}"
+        few = f"without an interval, which takes {MIN_IMAGES} images"
+        return f"{self.mean:{form}} {few if math.isnan(self.low) else f'[{self.low:{form}}, {self.high:{form}}]'}"
 
     def sentence(self) -> str:
         """The whole finding in one line."""
-        found = f"mean {self.measure} {self.figures}, {CONFIDENCE:.0%}, {self.images} images"
-        return f"{self.statement}: {self.verdict} ({found})"
+        sure = "" if math.isnan(self.low) else f", {CONFIDENCE:.0%}"
+        return f"{self.statement}: {self.verdict} ({self.images} images: mean {self.measure} {self.figures}{sure})"
 
 
 def paired(

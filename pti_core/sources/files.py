@@ -6,7 +6,7 @@ import functools
 import itertools
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
@@ -23,7 +23,7 @@ from pti_core.connections import file_system
 from pti_core.sources import buckets
 from pti_core.sources.base import EXTENSIONS, Container, DatasetError, Listed, extension, images_in, table, text
 from pti_core.sources.buckets import Entry
-from pti_core.sources.folders import KINDS, LeftOut, kind_of, output_in, size_and_time, walk
+from pti_core.sources.folders import KINDS, LeftOut, kind_of, size_and_time, walk, written
 
 LOOKED_FOR: Final = f"files named {' '.join(sorted(EXTENSIONS))} are looked for, or {' '.join(KINDS)} with images"
 
@@ -46,8 +46,19 @@ def listing(address: str, options: Mapping[str, Any], without: str | None, kind:
     names = _expanded(address)
     if len(names) > 1:
         root = _split(address.partition("{")[0].rpartition("/")[0], options)[1]
-        return Listed.of(_at(name, options, without, kind, root) for name in names)
+        return Listed.of(_one_of(names, name, lambda name: _at(name, options, without, kind, root)) for name in names)
     return _at(names[0], options, without, kind, None)
+
+
+def _one_of(names: Sequence[str], name: str, list_one: Callable[[str], Listed]) -> Listed:
+    """What one of several files is; DatasetError where it is not there, since all of them were asked for."""
+    try:
+        return list_one(name)
+    except FileNotFoundError:
+        raise DatasetError(
+            f"dataset {redact(name)!r}, one of {len(names):,} that the braces name, does not exist; check the path or "
+            "bucket, or name those that are there"
+        ) from None
 
 
 def check_answers(address: str, options: Mapping[str, Any]) -> None:
@@ -103,22 +114,22 @@ def _at(address: str, options: Mapping[str, Any], without: str | None, kind: str
         if not (kind or kind_of(name) or extension(name) in EXTENSIONS):
             raise DatasetError(f"dataset {redact(address)!r}: this file is not an image by its name; {LOOKED_FOR}")
         root = plain.rpartition("/")[0]
-        found = files(above or root, [(path, fs.info(path))], output_in(fs, root, without), kind)
+        found = files(above or root, [(path, fs.info(path))], written(fs, root, without), kind)
         found.one_file = above is None
         return found
     if buckets.is_bucket(fs, path):
-        in_bucket = _in_bucket(fs, path, above or path, files, output_in(fs, path, without))
+        in_bucket = _in_bucket(fs, path, above or path, files, written(fs, path, without))
         if in_bucket is not None:
             return in_bucket
     elif fs.isdir(path) or (path == "" and split_chain(address)):
-        left_out = output_in(fs, path, without)
+        left_out = written(fs, path, without)
         if local:
             return Listed.of(walk(path, above or path, left_out, options))
         return files(above or path, fs.find(path, detail=True).items(), left_out)
     if not (magic := re.search(r"[^/]*[*?\[]", plain)):
         raise FileNotFoundError(path)
     folder = path[: magic.start()].rstrip("/")
-    left_out = output_in(fs, folder, without)
+    left_out = written(fs, folder, without)
     if local:
         there = Path(folder or "/").is_dir()
         found = Listed.of(walk(folder, above or folder, left_out, options, path[magic.start() :]) if there else ())

@@ -7,7 +7,6 @@ import os
 import re
 import stat
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import Any, Final
 
 import pyarrow as pa
@@ -31,7 +30,7 @@ _LAST = frozenset(ending[ending.rindex(".") :] for ending in KINDS)
 _WRITTEN = re.compile(rf"runs/[^/]+/(?:report|edits)(?:/|$)|(?:{'|'.join(TABLES)})/run=")
 """What runs leave that could be taken for images, at the top of their output."""
 _OF_A_RUN = re.compile(
-    rf"(?P<root>.*)/(?:runs/(?P<a>[^/]+)/(?:report|edits)|(?:{'|'.join(TABLES)})/run=(?P<b>[^/]+))", re.S
+    rf"(?P<root>.*)/(?:runs/(?P<a>[^/]+)/(?:report|edits)|(?:{'|'.join(TABLES)})/run=(?P<b>[^/]+))(?=/|$)", re.S
 )
 _MANIFEST = re.compile(r"(?:.*/)?runs/[^/]+/manifest(?:-\d+)?\.parquet")
 
@@ -62,7 +61,7 @@ def walk(folder: str, root: str, left_out: LeftOut, options: Mapping[str, Any], 
     while folders:
         below, level, above = folders.pop()
         path = f"{folder}/{below}"
-        if left_out(path.rstrip("/")) or (below and written_by_a_run(path.rstrip("/"))):
+        if left_out(path.rstrip("/")):
             continue
         with os.scandir(path) as entries:
             for entry in entries:  # a few microseconds each: there may be a million
@@ -97,12 +96,6 @@ def walk(folder: str, root: str, left_out: LeftOut, options: Mapping[str, Any], 
     yield rest
 
 
-def written_by_a_run(folder: str) -> bool:
-    """Whether a local folder is what a run, of this command or another, has written that could be taken for images."""
-    found = _OF_A_RUN.fullmatch(folder)
-    return found is not None and Path(found["root"], "runs", found["a"] or found["b"], "manifest.parquet").exists()
-
-
 def size_and_time(entry: Any) -> tuple[int, int | None] | None:
     """Bytes, and ns since 1970, of a file; None for a pipe or device, which might never end.
 
@@ -122,11 +115,27 @@ def _images(root: str, names: list[str], sizes: list[int], times: list[int | Non
     return Listed(table({"name": name, "uri": joined(f"file://{root}/", name), "bytes": size, "etag": etag}))
 
 
-def output_in(fs: Any, root: str, without: str | None) -> LeftOut:
-    """Which folders below a dataset's root lie in the folder `without`, a run's output.
+def written(fs: Any, root: str, without: str | None) -> LeftOut:
+    """Which folders below a dataset's root hold what runs have written: they lie in the folder `without`, a run's
+    output, or are what could be taken for images in that of another run.
 
-    Where the dataset lies in that folder, or is that folder, only what runs wrote at its top is left out.
+    Where the dataset lies in the folder `without`, or is that folder, only what runs wrote at its top is left out.
     """
+    own, frozen = _output_in(fs, root, without), functools.cache(fs.exists)
+
+    @functools.cache
+    def left_out(folder: str) -> bool:
+        if own(folder):
+            return True
+        found = _OF_A_RUN.match(folder)
+        if found is None or found.end() <= len(root.rstrip("/")):  # whoever names such a folder means it
+            return False
+        return bool(frozen(f"{found['root']}/runs/{found['a'] or found['b']}/manifest.parquet"))
+
+    return left_out
+
+
+def _output_in(fs: Any, root: str, without: str | None) -> LeftOut:
     if without is None:
         return lambda folder: False
     output = _real(*file_system(canonical(without)) if local_path(without) is None else (LocalFileSystem(), without))
@@ -135,7 +144,7 @@ def output_in(fs: Any, root: str, without: str | None) -> LeftOut:
         return lambda folder: bool(_WRITTEN.match(folder[len(root.rstrip("/")) :].lstrip("/")))
     if top.startswith(f"{output}/"):
         return lambda folder: False
-    return functools.cache(lambda folder: f"{_real(fs, folder)}/".startswith(f"{output}/"))
+    return lambda folder: f"{_real(fs, folder)}/".startswith(f"{output}/")
 
 
 def _real(fs: Any, path: str) -> str:
