@@ -3,7 +3,8 @@
 Prefect's own kills its runs when it is told to end (SIGTERM: `docker stop`, systemd, a job of Slurm whose time is
 over), and the server is told nothing: such a run is shown as *Running*, and holds its deployment's place. This one has
 the worker take no more runs, tells each run to end, which writes down what it has and says so to the server, and ends
-the worker after that. Arguments are those of `prefect worker start`. Only on Linux; nothing but Python is needed.
+the worker after that. A run that cannot say so, since it was only starting or did not end in time, is *Crashed* then.
+Arguments are those of `prefect worker start`. Only on Linux.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import threading
 import time
 from contextlib import suppress
 from pathlib import Path
+from uuid import UUID
 
 PATIENCE = 90  # seconds that runs have to end: a part in the making is given up long before
 
@@ -33,6 +35,32 @@ def children(parent: int) -> list[int]:
     return found
 
 
+def run_of(process: int) -> str | None:
+    """The id of the flow run that a process was started for."""
+    with suppress(OSError):
+        for entry in Path(f"/proc/{process}/environ").read_bytes().split(b"\0"):
+            name, _, value = entry.partition(b"=")
+            if name == b"PREFECT__FLOW_RUN_ID":
+                return value.decode()
+    return None
+
+
+def tell_of(runs: list[str]) -> None:
+    """Have the server know that runs have ended, where they have not said so: they would hold their place."""
+    from prefect.client.orchestration import get_client
+    from prefect.states import Crashed
+
+    ended = Crashed(message="its worker was told to end; the same run again goes on where this one was")
+    try:
+        with get_client(sync_client=True) as client:
+            for run in map(UUID, runs):
+                state = client.read_flow_run(run).state
+                if state is None or not state.is_final():
+                    client.set_flow_run_state(run, ended, force=True)
+    except Exception as error:
+        print(f"the server could not be told how {', '.join(runs)} ended: {error}", file=sys.stderr)
+
+
 def main() -> int:
     """Start the worker with this program's arguments; its exit status, or 143 after it was told to end."""
     told = threading.Event()
@@ -45,15 +73,18 @@ def main() -> int:
         if worker.poll() is not None:
             return worker.returncode
     worker.send_signal(signal.SIGSTOP)  # or it would take the next run
-    for run in children(worker.pid):
-        _send(run, signal.SIGTERM)
+    runs = [run for process in children(worker.pid) if (run := run_of(process))]
+    for process in children(worker.pid):
+        _send(process, signal.SIGTERM)
     end = time.monotonic() + PATIENCE
     while children(worker.pid) and time.monotonic() < end:
         time.sleep(0.2)
-    for run in children(worker.pid):
-        _send(run, signal.SIGKILL)
+    for process in children(worker.pid):
+        _send(process, signal.SIGKILL)
     worker.kill()
     worker.wait()
+    if runs:
+        tell_of(runs)
     return 128 + signal.SIGTERM
 
 

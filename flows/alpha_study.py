@@ -7,12 +7,12 @@ from typing import Annotated, Any, Literal
 from prefect import flow
 from pydantic import Field
 
+from flows.addresses import Address
 from flows.runners import RunnerName, started
 from flows.shard_work import do_shards
 from pti_core.alpha.study import ALPHAS
 from tasks.alpha import plan_alpha_study, publish_alpha_study, study_alpha
 
-Text = Annotated[str, Field(min_length=1)]
 Positive = Annotated[int, Field(ge=1)]
 Alphas = Annotated[list[float | Literal["off"]], Field(min_length=1)]
 DEFAULT: list[float | Literal["off"]] = list(ALPHAS)
@@ -20,7 +20,7 @@ DEFAULT: list[float | Literal["off"]] = list(ALPHAS)
 
 @flow(name="alpha-study", validate_parameters=True)
 def alpha_study(
-    root: Text = "out/demo",
+    root: Address = "out/demo",
     run: str | None = None,
     images: Positive = 12,
     ids: list[str] | None = None,

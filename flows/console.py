@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Table
 
 from pti_core.shards import PREPARING, ShardProgress
-from pti_core.words import counted, how_far, rate_of
+from pti_core.words import PERCENT, counted, how_far, rate_of
 
 PLAIN_EVERY = 5.0  # seconds between lines where output is not a terminal
 
@@ -95,11 +95,11 @@ class ProgressView:
             rate = rate_of(done - self.at_first_work, elapsed) if self.started else 0.0
             doing = progress.words or "writing, measuring"
             if self.console.is_terminal:
-                speed = f"{rate:.2f} images/s" if rate else ""
+                speed = f"{rate:.2f} images/s" if rate and progress.unit != PERCENT else ""
                 self.bar.update(self.task, completed=int(done), total=total, rate=speed, doing=doing)
             elif time.monotonic() - self.last_line >= PLAIN_EVERY:
                 self.last_line = time.monotonic()
-                self.say(f"{how_far(done, total, rate)}, {doing}")
+                self.say(f"{how_far(done, total, rate, progress.unit)}, {doing}")
 
 
 def show_summary(console: Console, summary: dict[str, Any], root: str, alone: bool = True) -> None:

@@ -7,17 +7,17 @@ from typing import Annotated, Any
 from prefect import flow
 from pydantic import Field
 
+from flows.addresses import Address
 from flows.runners import RunnerName, started
 from flows.shard_work import do_shards
 from tasks.edit import edit_shards, plan_edits, publish_edits
 
-Text = Annotated[str, Field(min_length=1)]
 Positive = Annotated[int, Field(ge=1)]
 
 
 @flow(name="edit", validate_parameters=True)
 def edit(
-    root: Text = "out/demo",
+    root: Address = "out/demo",
     run: str | None = None,
     directions: Annotated[list[str], Field(min_length=1)] | None = None,
     strengths: Annotated[list[float], Field(min_length=1)] | None = None,

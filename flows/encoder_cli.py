@@ -41,7 +41,7 @@ def train_encoder(
 
         with ProgressView(console, "generator") as view:
             view.say("starting Prefect")
-            view.expect(samples, 0)
+            view.expect(100, 0)  # per cent
 
             def stopped(_: str) -> None:
                 view.say_last("stopped; nothing was written, the same command begins anew")

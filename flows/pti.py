@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from prefect import flow
 from pydantic import Field
 
+from flows.addresses import Address
 from flows.runners import RunnerName, started
 from flows.shard_work import do_shards
 from pti_core.presets import configure
@@ -15,15 +16,14 @@ from tasks.freeze import freeze_manifest
 from tasks.publish import publish_summary
 from tasks.shards import invert_shards, measure_shards
 
-Name = Annotated[str, Field(min_length=1)]
 Count = Annotated[int, Field(ge=1)]
 
 
 @flow(name="pti", flow_run_name="pti-{preset}", validate_parameters=True)
 def pti(
-    dataset: Name = "demo",
-    output: Name = "out/demo",
-    generator: Name = "pocket-ffhq-128",
+    dataset: Address = "demo",
+    output: Address = "out/demo",
+    generator: Address = "pocket-ffhq-128",
     preset: Literal["demo", "fast", "paper", "noop"] = "fast",
     mode: Literal["single", "multi"] = "single",
     group_by: str | None = None,

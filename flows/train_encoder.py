@@ -7,7 +7,9 @@ from typing import Annotated, Any
 from prefect import flow
 from pydantic import Field
 
+from flows.addresses import Address
 from flows.stopping import end_when_told
+from pti_core.words import PERCENT
 from tasks.encoder import make_encoder
 from tasks.progress import run_progress
 
@@ -18,12 +20,12 @@ SAMPLES, DRAWING_STEPS = 6000, 400
 
 @flow(name="train-encoder", validate_parameters=True)
 def train_encoder(
-    generator: str = "pocket-ffhq-128",
+    generator: Address = "pocket-ffhq-128",
     samples: Samples = SAMPLES,
     drawing_steps: Steps = DRAWING_STEPS,
     seed: int = 0,
     overwrite: bool = False,
-    folder: str | None = None,
+    folder: Address | None = None,
     credentials: str | None = None,
 ) -> dict[str, Any]:
     """Train an encoder for a generator on its own samples; runs then start their search for the pivot at its w.
@@ -37,7 +39,7 @@ def train_encoder(
         folder: where the encoder is written; by default the user's cache folder, where runs look for it.
         credentials: name of a Secret block with storage options as JSON; never the secrets themselves.
     """
-    with run_progress(samples) as progress, end_when_told():
+    with run_progress(100, unit=PERCENT) as progress, end_when_told():
         made = make_encoder(generator, samples, drawing_steps, seed, overwrite, folder, credentials)
-        progress.finished(0, samples)
+        progress.finished(0, 100)
     return made

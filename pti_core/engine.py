@@ -29,7 +29,7 @@ from pti_core.first_pass import first_pass
 from pti_core.generators.base import Generator
 from pti_core.generators.half import multiplies_bf16, precision_for
 from pti_core.inversions import Failure, Found, Result, Target
-from pti_core.memory import free_memory, keep_freed_memory, shortage
+from pti_core.memory import free_memory, halved, keep_freed_memory, shortage
 from pti_core.parallel import available_cores, in_parallel, on_idle_cores, one_thread
 from pti_core.perceptual import LPIPS, load_lpips
 from pti_core.pivot import Pivots, find_pivots
@@ -251,7 +251,8 @@ class Engine:
         seconds = (time.perf_counter() - start) / sum(len(members) for _, members in job)
         results: list[Result] = []
         for (owner, members), one in zip(job, tuned, strict=True):
-            results += self._results(owner, members, one, seconds, at_once)
+            # Of its own: what is tuned is not tuned again because its delta, in float32, did not fit beside the rest.
+            results += halved(partial(self._results, owner, members, one, seconds), at_once, self.device)
         return results
 
     def _optimise(

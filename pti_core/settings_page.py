@@ -23,8 +23,8 @@ ENVIRONMENT = {
     "it may run on (`taskset` and containers' CPU sets count).",
     "PTI_CACHE": "Folder of fetched generators and trained encoders. Without it `pti` in the user's cache folder "
     "(`~/.cache/pti` on Linux).",
-    "PTI_TRACEBACK": "Anything but nothing: an error of the `pti` command, of a script or a benchmark is shown with "
-    "its traceback, not as one sentence.",
+    "PTI_TRACEBACK": "Anything but nothing: an error of the `pti` command, of a script, a benchmark or in the log of a "
+    "worker's run is shown with its traceback, not as one sentence.",
 }
 """Environment variables of the program's own, and what each means."""
 

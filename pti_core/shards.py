@@ -46,6 +46,7 @@ class ShardProgress:
     total: int
     now: Progress | None
     doing: str | None = None
+    unit: str = "image"  # or `PERCENT`, of work on no shard
 
     @property
     def words(self) -> str:

@@ -19,10 +19,14 @@ def duration(seconds: float) -> str:
     return f"{hours} h {minutes} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"
 
 
-def how_far(done: float, total: int, rate: float) -> str:
-    """`1.5 of 4 images, 0.100 images/s, 25 s left`. `rate`: images a second, 0 where it is not known yet."""
-    words = [f"{done:.1f} of {counted(total, 'image')}"]
-    if rate > 0:
+PERCENT = "%"
+"""The unit of work that is not counted in images: a share of all of it, with 100 as the total."""
+
+
+def how_far(done: float, total: int, rate: float, unit: str = "image") -> str:
+    """`1.5 of 4 images, 0.100 images/s, 25 s left`, or `26 %, 25 s left`. `rate`: a second, 0 where not known yet."""
+    words = [f"{done:.0f} %" if unit == PERCENT else f"{done:.1f} of {counted(total, unit)}"]
+    if rate > 0 and unit != PERCENT:
         words.append(f"{rate:.3f} images/s")
     if done < total:
         words.append(f"{duration((total - done) / rate)} left" if rate > 0 else "measuring speed")

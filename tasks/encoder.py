@@ -11,6 +11,7 @@ from prefect.artifacts import create_markdown_artifact
 from pti_core.addresses import redact
 from pti_core.encoder import making
 from pti_core.shards import ShardProgress
+from pti_core.words import PERCENT
 from tasks.credentials import use_credentials
 from tasks.page import show
 from tasks.progress import reporter
@@ -32,7 +33,7 @@ def make_encoder(
     report = reporter()
 
     def on_training(doing: str, share: float) -> None:
-        report(ShardProgress(0, share * samples, samples, None, doing))
+        report(ShardProgress(0, 100 * share, 100, None, doing, PERCENT))
 
     made = making.make(generator, samples, drawing_steps, seed, overwrite, folder, on_training)
     description = f"Encoder of generator {redact(generator)}"

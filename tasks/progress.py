@@ -16,7 +16,7 @@ from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.logging import get_run_logger
 
 from pti_core.shards import PREPARING, OnShardProgress, ShardProgress
-from pti_core.words import counted, duration, how_far, rate_of
+from pti_core.words import PERCENT, counted, duration, how_far, rate_of
 
 ARTIFACT = "pti-progress"
 LOG_EVERY = 15.0  # seconds
@@ -75,9 +75,12 @@ class RunProgress:
     The work only counts; a thread of its own talks to the server, so that a slow or lost server costs no work.
     """
 
-    def __init__(self, total: int, done: int, warn: Callable[[str], None]) -> None:
-        """Of `total` images, `done` were done before; `warn` gets a sentence where the server cannot be told."""
-        self._total, self._before, self._done = total, done, float(done)
+    def __init__(self, total: int, done: int, warn: Callable[[str], None], unit: str = "image") -> None:
+        """Of `total` images, `done` were done before; `warn` gets a sentence where the server cannot be told.
+
+        `unit`: `PERCENT`, with a total of 100, for other work.
+        """
+        self._total, self._before, self._done, self._unit = total, done, float(done), unit
         self._in_work: dict[int, float] = {}  # by shard, images with the share of those in work
         self._lock, self._closed, self._start = Lock(), Event(), time.monotonic()
         self._artifact: UUID | None = None
@@ -95,7 +98,8 @@ class RunProgress:
             self._in_work.pop(shard, None)
             self._done += images
         if (listener := _listener.get()) is not None:  # which tasks in the processes of a cluster cannot reach
-            listener(ShardProgress(shard, images, images, None, f"shard {shard} is done"))
+            doing = "done" if self._unit == PERCENT else f"shard {shard} is done"
+            listener(ShardProgress(shard, images, images, None, doing, self._unit))
 
     def dropped(self, shard: int) -> None:
         """A shard has failed: it does not count."""
@@ -112,12 +116,13 @@ class RunProgress:
         """One line for a person: images, speed, time left."""
         done = self.percent() / 100.0 * self._total
         seconds = time.monotonic() - self._start
-        words = f"{int(done + 1e-6):,} of {counted(self._total, 'image')}"
+        percent = self._unit == PERCENT
+        words = f"{int(done + 1e-6):,} {f'of {counted(self._total, self._unit)}' if not percent else PERCENT}"
         if done >= self._before + 1:
             rate = (done - self._before) / max(seconds, 1e-9)
-            speed = f"{rate:.2f} images a second" if rate >= 1 else f"{1 / rate:.1f} s per image"
+            speed = f", {rate:.2f} images a second" if rate >= 1 else f", {1 / rate:.1f} s per image"
             left = f", about {duration((self._total - done) / rate)} left" if done < self._total else ""
-            words += f", {speed}{left}"
+            words += f"{speed if not percent else ''}{left}"
         return words
 
     def send(self) -> None:
@@ -158,9 +163,9 @@ class RunProgress:
 
 
 @contextmanager
-def run_progress(total: int, done: int = 0) -> Iterator[RunProgress]:
+def run_progress(total: int, done: int = 0, unit: str = "image") -> Iterator[RunProgress]:
     """The progress of a run of `total` images, `done` of them done before, on the flow run's page while this lasts."""
-    progress = RunProgress(total, done, get_run_logger().warning)
+    progress = RunProgress(total, done, get_run_logger().warning, unit)
     with progress.shown():
         yield progress
 
@@ -169,6 +174,7 @@ def log_reporter(logger: Logger | LoggerAdapter[Any]) -> OnShardProgress:
     """Tells the log of a task how far a shard is, every `LOG_EVERY` seconds and at its end."""
     last, turn = 0.0, Lock()  # jobs tell at the same time
     begun: dict[int, tuple[float, float]] = {}  # by shard: when its work began, and the images done before
+    ended: set[int] = set()  # whose last line is said
 
     def report(progress: ShardProgress) -> None:
         nonlocal last
@@ -176,12 +182,15 @@ def log_reporter(logger: Logger | LoggerAdapter[Any]) -> OnShardProgress:
         if progress.doing != PREPARING:
             begun.setdefault(progress.shard, (now, progress.done))
         with turn:
-            if now - last < LOG_EVERY and progress.done < progress.total:
+            if progress.shard in ended or (now - last < LOG_EVERY and progress.done < progress.total):
                 return
             last = now
+            if progress.done >= progress.total:
+                ended.add(progress.shard)
         start, before = begun.get(progress.shard, (now, progress.done))
         rate = rate_of(progress.done - before, now - start)
         doing = f", {progress.words}" if progress.words else ""
-        logger.info("shard %d: %s%s", progress.shard, how_far(progress.done, progress.total, rate), doing)
+        what = "" if progress.unit == PERCENT else f"shard {progress.shard}: "
+        logger.info("%s%s%s", what, how_far(progress.done, progress.total, rate, progress.unit), doing)
 
     return report

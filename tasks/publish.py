@@ -10,6 +10,7 @@ from typing import Any
 from PIL import Image
 from prefect import task
 from prefect.artifacts import create_image_artifact, create_markdown_artifact, create_table_artifact
+from prefect.logging import get_run_logger
 
 from pti_core import report
 from pti_core.runs import load_run
@@ -36,6 +37,7 @@ def publish_summary(root: str, run: str, credentials: str | None = None) -> dict
     """Write the contact sheet where it is missing; publish medians, summary and picture; return the summary."""
     use_credentials(credentials)
     opened = load_run(root, run)
+    get_run_logger().info("all shards are done; writing the contact sheet and the report where they are missing")
     summary = report.publish(opened)
     medians = f"Medians of {counted(summary['images'], 'image')} of run {run}"
     text, words = report.markdown(summary), f"Run {run}: {root}"
@@ -48,6 +50,9 @@ def publish_summary(root: str, run: str, credentials: str | None = None) -> dict
         words = f"Run {run}, in full: {summary['contact_sheet']}"
         artifacts.append(partial(create_image_artifact, as_data_uri(sheet), key="pti-contact-sheet", description=words))
     show(artifacts, "the tables are complete, and the same run again publishes it")
+    lpips = ", ".join(f"{stage} {row['lpips']:.4f}" for stage, row in summary["medians"].items() if row.get("lpips"))
+    found = f"{counted(summary['images'], 'image')} inverted, {summary['rejected']:,} rejected"
+    get_run_logger().info("run %s is complete: %s%s", run, found, f"; medians of LPIPS: {lpips}" if lpips else "")
     return summary
 
 

@@ -19,6 +19,9 @@ from pti_core.device import UnfitMachine, best_device, check_alive
 from pti_core.files import OutputRefused
 from pti_core.inputs import InputsUnreadable
 from pti_core.parallel import Stopped
+from tasks.plain_log import in_sentences
+
+in_sentences()  # every process that runs tasks imports this module
 
 Item = TypeVar("Item")
 

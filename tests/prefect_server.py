@@ -90,6 +90,11 @@ class Server:
             time.sleep(1)
         return [run["id"] for run in found]
 
+    def logs(self, flow_run: str) -> list[dict[str, Any]]:
+        """What a flow run and its tasks have logged."""
+        asked = {"logs": {"flow_run_id": {"any_": [flow_run]}}, "sort": "TIMESTAMP_ASC"}
+        return list(self.api("POST", "logs/filter", asked))
+
     def artifacts(self, flow_run: str) -> dict[str, dict[str, Any]]:
         """The artifacts of a flow run by key. Fails where a key is there twice."""
         where = {"artifacts": {"flow_run_id": {"any_": [flow_run]}, "key": {"exists_": True}}}

@@ -11,6 +11,9 @@ import pytest
 import yaml
 from prefect import Flow
 from prefect.utilities.callables import parameter_schema
+from test_credentials import WITH_SECRETS, WITHOUT
+
+from flows.addresses import NO_SECRET
 
 ROOT = Path(__file__).parents[1]
 ALL = yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]
@@ -124,6 +127,14 @@ def test_choices_are_choices(form, name):
 def test_counts_have_limits(form, name):
     kinds = form[name].get("anyOf", [form[name]])
     assert {"type": "integer", "minimum": 1}.items() <= kinds[0].items()
+
+
+def test_addresses_with_secrets_are_refused_by_the_form_and_no_others():
+    """Before a server has stored them; the few that it lets through are refused where the run begins."""
+    fields = [("pti/demo", "dataset"), ("pti/demo", "output"), ("pti/ffhq", "generator"), ("edit/demo", "root")]
+    assert [form_of(name)[field]["pattern"] for name, field in fields] == [NO_SECRET] * 4
+    assert [address for address in WITHOUT if not re.search(NO_SECRET, address)] == []
+    assert [address for address in WITH_SECRETS if re.search(NO_SECRET, address)] == []
 
 
 def test_what_compose_asks_for_is_in_the_example_and_nothing_secret_is_in_a_file():

@@ -4,6 +4,7 @@ import base64
 import hashlib
 import io
 import json
+import logging
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -55,6 +56,12 @@ def test_deployment_run_of_the_demo_ends_completed_with_tables_and_artifacts(ser
     (sheet,) = out.glob("runs/*/report/contact_sheet.png")
     small, full = Image.open(io.BytesIO(picture)), Image.open(sheet)
     assert len(picture) < 300_000
+    said = [log["message"] for log in server.logs(run["id"])]
+    (name,) = (path.name for path in out.glob("runs/*"))
+    assert f"run {name} in {out}: 5 images, 0 of them done before, 3 shards to do" in said
+    assert any(
+        message.startswith(f"run {name} is complete: 5 images inverted, 0 rejected; medians") for message in said
+    )
     assert small.width / small.height == pytest.approx(full.width / full.height, rel=0.01)
 
 
@@ -67,6 +74,10 @@ def test_a_run_that_cannot_work_fails_with_its_sentence(server, parameters, tmp_
         said = server.refused("pti/demo", parameters | asked)
         assert words in said
         assert "\n" not in said
+        (run, *_) = sorted(server.flow_runs(), key=lambda run: run["created"], reverse=True)
+        errors = [log["message"] for log in server.logs(run["id"]) if log["level"] >= logging.ERROR]
+        assert errors
+        assert all(words in error and "Traceback" not in error for error in errors), errors
     assert not list((tmp_path / "out").rglob("*.*"))
 
 
@@ -74,8 +85,16 @@ def test_a_group_of_one_image_is_inverted_with_a_remark(server, parameters):
     result = server.run("pti/demo", parameters | {"mode": "multi"})  # a folder of images: no two share a group
     assert result.returncode == 0, result.stdout + result.stderr
     run = server.flow_runs(state={"type": {"any_": ["COMPLETED"]}})[-1]
-    logs = server.api("POST", "logs/filter", {"logs": {"flow_run_id": {"any_": [run["id"]]}}})
-    assert any("5 of 5 groups have one image and get a generator of their own" in log["message"] for log in logs)
+    said = [log["message"] for log in server.logs(run["id"])]
+    assert any("5 of 5 groups have one image and get a generator of their own" in message for message in said)
+
+
+def test_a_key_in_an_address_is_refused_before_the_server_has_it(server, parameters):
+    asked = parameters | {"dataset": "s3://key:SeCrEt@bucket/x"}
+    result = server.run("pti/demo", asked)
+    assert result.returncode == 1
+    assert "Validation failed for field 'dataset'" in result.stdout + result.stderr
+    assert [run for run in server.flow_runs() if "SeCrEt" in str(run)] == []
 
 
 @pytest.mark.parametrize("name", ["demo", "ffhq"])

@@ -179,6 +179,30 @@ def test_a_worker_that_is_told_to_end_has_its_runs_end(dataset, tmp_path, tiny_c
     assert 0 < len(kept) < IMAGES
 
 
+def test_a_run_that_is_starting_when_its_worker_is_told_to_end_has_ended_too(
+    dataset, tmp_path, tiny_checkpoint, server
+):
+    """Its process has no way to say so yet; it would hold its deployment's place for a quarter of an hour."""
+    command = [sys.executable, "deployments/worker.py", "--pool", "pti-gpu", "--limit", "1"]
+    worker = subprocess.Popen(command, cwd=ROOT, env=server.env)
+    parameters = {"dataset": str(dataset(1)), "output": str(tmp_path / "out"), "generator": tiny_checkpoint}
+    body = {"parameters": parameters | {"preset": "noop"}, "state": {"type": "SCHEDULED"}}
+    deployment = server.deployment("ffhq")["id"]
+    run = server.api("POST", f"deployments/{deployment}/create_flow_run", body)["id"]
+
+    def started() -> bool:
+        with contextlib.suppress(AssertionError):
+            return process_of(run) > 0
+        return False
+
+    until(started, "no process is started", lambda: worker.poll() is None)
+    worker.send_signal(signal.SIGTERM)
+    assert worker.wait(120) == 128 + signal.SIGTERM
+    ended = server.api("GET", f"flow_runs/{run}")
+    assert ended["state_type"] == "CRASHED", ended["state"]
+    assert "its worker was told to end" in ended["state"]["message"]
+
+
 def test_a_run_that_is_told_to_end_does_so_though_a_task_does_not_notice(dataset, tmp_path, tiny_checkpoint, server):
     out = tmp_path / "out"
     endless = {"pivot.steps": 2, "measure.z_samples": 1_000_000}  # the locality check of one image looks up at its end
