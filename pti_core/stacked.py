@@ -179,8 +179,9 @@ def tune_stack(
             of_all = torch.full((len(seeds),), torch.nan)
             of_all[[at[row] for row in working]] = distance[working]
             on_step(step + 1, of_all)
-        places = locality_places(generator, ws, random, locality, bases, step)
+        # Where a GPU has nothing to do: what comes from the CPU waits for what was sent before it.
         rate = torch.tensor([factors[image] or 0.0 for image in at], device=targets.device)
+        places = locality_places(generator, ws, random, locality, bases, step)
         mse = (images - targets).square().mean(dim=(1, 2, 3))
         (config.lpips_weight * loss + config.mse_weight * mse).sum().backward()
         for ws_r in places:
