@@ -87,14 +87,15 @@ class Stack:
     @torch.no_grad()
     def step(self, factors: Tensor) -> None:
         """One step of Adam, each place with its own factor `[B]` of the learning rate, and the pull back."""
+        torch._foreach_zero_(list(self.updates.values()))
         for name, p in self.theta.items():
             way = self.ways[name] if name in self.moved else None
             gradient, p.grad = p.grad, None
-            self.updates[name].zero_()
             if gradient is not None and way is not None:
                 gradient = vmap(turned, (0, None))(gradient, way)
             self.updates[name].grad = gradient
         self.adam.step()
+        pull = factors * self.config.pull
         for (name, p), old in zip(self.theta.items(), self.old, strict=True):
             if self.updates[name].grad is None:
                 continue
@@ -104,7 +105,7 @@ class Stack:
             moved.addcmul_(self.updates[name], factor)
             self.updates[name].grad = None  # not to be held while the next images are drawn
             if self.config.pull > 0:
-                share = factor * self.config.pull
+                share = pull.view_as(factor)
                 moved.lerp_(origin.expand_as(p), share.expand_as(p) if way is None else way.shares(share, p[0]))
             if turned_too:
                 torch.add(old, vmap(turned_back, (0, None))(moved, way), out=p)
