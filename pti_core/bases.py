@@ -14,7 +14,7 @@ each other). So the pull back to the old weights is strongest where inputs vary 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,14 +67,31 @@ class Basis:
         values = values.clamp_min(0)
         return cls(vectors.float(), (values / values.mean().clamp_min(torch.finfo(values.dtype).tiny)).float())
 
-    def shares(self, pull: float | Tensor, parameter: Tensor) -> Tensor:
-        """Share of the way back for each direction of a parameter `[out, in, ...]`: `pull` where its moment is 1.
 
-        pull m / (1 - pull + pull m): the proximal step of mu/2 m d^2 with mu = pull / (1 - pull), where d is a move
-        along a direction of moment m. So it is below 1 however large m is.
+class Shares:
+    """The share of the way back to its old values for each direction of parameters `[out, in, ...]` with a basis.
+
+    `pull` where a direction's moment m is 1, else pull m / (1 - pull + pull m): the proximal step of mu/2 m d^2 with
+    mu = pull / (1 - pull), where d is a move along the direction. So it is below 1 however large m is.
+    """
+
+    def __init__(self, ways: Sequence[Basis | None], parameters: Sequence[Tensor]) -> None:
+        self.taps = [None if way is None else p.ndim - 2 for way, p in zip(ways, parameters, strict=True)]
+        moments = [way.moments for way in ways if way is not None]
+        self.sizes = [len(m) for m in moments]
+        self.moments = torch.cat(moments) if moments else None
+
+    def at(self, pull: float | Tensor) -> list[Tensor | None]:
+        """For each parameter what its values are multiplied by, `[1, in, 1, ...]`; None where it has no basis.
+
+        Of a stack `[B, out, in, ...]` for pulls `[B]`: `[B, 1, in, 1, ...]`.
         """
-        m = self.moments.view(-1, *[1] * (parameter.ndim - 2))
-        return pull * m / (1 - pull + pull * m)
+        if self.moments is None:
+            return [None] * len(self.taps)
+        pull = pull[:, None] if isinstance(pull, Tensor) else pull
+        pulled = pull * self.moments  # all of them at once: each alone is a kernel that does next to nothing
+        parts = iter((pulled / (1 - pull + pulled)).split(self.sizes, dim=-1))
+        return [None if taps is None else _before_taps(next(parts), taps) for taps in self.taps]
 
 
 @dataclass(frozen=True)
@@ -154,3 +171,7 @@ def _along_inputs(values: Tensor, matrix: Tensor) -> Tensor:
     last = values.movedim(1, -1)
     # Contiguous, as the weights are: torch's fused Adam takes a gradient of another layout for one of the weights'.
     return matmul(last.flatten(0, -2), matrix).view(last.shape).movedim(-1, 1).contiguous()
+
+
+def _before_taps(values: Tensor, taps: int) -> Tensor:
+    return values.view(*values.shape[:-1], 1, -1, *[1] * taps)

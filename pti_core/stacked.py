@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
-from pti_core.bases import Bases, turned, turned_back
+from pti_core.bases import Bases, Shares, turned, turned_back
 from pti_core.config import LocalityConfig, TuningConfig
 from pti_core.falling import FallingRate
 from pti_core.generators.base import Generator
@@ -64,6 +64,7 @@ class Stack:
         self.updates = {name: torch.zeros_like(p, requires_grad=False) for name, p in self.theta.items()}
         self.adam = adam(list(self.updates.values()), config)
         self.ways = {name: bases.of(name, parameters[name]) if bases else None for name in old}
+        self.shares = Shares(list(self.ways.values()), [parameters[name] for name in old])
         # What has been added to each, in its basis' coordinates; maps from w are themselves in them (`along_w`).
         turned_ones = [name for name, way in self.ways.items() if way is not None and parameters[name].ndim > 2]
         self.moved = {name: torch.zeros_like(self.theta[name], requires_grad=False) for name in turned_ones}
@@ -95,18 +96,17 @@ class Stack:
                 gradient = vmap(turned, (0, None))(gradient, way)
             self.updates[name].grad = gradient
         self.adam.step()
-        pull = factors * self.config.pull
-        for (name, p), old in zip(self.theta.items(), self.old, strict=True):
+        pull, zero = factors * self.config.pull, factors.new_zeros(())
+        for (name, p), old, along in zip(self.theta.items(), self.old, self.shares.at(pull), strict=True):
             if self.updates[name].grad is None:
                 continue
             way, factor = self.ways[name], factors.view(-1, *[1] * (p.ndim - 1))
             turned_too = name in self.moved
-            moved, origin = (self.moved[name], old.new_zeros(())) if turned_too else (p, old)
+            moved, origin = (self.moved[name], zero) if turned_too else (p, old)
             moved.addcmul_(self.updates[name], factor)
             self.updates[name].grad = None  # not to be held while the next images are drawn
             if self.config.pull > 0:
-                share = pull.view_as(factor)
-                moved.lerp_(origin.expand_as(p), share.expand_as(p) if way is None else way.shares(share, p[0]))
+                moved.lerp_(origin.expand_as(p), (pull.view_as(factor) if along is None else along).expand_as(p))
             if turned_too:
                 torch.add(old, vmap(turned_back, (0, None))(moved, way), out=p)
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pti_core import deltas
-from pti_core.bases import Bases, Basis, turned, turned_back
+from pti_core.bases import Bases, Shares, turned, turned_back
 from pti_core.config import LocalityConfig, TuningConfig
 from pti_core.falling import FallingRate
 from pti_core.generators.base import Generator
@@ -95,7 +95,7 @@ def tune(
     # Where the basis is another, Adam and the pull work on what has been added, in that basis' coordinates.
     moved = [p if turn is None else torch.zeros_like(p) for p, turn in zip(parameters, turns, strict=True)]
     origins = [q if turn is None else q.new_zeros(()) for q, turn in zip(old, turns, strict=True)]
-    optimizer = adam(moved, config)
+    shares, optimizer = Shares(ways, parameters), adam(moved, config)
     random = ImageRandom(seeds, targets.device)
     ws, k = bases.w_along(pivots.ws) if bases else pivots.ws, len(targets)
     parts = [slice(i, i + (at_once or k)) for i in range(0, k, at_once or k)]
@@ -138,7 +138,7 @@ def tune(
                 added.grad, p.grad = turned(p.grad, turn), None
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        pull_back(moved, origins, ways, config.pull * factor)
+        pull_back(moved, origins, shares, config.pull * factor)
         with torch.no_grad():
             for p, q, added, turn in zip(parameters, old, moved, turns, strict=True):
                 if turn is not None:
@@ -166,16 +166,21 @@ def adam(parameters: Sequence[Tensor], config: TuningConfig) -> torch.optim.Adam
 
 
 @torch.no_grad()
-def pull_back(parameters: Sequence[Tensor], old: Sequence[Tensor], ways: Sequence[Basis | None], share: float) -> None:
+def pull_back(parameters: Sequence[Tensor], old: Sequence[Tensor], shares: Shares, pull: float) -> None:
     """Move parameters, in place, a share of the way back to the old ones: decoupled weight decay towards theta.
 
     Adam moves every weight by about its learning rate, whether it matters for the image or not. What does not matter
     goes back, and with it the drift of the rest of W, at no cost of drawing; what matters is renewed at every step.
-    Along the directions of a basis the share is larger the more the rest of W sees of them (`Basis.shares`).
+    Along the directions of a basis the share is larger the more the rest of W sees of them (`Shares`).
     """
-    if share > 0:
-        for p, q, way in zip(parameters, old, ways, strict=True):
-            p.lerp_(q.expand_as(p), share if way is None else way.shares(share, p))  # type: ignore[arg-type]
+    if pull <= 0:
+        return
+    found = list(zip(parameters, old, shares.at(pull), strict=True))
+    for p, q, share in found:
+        if share is not None:
+            p.lerp_(q.expand_as(p), share)
+    if plain := [(p, q) for p, q, share in found if share is None]:
+        torch._foreach_lerp_([p for p, _ in plain], [q for _, q in plain], pull)
 
 
 def locality_places(

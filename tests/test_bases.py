@@ -4,7 +4,7 @@ import pytest
 import torch
 from nvidia_files import random_generator
 
-from pti_core.bases import SAMPLES, Bases, Basis, input_bases, turned, turned_back
+from pti_core.bases import SAMPLES, Bases, Basis, Shares, input_bases, turned, turned_back
 from pti_core.config import LocalityConfig, TuningConfig
 from pti_core.perceptual import load_lpips
 from pti_core.pivot import PivotConfig, find_pivots
@@ -132,7 +132,8 @@ def test_a_move_changes_a_layers_outputs_by_the_moments_of_its_directions():
 @pytest.mark.parametrize("shape", [(4, 3), (4, 3, 2, 2)])
 def test_the_pull_takes_more_back_of_what_the_rest_of_w_sees_more(shape):
     basis = Basis(torch.eye(3), torch.tensor([0.0, 1.0, 1e6]))
-    shares = basis.shares(0.1, torch.zeros(shape)).expand(shape)
+    (shares,) = Shares([basis], [torch.zeros(shape)]).at(0.1)
+    shares = shares.expand(shape)
     for i, share in enumerate([0.0, 0.1, 1.0]):
         torch.testing.assert_close(shares[:, i], torch.full_like(shares[:, i], share), atol=1e-4, rtol=0)
 
@@ -155,5 +156,5 @@ def test_the_pull_goes_along_the_directions(problem):
     )
     for name, delta in free.items():
         basis = bases.of(name, delta)
-        left = 0.75 if basis is None else 1 - basis.shares(0.25, delta)
+        left = 0.75 if basis is None else 1 - Shares([basis], [delta]).at(0.25)[0]
         torch.testing.assert_close(turned(held[name], basis), left * turned(delta, basis), atol=1e-5, rtol=1e-3)
