@@ -43,7 +43,7 @@ class FullyConnectedLayer(nn.Module):
         """Map `[N, in_features]` to `[N, out_features]`."""
         # The gain goes to the small side, the input, so that no scaled copy of the weight is made.
         y = F.linear(x * self.weight_gain, self.weight)
-        y = y + self.bias * self.bias_gain
+        y = y + (self.bias if self.bias_gain == 1 else self.bias * self.bias_gain)
         return F.leaky_relu(y, 0.2) * math.sqrt(2.0) if self.activation == "lrelu" else y
 
 
