@@ -78,7 +78,10 @@ def normalize_noise(noise: Sequence[Tensor]) -> None:
     """Set every map `[N, 1, H, W]` to zero mean and unit variance, in place."""
     for n in noise:
         n -= n.mean(dim=(1, 2, 3), keepdim=True)
-        n *= (n.square().mean(dim=(1, 2, 3), keepdim=True) + 1e-12).rsqrt()
+    if noise:  # what is one number an image comes of all maps at once
+        powers = torch.stack([n.square().mean(dim=(1, 2, 3), keepdim=True) for n in noise])
+        for n, scale in zip(noise, (powers + 1e-12).rsqrt(), strict=True):
+            n *= scale
 
 
 def initial_noise(generator: Generator, random: ImageRandom, config: PivotConfig) -> list[Tensor]:
