@@ -89,7 +89,7 @@ def scales_weights(x: Tensor, w: Tensor, weight: Tensor) -> bool:
 def nonzero(styles: Tensor) -> Tensor:
     """Styles, those near zero moved a little, so that they can be divided by."""
     small = styles.detach().abs() < SMALLEST_STYLE
-    return styles + small.to(styles.dtype) * (2 * SMALLEST_STYLE)
+    return styles.add(small.to(styles.dtype), alpha=2 * SMALLEST_STYLE)
 
 
 def ones_of(scales: Tensor) -> Tensor:
