@@ -201,9 +201,12 @@ class Engine:
         )
         seconds = (time.perf_counter() - start) / len(batch)
 
+        found = [torch.isfinite(x).flatten(1).all(dim=1) for x in (pivots.w, *pivots.noise)]
+        finite = torch.stack(found).all(dim=0).tolist()  # read once
+
         def result(i: int) -> Found | Failure:
             pivot = pivots[i : i + 1]
-            if all(bool(torch.isfinite(x).all()) for x in (pivot.w, *pivot.noise)):
+            if finite[i]:
                 return self._as_stored(batch[i], pivot, float(distance[i]), seconds)
             way_out = f"a pivot.lr below {self.config.pivot.lr:g} may help (a new run)"
             message = f"image_id {ids[i]!r}: the search of its pivot diverged to NaN; {way_out}"

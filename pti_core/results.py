@@ -36,7 +36,8 @@ def results_of(
     """
     config = engine.config
     delta = tuned.delta(engine.generator)
-    if not all(bool(torch.isfinite(d).all()) for d in delta.values()):
+    finite = torch.stack([torch.isfinite(d).all() for d in delta.values()])
+    if not bool(finite.all()):  # read once
         way_out = f"a tuning.lr below {config.tuning.lr:g} may help (a new run)"
         ids = [member.target.image_id for member in members]
         return [
