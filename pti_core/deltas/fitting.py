@@ -137,9 +137,10 @@ def channel_weights(costs: Tensor) -> Weights:
     o, i, k = matrix_shape(tuple(costs.shape))
     by_channel = costs.double().reshape(o, i, k).mean(dim=2)
     mean = by_channel.mean().clamp_min(1e-30)
-    rows = by_channel.mean(dim=1).clamp_min(float(_FLOOR * mean))
+    rows = by_channel.mean(dim=1).clamp_min(_FLOOR * mean)
     columns = (by_channel.mean(dim=0) / mean).clamp_min(_FLOOR)
-    return Weights(*(t.log2().round().clamp(-120, 120).to(torch.int8).cpu().numpy() for t in (rows, columns)))
+    exponents = torch.cat((rows, columns)).log2().round().clamp(-120, 120).to(torch.int8).cpu().numpy()  # read once
+    return Weights(exponents[:o], exponents[o:])
 
 
 def largest_step(keeps: Callable[[float], bool]) -> float | None:

@@ -132,12 +132,11 @@ def leading_components(x: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
         q = x @ (x.T @ torch.linalg.qr(q).Q)
     q = torch.linalg.qr(q).Q
     b = q.T @ x  # [rank, n]
-    # Ascending. So small a matrix is quicker on the CPU, also for a GPU.
-    values, vectors = (t.to(x.device) for t in torch.linalg.eigh((b @ b.T).double().cpu()))
-    s = values.flip(0).clamp_min(0).sqrt().float()
-    vectors = vectors.flip(1).float()
-    kept = int((s > 1e-5 * s[0]).sum())  # below that the squares are noise
-    s, vectors = s[:kept], vectors[:, :kept]
+    # Ascending. So small a matrix is quicker on the CPU, also for a GPU, of which nothing more has to be read then.
+    values, vectors = torch.linalg.eigh((b @ b.T).double().cpu())
+    sizes = values.flip(0).clamp_min(0).sqrt().float()
+    kept = int((sizes > 1e-5 * sizes[0]).sum())  # below that the squares are noise
+    s, vectors = sizes[:kept].to(x.device), vectors.to(x.device).flip(1).float()[:, :kept]
     return q @ vectors, s, b.T @ (vectors / s)
 
 
