@@ -20,6 +20,12 @@ from pathlib import Path
 from uuid import UUID
 
 PATIENCE = 90  # seconds that runs have to end: a part in the making is given up long before
+TELLING = 20  # seconds for the server to be told how they ended
+HELD = (
+    "PENDING",
+    "RUNNING",
+    "CANCELLING",
+)  # states of runs that hold a place, and whose process has to tell of the next
 
 
 def children(parent: int) -> list[int]:
@@ -45,20 +51,19 @@ def run_of(process: int) -> str | None:
     return None
 
 
-def tell_of(runs: list[str]) -> None:
-    """Have the server know that runs have ended, where they have not said so: they would hold their place."""
+def tell_of(run: str) -> None:
+    """Have the server know that a run has ended, where it has not said so itself: it would hold its place."""
     from prefect.client.orchestration import get_client
     from prefect.states import Crashed
 
     ended = Crashed(message="its worker was told to end; the same run again goes on where this one was")
     try:
         with get_client(sync_client=True) as client:
-            for run in map(UUID, runs):
-                state = client.read_flow_run(run).state
-                if state is None or not state.is_final():
-                    client.set_flow_run_state(run, ended, force=True)
+            state = client.read_flow_run(UUID(run)).state
+            if state is None or state.type.value in HELD:
+                client.set_flow_run_state(UUID(run), ended, force=True)
     except Exception as error:
-        print(f"the server could not be told how {', '.join(runs)} ended: {error}", file=sys.stderr)
+        print(f"the server could not be told that run {run} has ended: {error}", file=sys.stderr)
 
 
 def main() -> int:
@@ -73,18 +78,26 @@ def main() -> int:
         if worker.poll() is not None:
             return worker.returncode
     worker.send_signal(signal.SIGSTOP)  # or it would take the next run
-    runs = [run for process in children(worker.pid) if (run := run_of(process))]
-    for process in children(worker.pid):
+    runs = {process: run_of(process) for process in children(worker.pid)}
+    for process in runs:
         _send(process, signal.SIGTERM)
-    end = time.monotonic() + PATIENCE
-    while children(worker.pid) and time.monotonic() < end:
+    end, tellers = time.monotonic() + PATIENCE, list[threading.Thread]()
+    while runs:
         time.sleep(0.2)
-    for process in children(worker.pid):
-        _send(process, signal.SIGKILL)
+        at_work = set(children(worker.pid))
+        for process in [process for process in runs if process not in at_work]:
+            # At once: a run that is taken up again, by another worker, is not to be told of.
+            if run := runs.pop(process):
+                tellers.append(threading.Thread(target=tell_of, args=(run,), daemon=True))
+                tellers[-1].start()
+        if time.monotonic() > end:
+            for process in runs:
+                _send(process, signal.SIGKILL)
     worker.kill()
     worker.wait()
-    if runs:
-        tell_of(runs)
+    end = time.monotonic() + TELLING
+    for teller in tellers:
+        teller.join(max(0.0, end - time.monotonic()))
     return 128 + signal.SIGTERM
 
 

@@ -28,7 +28,7 @@ def alpha_study(
     z_samples: Positive = 2,
     shards_per_task: Positive = 1,
     runner: RunnerName = "threads",
-    address: str | None = None,
+    address: Address | None = None,
     workers: Positive | None = None,
     resources: dict[str, float] | None = None,
     credentials: str | None = None,

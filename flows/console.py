@@ -74,8 +74,9 @@ class ProgressView:
             line = f"[{time.monotonic() - self.start:5.1f} s] {text}"
             self.console.print(line, highlight=False, markup=False, soft_wrap=True)
 
-    def expect(self, images: int, done: int) -> None:
-        """The images of the whole run, and those of shards that were done before."""
+    def expect(self, images: int, done: int, unit: str = "images") -> None:
+        """The images of the whole run, and those of shards that were done before; 100 of `PERCENT`, of other work."""
+        self.bar.update(self.task, description=unit)
         self.images, self.done_before = images, done
 
     def __call__(self, progress: ShardProgress) -> None:

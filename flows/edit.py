@@ -25,7 +25,7 @@ def edit(
     pictures: bool = True,
     shards_per_task: Positive = 1,
     runner: RunnerName = "threads",
-    address: str | None = None,
+    address: Address | None = None,
     workers: Positive | None = None,
     resources: dict[str, float] | None = None,
     credentials: str | None = None,

@@ -27,6 +27,7 @@ def train_encoder(
     from pti_core.encoder.files import find_encoder
     from pti_core.encoder.making import check, make
     from pti_core.generators.checkpoints import load_generator
+    from pti_core.words import PERCENT
     from tasks.credentials import use_credentials
 
     check(generator, folder)  # what is wrong is found here, before Prefect is started: it stores what it is given
@@ -41,7 +42,7 @@ def train_encoder(
 
         with ProgressView(console, "generator") as view:
             view.say("starting Prefect")
-            view.expect(100, 0)  # per cent
+            view.expect(100, 0, PERCENT)
 
             def stopped(_: str) -> None:
                 view.say_last("stopped; nothing was written, the same command begins anew")

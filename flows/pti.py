@@ -35,7 +35,7 @@ def pti(
     shard_size: Count = 64,
     shards_per_task: Count = 1,
     runner: RunnerName = "threads",
-    address: str | None = None,
+    address: Address | None = None,
     workers: Count | None = None,
     resources: dict[str, float] | None = None,
     credentials: str | None = None,

@@ -255,7 +255,9 @@ class Engine:
         results: list[Result] = []
         for (owner, members), one in zip(job, tuned, strict=True):
             # Of its own: what is tuned is not tuned again because its delta, in float32, did not fit beside the rest.
-            results += halved(partial(self._results, owner, members, one, seconds), at_once, self.device)
+            results += halved(
+                partial(self._results, owner, members, one, seconds), min(at_once, len(members)), self.device
+            )
         return results
 
     def _optimise(

@@ -9,17 +9,30 @@ from typing import Final
 OWN: Final = ("pti_core.", "tasks.", "flows.")
 """Errors defined here have messages that say what is wrong and what to do; others are shown with all they have."""
 
+OF_LAYERS: Final = (
+    "Task run failed with exception",
+    "Encountered exception during execution",
+    "Engine execution exited with unexpected exception",
+    "Execution of flow run",
+)
+"""What Prefect's layers say of an error that passes, one after the other."""
+
 LOGGERS: Final = ("prefect.task_runs", "prefect.flow_runs", "prefect.engine")
 
 
 class _Sentence(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         error = record.exc_info[1] if isinstance(record.exc_info, tuple) else None
-        if record.levelno < logging.ERROR or not type(error).__module__.startswith(OWN):
+        if record.levelno < logging.WARNING or not type(error).__module__.startswith(OWN):
             return True
-        told = getattr(error, "_told", False)
-        record.msg, record.args, record.exc_info, record.exc_text = "%s", (str(error),), None, None
-        error._told = True  # type: ignore[union-attr]
+        message, told = record.getMessage(), False
+        if message.startswith(OF_LAYERS):
+            told = getattr(error, "_told", False)
+            error._told = True  # type: ignore[union-attr]
+            message = str(error)
+        elif str(error) not in message:
+            message = f"{message}: {error}"
+        record.msg, record.args, record.exc_info, record.exc_text = "%s", (message,), None, None
         return not told
 
 

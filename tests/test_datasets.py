@@ -331,3 +331,4 @@ def test_what_other_runs_have_written_is_no_input(tmp_path, dataset):
     assert found == ["0.png", "1.png", "out/metrics/photo.png", "runs/mine/photo.png"]
     assert len(scan(str(folder / "out/edits/run=abc"))) == 1  # where it is asked for
     assert len(scan(str(folder / "out/runs/abc/report"))) == 1
+    assert len(scan(str(folder / "out/runs/*/report/*.png"))) == 1

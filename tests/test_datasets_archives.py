@@ -425,6 +425,7 @@ def test_a_bucket_of_images(monkeypatch: pytest.MonkeyPatch) -> None:
         server.s3.put_object(Bucket=bucket, Key=f"others/{name}", Body=b"-")
     assert list(contents(f"s3://{bucket}/others")) == ["runs/b/report/a.png"]  # no run: it has no list of inputs
     assert list(contents(f"s3://{bucket}/others/runs/abc/edits")) == ["d/a.png"]  # where it is asked for
+    assert list(contents(f"s3://{bucket}/others/runs/*/edits/*/*.png")) == ["abc/edits/d/a.png"]
     server.s3.delete_object(Bucket=bucket, Key="others/runs/b/report/a.png")
     out = f"s3://{bucket}/set/c/out"
     assert contents(f"s3://{bucket}/set", without=out) == own

@@ -14,6 +14,7 @@ from prefect.utilities.callables import parameter_schema
 from test_credentials import WITH_SECRETS, WITHOUT
 
 from flows.addresses import NO_SECRET
+from pti_core.addresses import refusal
 
 ROOT = Path(__file__).parents[1]
 ALL = yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]
@@ -133,8 +134,12 @@ def test_addresses_with_secrets_are_refused_by_the_form_and_no_others():
     """Before a server has stored them; the few that it lets through are refused where the run begins."""
     fields = [("pti/demo", "dataset"), ("pti/demo", "output"), ("pti/ffhq", "generator"), ("edit/demo", "root")]
     assert [form_of(name)[field]["pattern"] for name, field in fields] == [NO_SECRET] * 4
-    assert [address for address in WITHOUT if not re.search(NO_SECRET, address)] == []
-    assert [address for address in WITH_SECRETS if re.search(NO_SECRET, address)] == []
+    more = ["HTTPS://u@h/x", "https://h/x?sv=1&SIGNATURE=ab", "https://h/x?key=abc", "s3://b/x\n?sig=1"]
+    plain = ["http://[::1]:8080/a@2x.png", "hdfs://[fe80::1]:8020/x@1", "file:///data/a;token=1/", "az://c:1@x"]
+    plain += ["zip://a?token=1::/x.zip", "oci://b:x@ns/", "gs://b/http://x@y", "tcp://host:8786", "ray://host:10001"]
+    assert [address for address in [*WITHOUT, *plain] if not re.search(NO_SECRET, address)] == []
+    assert [address for address in [*WITH_SECRETS, *more] if re.search(NO_SECRET, address)] == []
+    assert [address for address in plain if refusal("dataset", address)] == []
 
 
 def test_what_compose_asks_for_is_in_the_example_and_nothing_secret_is_in_a_file():

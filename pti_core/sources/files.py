@@ -129,7 +129,7 @@ def _at(address: str, options: Mapping[str, Any], without: str | None, kind: str
     if not (magic := re.search(r"[^/]*[*?\[]", plain)):
         raise FileNotFoundError(path)
     folder = path[: magic.start()].rstrip("/")
-    left_out = written(fs, folder, without)
+    left_out = written(fs, folder, without, plain)
     if local:
         there = Path(folder or "/").is_dir()
         found = Listed.of(walk(folder, above or folder, left_out, options, path[magic.start() :]) if there else ())

@@ -32,6 +32,7 @@ _WRITTEN = re.compile(rf"runs/[^/]+/(?:report|edits)(?:/|$)|(?:{'|'.join(TABLES)
 _OF_A_RUN = re.compile(
     rf"(?P<root>.*)/(?:runs/(?P<a>[^/]+)/(?:report|edits)|(?:{'|'.join(TABLES)})/run=(?P<b>[^/]+))(?=/|$)", re.S
 )
+_NAMES_A_RUN = re.compile(r"(?:^|/)runs/[^/]+/|/run=")
 _MANIFEST = re.compile(r"(?:.*/)?runs/[^/]+/manifest(?:-\d+)?\.parquet")
 
 LeftOut = Callable[[str], bool]
@@ -115,22 +116,32 @@ def _images(root: str, names: list[str], sizes: list[int], times: list[int | Non
     return Listed(table({"name": name, "uri": joined(f"file://{root}/", name), "bytes": size, "etag": etag}))
 
 
-def written(fs: Any, root: str, without: str | None) -> LeftOut:
+def written(fs: Any, root: str, without: str | None, pattern: str = "") -> LeftOut:
     """Which folders below a dataset's root hold what runs have written: they lie in the folder `without`, a run's
     output, or are what could be taken for images in that of another run.
 
-    Where the dataset lies in the folder `without`, or is that folder, only what runs wrote at its top is left out.
+    Where the dataset lies in the folder `without`, or is that folder, only what runs wrote at its top is left out. And
+    whoever names a folder of another run, or a `pattern` of such, means it.
     """
-    own, frozen = _output_in(fs, root, without), functools.cache(fs.exists)
+    own = _output_in(fs, root, without)
+    if _NAMES_A_RUN.search(pattern):
+        return own
+
+    @functools.cache
+    def frozen(manifest: str) -> bool:
+        try:
+            return bool(fs.exists(manifest))
+        except OSError:  # a bucket may be listed where this may not be asked
+            return False
 
     @functools.cache
     def left_out(folder: str) -> bool:
         if own(folder):
             return True
         found = _OF_A_RUN.match(folder)
-        if found is None or found.end() <= len(root.rstrip("/")):  # whoever names such a folder means it
+        if found is None or found.end() <= len(root.rstrip("/")):
             return False
-        return bool(frozen(f"{found['root']}/runs/{found['a'] or found['b']}/manifest.parquet"))
+        return frozen(f"{found['root']}/runs/{found['a'] or found['b']}/manifest.parquet")
 
     return left_out
 
