@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from benchmarks.operators import counts
 from pti_core.config import ImageConfig
 from pti_core.datasets import read_bytes, scan
 from pti_core.images import decode
@@ -51,3 +52,9 @@ def test_listings_of_all_kinds_are_measured(tmp_path):
     ]
     assert all(0 < float(row[2]) < 1 for row in found)
     assert not list(tmp_path.iterdir())
+
+
+def test_operators_of_a_step_are_counted_and_a_stack_sends_few_more_than_one_image():
+    """What a GPU waits for: were a stack's operators sent for each of its images, they would be twice as many."""
+    search, one, stack = counts(32, 2, "demo").values()
+    assert 0 < search < one < stack < 1.5 * one
