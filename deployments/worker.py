@@ -21,11 +21,7 @@ from uuid import UUID
 
 PATIENCE = 90  # seconds that runs have to end: a part in the making is given up long before
 TELLING = 20  # seconds for the server to be told how they ended
-HELD = (
-    "PENDING",
-    "RUNNING",
-    "CANCELLING",
-)  # states of runs that hold a place, and whose process has to tell of the next
+HELD = ("PENDING", "RUNNING", "CANCELLING")  # states in which a run holds its deployment's place
 
 
 def children(parent: int) -> list[int]:
