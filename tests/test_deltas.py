@@ -13,7 +13,7 @@ import torch
 
 from pti_core import deltas
 from pti_core.deltas import layered, table
-from pti_core.deltas.payloads import THOROUGH, Reader, section
+from pti_core.deltas.payloads import Reader, compress, section
 from pti_core.deltas.symbols import _dense, _sparse, decode_symbols, encode_symbols
 from pti_core.generators.mobilestylegan import MobileStyleGAN
 from pti_core.runs import encoded_tensors
@@ -223,18 +223,32 @@ def test_symbols_take_little_more_than_their_entropy(share):
     data = encode_symbols(symbols.astype(np.int32))
     assert decode_symbols(Reader(data, "x"), len(symbols)).tolist() == symbols.tolist()
     p = np.unique(symbols, return_counts=True)[1] / len(symbols)
-    assert 8 * len(data) < 1.12 * len(symbols) * -(p * np.log2(p)).sum()
+    assert 8 * len(data) < 1.13 * len(symbols) * -(p * np.log2(p)).sum()
 
 
 @pytest.mark.parametrize("share", [0.01, 0.04, 0.1, 0.2, 0.3, 0.4])
 @pytest.mark.parametrize("scattered", [True, False])  # not: as in the first of many components, where each is stored
-def test_the_way_that_is_taken_is_the_shorter_one_or_hardly_longer(share, scattered):
+def test_the_shorter_way_is_taken(share, scattered):
     rng, count = np.random.default_rng(2), 50_000
     there = rng.random(count) < share if scattered else np.arange(count) < share * count
     symbols = (there * np.rint(5 * rng.standard_normal(count))).astype(np.int32)
-    ways = [len(_dense(symbols, THOROUGH)), len(_sparse(symbols, np.flatnonzero(symbols), THOROUGH, 0))]
-    assert (ways[0] < ways[1]) != scattered
-    assert len(encode_symbols(symbols)) <= 1.01 * min(ways)
+    dense, sparse = _dense(symbols), _sparse(symbols, np.flatnonzero(symbols), 0)
+    assert (len(dense) < len(sparse)) != scattered
+    assert encode_symbols(symbols) == min(dense, sparse, key=len)
+
+
+@pytest.mark.parametrize("scale", [1.0, 1.5, 2.0])
+def test_rounded_numbers_are_left_to_huffman_codes(scale):
+    """Repetitions that chance made cost more than they save: at zstd's usual level 10 to 25 %."""
+    numbers = np.rint(scale * np.random.default_rng(3).standard_normal(200_000)).astype(np.int8)
+    p = np.unique(numbers, return_counts=True)[1] / len(numbers)
+    data = compress(numbers.tobytes())
+    assert 8 * len(data) < 1.1 * len(numbers) * -(p * np.log2(p)).sum()
+    assert len(data) < 0.95 * len(pa.Codec("zstd").compress(numbers.tobytes()))
+
+
+def test_runs_take_next_to_nothing():
+    assert len(compress(bytes(2**20))) < 200
 
 
 def test_tables_of_before_are_read():

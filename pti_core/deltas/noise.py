@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pti_core.deltas.payloads import FAST, DeltaError, Reader, check_shape
+from pti_core.deltas.payloads import DeltaError, Reader, check_shape
 from pti_core.deltas.plain import fp16_decode
 from pti_core.deltas.symbols import decode_symbols, encode_symbols
 from pti_core.generators.base import Generator
@@ -41,8 +41,7 @@ def encode_noise(noise: Sequence[Tensor], generator: Generator) -> bytes:
     steps = moved if near else values
     steps *= STEPS
     np.rint(steps, out=steps).clip(-_MOST, _MOST, out=steps)  # which no maps of about unit variance come near
-    # Noise repeats nothing: a thorough search for repetitions finds none, in forty times the time.
-    return (_FROM_OWN if near else _FROM_ZERO) + encode_symbols(steps.astype(np.int32), FAST)
+    return (_FROM_OWN if near else _FROM_ZERO) + encode_symbols(steps.astype(np.int32))
 
 
 def decode_noise(payload: bytes, generator: Generator) -> list[Tensor]:

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pti_core.deltas.payloads import FAST, Decoder, Encoder, Reader, check_shape, compress, damaged, decompress, section
+from pti_core.deltas.payloads import Decoder, Encoder, Reader, check_shape, compress, damaged, decompress, section
 
 Values = NDArray[np.float32]
 
@@ -54,7 +54,7 @@ def integer_codec(bits: int) -> tuple[Encoder, Decoder]:
         if bits == 4:
             even = np.append(levels, np.uint8(0)) if len(levels) % 2 else levels
             levels = even[::2] | even[1::2] << 4
-        return scale, section((steps / np.float32(scale)).astype("<f4").tobytes()) + section(levels.tobytes(), FAST)
+        return scale, section((steps / np.float32(scale)).astype("<f4").tobytes()) + section(levels.tobytes())
 
     def decode(scale: float, payload: bytes, shape: tuple[int, ...], what: str) -> Values:
         count, channels, reader = check_shape(shape, what), rows_of(shape), Reader(payload, what)
