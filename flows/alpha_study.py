@@ -8,6 +8,7 @@ from prefect import flow
 from pydantic import Field
 
 from flows.addresses import Address
+from flows.run_names import named
 from flows.runners import RunnerName, started
 from flows.shard_work import do_shards
 from pti_core.alpha.study import ALPHAS
@@ -18,7 +19,7 @@ Alphas = Annotated[list[float | Literal["off"]], Field(min_length=1)]
 DEFAULT: list[float | Literal["off"]] = list(ALPHAS)
 
 
-@flow(name="alpha-study", validate_parameters=True)
+@flow(name="alpha-study", flow_run_name=named("alpha-study", "root"), validate_parameters=True)
 def alpha_study(
     root: Address = "out/demo",
     run: str | None = None,

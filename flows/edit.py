@@ -8,6 +8,7 @@ from prefect import flow
 from pydantic import Field
 
 from flows.addresses import Address
+from flows.run_names import named
 from flows.runners import RunnerName, started
 from flows.shard_work import do_shards
 from tasks.edit import edit_shards, plan_edits, publish_edits
@@ -15,7 +16,7 @@ from tasks.edit import edit_shards, plan_edits, publish_edits
 Positive = Annotated[int, Field(ge=1)]
 
 
-@flow(name="edit", validate_parameters=True)
+@flow(name="edit", flow_run_name=named("edit", "root"), validate_parameters=True)
 def edit(
     root: Address = "out/demo",
     run: str | None = None,

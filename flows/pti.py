@@ -9,6 +9,7 @@ from prefect import flow
 from pydantic import Field
 
 from flows.addresses import Address
+from flows.run_names import named
 from flows.runners import RunnerName, started
 from flows.shard_work import do_shards
 from pti_core.presets import configure
@@ -19,7 +20,7 @@ from tasks.shards import invert_shards, measure_shards
 Count = Annotated[int, Field(ge=1)]
 
 
-@flow(name="pti", flow_run_name="pti-{preset}", validate_parameters=True)
+@flow(name="pti", flow_run_name=named("pti-{preset}", "dataset"), validate_parameters=True)
 def pti(
     dataset: Address = "demo",
     output: Address = "out/demo",

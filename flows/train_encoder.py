@@ -8,6 +8,7 @@ from prefect import flow
 from pydantic import Field
 
 from flows.addresses import Address
+from flows.run_names import named
 from flows.stopping import end_when_told
 from pti_core.words import PERCENT
 from tasks.encoder import make_encoder
@@ -18,7 +19,7 @@ Steps = Annotated[int, Field(ge=0)]
 SAMPLES, DRAWING_STEPS = 6000, 400
 
 
-@flow(name="train-encoder", validate_parameters=True)
+@flow(name="train-encoder", flow_run_name=named("train-encoder", "generator"), validate_parameters=True)
 def train_encoder(
     generator: Address = "pocket-ffhq-128",
     samples: Samples = SAMPLES,

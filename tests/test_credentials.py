@@ -24,6 +24,7 @@ from typer.testing import CliRunner
 
 from flows.cli import app
 from flows.options import check_runner
+from flows.run_names import run_name
 from pti_core.addresses import canonical, redact, secret_in
 from pti_core.alignment import align
 from pti_core.datasets import DatasetError, read_bytes, scan
@@ -148,11 +149,17 @@ def test_the_commands_refuse_it_before_prefect_is_started(tmp_path: Path) -> Non
         assert SECRET not in printed
 
 
+@pytest.mark.parametrize("address", WITH_SECRETS)
+def test_so_is_a_run_s_name(address: str) -> None:
+    assert run_name("pti-{preset}", "dataset", {"preset": "fast", "dataset": address}) == "pti-fast"
+
+
 @pytest.mark.parametrize("address", WITHOUT)
 def test_other_addresses_are_fine(address: str) -> None:
     assert parse(address).source == parse(f"{address}:name=smile").source == address
     assert secret_in(address) is None
     assert secret_in(canonical(address)) is None
+    assert run_name("edit", "root", {"root": address}).startswith("edit-")
 
 
 class Handler(BaseHTTPRequestHandler):

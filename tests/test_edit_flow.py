@@ -51,6 +51,7 @@ def test_deployment_run_of_edits_ends_completed_with_table_pictures_and_artifact
     assert len(rows) == 5 * 2 * 2
     assert all((root / picture).is_file() for picture in rows["picture"])
     run = server.api("POST", "flow_runs/filter", {"flows": {"name": {"any_": ["edit"]}}, "sort": "START_TIME_DESC"})[0]
+    assert run["name"] == f"edit-{root.name}"
     shown = server.artifacts(run["id"])
     assert shown["pti-progress"]["data"] == 100
     medians = json.loads(shown["pti-edits"]["data"])

@@ -83,7 +83,8 @@ def test_a_deployment_runs_through_a_server_on_postgres(server, postgres, datase
     result = server.run("pti/demo", parameters)
     assert result.returncode == 0, result.stdout + result.stderr
     assert pd.read_parquet(tmp_path / "out/metrics")["image_id"].nunique() == 4
-    assert postgres.query("select state_type from flow_run where name = 'pti-demo'").split() == ["COMPLETED"]
+    name = "pti-demo-" + Path(parameters["dataset"]).name
+    assert postgres.query(f"select state_type from flow_run where name = '{name}'").split() == ["COMPLETED"]
     kept = postgres.query("select key from artifact where key is not null order by key").split()
     assert kept == ["pti-contact-sheet", "pti-medians", "pti-progress", "pti-summary"]
 

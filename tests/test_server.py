@@ -42,7 +42,7 @@ def test_deployment_run_of_the_demo_ends_completed_with_tables_and_artifacts(ser
     assert pd.read_parquet(out / "metrics")["image_id"].nunique() == 5
     assert len(list((out / "runs").rglob("done/*.json"))) == 3
 
-    run = server.flow_runs(name={"any_": ["pti-demo"]})[-1]
+    run = server.flow_runs(name={"any_": ["pti-demo-" + Path(parameters["dataset"]).name]})[-1]
     shown = server.artifacts(run["id"])
     assert shown["pti-progress"]["data"] == 100
     assert shown["pti-progress"]["description"].startswith("5 of 5 images")
