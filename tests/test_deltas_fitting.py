@@ -1,6 +1,7 @@
 """Codec `adaptive`: as few bytes as each image's picture allows, and a promise that holds for every image."""
 
 import copy
+import math
 
 import numpy as np
 import pytest
@@ -183,19 +184,46 @@ def test_channel_weights_follow_costs_that_are_a_product():
     assert ratio.max() < 2**0.6
 
 
-@pytest.mark.parametrize("edge", [3e-7, 1.9e-5, 2.1e-5, 4e-4])
-def test_the_search_ends_just_below_the_edge(edge):
+@pytest.mark.parametrize("edge", [3e-7, 9e-6, 1.1e-5, 4e-4])
+@pytest.mark.parametrize("power", [0.7, 1.2, 2.0])
+def test_the_search_ends_just_below_the_edge(edge, power):
     tried = []
 
-    def keeps(step):
+    def loss(step):
         tried.append(step)
-        return step <= edge
+        return (step / edge) ** power
 
-    found = fitting.largest_step(keeps)
-    assert edge / 1.1 < found <= edge
-    assert len(tried) < 14
+    found = fitting.largest_step(loss)
+    assert edge / 1.12 < found <= edge
+    assert len(tried) <= 7
+
+
+@pytest.mark.parametrize("edge", [3e-7, 9e-6, 1.1e-5, 4e-4])
+def test_the_search_finds_an_edge_that_nothing_announces(edge):
+    tried = []
+
+    def loss(step):
+        tried.append(step)
+        return 0.0 if step <= edge else math.nan
+
+    found = fitting.largest_step(loss)
+    assert edge / 1.5 < found <= edge
+    assert len(tried) <= 12
+
+
+def test_the_search_is_not_misled_by_a_loss_that_is_not_smooth():
+    """Where components come and go, a loss falls a little as the step grows."""
+    tried = {}
+
+    def loss(step):
+        tried[step] = (step / 1e-5) ** 1.2 * (1 + 0.15 * math.sin(40 * math.log(step)))
+        return tried[step]
+
+    found = fitting.largest_step(loss)
+    assert tried[found] <= 1
+    assert found > 8e-6
 
 
 def test_the_search_gives_up_where_nothing_is_kept():
-    assert fitting.largest_step(lambda step: False) is None
-    assert fitting.largest_step(lambda step: True) >= 1e-3
+    assert fitting.largest_step(lambda step: math.inf) is None
+    assert fitting.largest_step(lambda step: 0.0) >= 1e-3

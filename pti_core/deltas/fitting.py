@@ -38,10 +38,14 @@ class Promise:
 PROBES: Final = 2
 """Random combinations for an image."""
 
-FIRST_STEP: Final = 2e-5
+FIRST_STEP: Final = 1e-5
 """Where the search begins, in units of the picture (see `importance`); it goes either way by factors."""
 
-_DOUBLINGS, _HALVINGS = 12, 3
+_TRIALS: Final = 12
+_AIM, _ENOUGH = math.log(0.97), math.log(0.93)  # of what is allowed
+_NEAR: Final = math.log(1.02)  # two steps; what lies between is not worth a trial
+_SLOPE: Final = 1.2  # of logarithms: of a loss by that of the step
+_STRIDE: Final = math.log(8)  # at most, where a loss says little
 _FLOOR: Final = 1e-4  # a channel's cost is at least this share of its tensor's mean: beyond that it is noise
 _FALLBACKS: Final = ("int8", "fp16")
 
@@ -74,12 +78,12 @@ def fit(
     costs = importance(tuned, images, pivots, lpips, max_resolution)
     parts = {name: Decomposed(value, channel_weights(costs[name])) for name, value in delta.items()}
     del costs
-    keeps = _judge(base, tuned, images, pivots, lpips, at_once or len(images), promise)
+    loss = _judge(base, tuned, images, pivots, lpips, at_once or len(images), promise)
 
     def at(step: float) -> dict[str, Tensor]:
         return {name: part.quantise(step, part.rank(step))[1] for name, part in parts.items()}
 
-    step = largest_step(lambda step: keeps(at(step)))
+    step = largest_step(lambda step: loss(at(step)))
     if step is not None:
         layers = (part.quantise(step, part.rank(step))[0] for part in parts.values())
         payloads = on_idle_cores(pack, layers, images.device)
@@ -90,7 +94,7 @@ def fit(
     rows = []
     for fallback in _FALLBACKS:
         rows = encode(delta, fallback)
-        if keeps(decode(rows)):
+        if loss(decode(rows)) <= 1:
             break
     return rows
 
@@ -143,36 +147,40 @@ def channel_weights(costs: Tensor) -> Weights:
     return Weights(exponents[:o], exponents[o:])
 
 
-def largest_step(keeps: Callable[[float], bool]) -> float | None:
-    """The largest step that keeps the promise, to 10 %; None where none is found.
+def largest_step(loss: Callable[[float], float]) -> float | None:
+    """Nearly the largest step whose loss, as a share of what is allowed, is at most 1; None where there is none.
 
-    By doubling or halving from `FIRST_STEP`, then bisection of the factor of two.
+    By secants of the logarithms, of which a loss is nearly a line, and between bounds where there are two; every third
+    trial halves what is between them.
     """
-    step = FIRST_STEP
-    good, bad = (step, None) if keeps(step) else (None, step)
-    for _ in range(_DOUBLINGS):
-        if good is not None and bad is not None:
+    x, slope = math.log(FIRST_STEP), _SLOPE
+    last: tuple[float, float] | None = None
+    low, high = (
+        (-math.inf, -math.inf),
+        math.inf,
+    )  # the largest step that is good, with its loss; the smallest that is not
+    for trial in range(_TRIALS):
+        share = loss(math.exp(x))
+        y = math.log(min(max(share, 1e-4), 1e4)) if share < math.inf else math.log(1e4)  # also for what is no number
+        if share <= 1:
+            low = x, y
+        else:
+            high = x
+        if low[1] >= _ENOUGH or high - low[0] < _NEAR:
             break
-        step = step * 2 if good is not None else step / 2
-        if keeps(step):
-            good = step
-        else:
-            bad = step
-    if good is None or bad is None:
-        return good
-    for _ in range(_HALVINGS):
-        step = math.sqrt(good * bad)
-        if keeps(step):
-            good = step
-        else:
-            bad = step
-    return good
+        if last:
+            slope = min(max((y - last[1]) / (x - last[0]), _SLOPE / 2), 2 * _SLOPE)
+        last = x, y
+        x += min(max((_AIM - y) / slope, -_STRIDE), _STRIDE)
+        if (width := high - low[0]) < math.inf:
+            x = low[0] + width / 2 if trial % 3 == 2 else min(max(x, low[0] + 0.1 * width), high - 0.1 * width)
+    return math.exp(low[0]) if low[1] > -math.inf else None
 
 
 def _judge(
     base: Generator, tuned: Generator, images: Tensor, pivots: Pivots, lpips: LPIPS, at_once: int, promise: Promise
-) -> Callable[[Mapping[str, Tensor]], bool]:
-    """Whether the generator with a delta keeps the promise."""
+) -> Callable[[Mapping[str, Tensor]], float]:
+    """How much of what the promise allows a generator with a delta loses; above 1 it does not keep it."""
     parts = [slice(i, i + at_once) for i in range(0, len(images), at_once)]
     trial, old = copy.deepcopy(base), base.tunable()
     weights = trial.tunable()
@@ -192,9 +200,13 @@ def _judge(
     limits = torch.stack([goal[0] + promise.lpips, goal[1] * 10 ** (promise.decibels / 10)])
 
     @torch.no_grad()
-    def keeps(delta: Mapping[str, Tensor]) -> bool:
+    def loss(delta: Mapping[str, Tensor]) -> float:
         for name, value in delta.items():
             torch.add(old[name], value.to(old[name].device), out=weights[name])
-        return bool((quality(trial) <= limits).all())
+        found = quality(trial)
+        shares = (found - goal) / (limits - goal)  # 0 / 0 where a picture is perfect
+        kept = found <= limits
+        shares = torch.where(kept, shares.nan_to_num(0.0).clamp(max=1.0), shares.nan_to_num(math.inf).clamp(min=1.0001))
+        return float(shares.max())
 
-    return keeps
+    return loss
