@@ -42,9 +42,10 @@ def status(root: Root, credentials: Credentials = None) -> None:
     """What is done and what is left of every run under ROOT."""
     from pti_core.files import OutputRefused
     from pti_core.known_runs import lost_config, run_names, without_config
+    from pti_core.notes import LATE
     from pti_core.status import run_status
     from pti_core.store import Store, StoreError
-    from pti_core.words import counted
+    from pti_core.words import counted, duration
 
     use_credentials(credentials)
     store = Store(root)
@@ -61,7 +62,8 @@ def status(root: Root, credentials: Credentials = None) -> None:
         _show_runs(found)
     for run in found:
         for note in run.running[:SHOWN]:
-            _line(f"run {run.run}, shard {note.shard} is at work on {note.where}")
+            heard = f", last heard of {duration(note.age)} ago" if note.age > LATE else ""
+            _line(f"run {run.run}, shard {note.shard} is at work on {note.where}{heard}")
         for note in run.failed[:SHOWN]:
             _line(f"run {run.run}, shard {note.shard} failed: {note.error}")
         if run.temporary:

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from threading import Event, RLock, Thread
 from typing import Any, Final, Literal, Self
 
@@ -23,6 +24,9 @@ EVERY: Final = 15.0
 
 QUIET: Final = EVERY
 """Seconds after which a shard is noted again though it tells nothing."""
+
+LATE: Final = 3 * EVERY
+"""Seconds after which the next note is overdue."""
 
 HANGS: Final = 3600.0
 """Seconds after which one that has told nothing is noted no more: no preparation takes as long, nor any measure."""
@@ -44,14 +48,33 @@ class Note:
     shard: int
     state: State
     time: float  # when it was written, seconds since 1970
-    images: float  # done so far
+    images: float  # done so far, rejects included
     where: str  # host and process
     error: str = ""
+    rejects: int = 0  # so far, as far as is known
+    pids: str = ""  # where its process has its number (see `_pids`); empty where that is not known
 
     @property
     def running(self) -> bool:
         """Whether somebody seems to be at work on it."""
-        return self.state == "running" and time.time() - self.time < FRESH
+        return self.state == "running" and self.age < FRESH and not self._gone()
+
+    @property
+    def age(self) -> float:
+        """Seconds since it was written, by this machine's clock; 0 where that is behind."""
+        return max(0.0, time.time() - self.time)
+
+    def _gone(self) -> bool:
+        """Whether its process was killed; only where this process would see it."""
+        if not self.pids or self.pids != _pids():
+            return False
+        try:
+            os.kill(int(self.where.rpartition(":")[2]), 0)
+        except ProcessLookupError:
+            return True
+        except (OSError, ValueError, OverflowError):
+            pass
+        return False
 
 
 class NoteBook:
@@ -64,19 +87,19 @@ class NoteBook:
     def __init__(self, files: Files, run: str, shard: int) -> None:
         self._files, self._path, self._shard = files, _path(run, shard), shard
         self._last = self._told = time.monotonic()
-        self._images = 0.0
+        self._images, self._rejects = 0.0, 0
         self._writing: Thread | None = None
         self._lock, self._ended = RLock(), False  # a signal may come while it is held
         self._closed = Event()
         self._still = Thread(target=self._while_open, name="pti-still", daemon=True)
 
-    def running(self, images: float) -> None:
-        """Still at work; `images` of the shard are done.
+    def running(self, images: float, rejects: int = 0) -> None:
+        """Still at work; `images` of the shard are done, of which so many are rejected.
 
         Written in a thread, so that an output that is slow holds up nobody.
         """
         with self._lock:
-            self._told, self._images = time.monotonic(), images
+            self._told, self._images, self._rejects = time.monotonic(), images, rejects
             self._note()
 
     def _note(self) -> None:
@@ -84,7 +107,7 @@ class NoteBook:
             idle = not (self._writing and self._writing.is_alive())
             if idle and not self._ended and time.monotonic() - self._last >= EVERY:
                 self._last = time.monotonic()
-                self._writing = self._begin("running", self._images)
+                self._writing = self._begin("running")
 
     def _while_open(self) -> None:
         """A shard is noted though it tells nothing: a generator is prepared for long, or many places are measured."""
@@ -97,11 +120,11 @@ class NoteBook:
         with self._lock:
             if not self._ended:
                 self._ended = True
-                self._writing = self._begin("stopped", self._images, self._writing)
+                self._writing = self._begin("stopped", self._writing)
 
     def failed(self, error: str) -> None:
         """The shard is left for the next run."""
-        self._write("failed", 0.0, error)
+        self._write("failed", error=error)
 
     def __enter__(self) -> Self:
         with _lock:
@@ -124,11 +147,13 @@ class NoteBook:
         if self._writing is not None:
             self._writing.join(seconds)
 
-    def _begin(self, state: State, images: float, after: Thread | None = None) -> Thread | None:
+    def _begin(self, state: State, after: Thread | None = None) -> Thread | None:
+        images, rejects = self._images, self._rejects
+
         def write() -> None:
             if after is not None:
                 after.join()
-            self._write(state, images, "")
+            self._write(state, images, rejects)
 
         thread = Thread(target=write, name="pti-note", daemon=True)
         try:
@@ -137,11 +162,22 @@ class NoteBook:
             return after
         return thread
 
-    def _write(self, state: State, images: float, error: str) -> None:
-        where = f"{socket.gethostname()}:{os.getpid()}"
-        note = Note(self._shard, state, time.time(), images, where, error)
+    def _write(self, state: State, images: float = 0.0, rejects: int = 0, error: str = "") -> None:
+        note = Note(self._shard, state, time.time(), images, here(), error, rejects, _pids())
         with suppress(Exception):
             self._files.put(self._path, json.dumps(asdict(note), sort_keys=True).encode())
+
+
+def here() -> str:
+    """Host and process, as in `Note.where`."""
+    return f"{socket.gethostname()}:{os.getpid()}"
+
+
+def _pids() -> str:
+    """The machine's start and the namespace in which process numbers mean what they mean here; empty but on Linux."""
+    with suppress(OSError):
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip() + str(Path("/proc/self/ns/pid").readlink())
+    return ""
 
 
 _lock, _open = RLock(), list[NoteBook]()  # of the shards that this process is at work on
@@ -192,6 +228,7 @@ def _parse(data: bytes | None) -> Note | None:
     with suppress(ValueError, TypeError, KeyError):
         content: dict[str, Any] = json.loads(data or b"")
         numbers = {"shard": int(content["shard"]), "time": float(content["time"]), "images": float(content["images"])}
+        numbers["rejects"] = int(content.get("rejects", 0))
         return Note(**content | numbers)
     return None
 

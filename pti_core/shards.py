@@ -106,8 +106,10 @@ def invert_shard(
         run.store.unmark(run.name, shard, {job.number for job in jobs})
     note, waiting = NoteBook(run.store.files, run.name, shard), sum(len(job.rows) for job in jobs)
 
+    rejected = sum(part.rows["rejects"] for number, part in whole.items() if number not in {job.number for job in jobs})
+
     def say(done: float, now: Progress | None = None, doing: str | None = None) -> None:
-        note.running(done)
+        note.running(done, rejected)
         if on_progress is not None:
             on_progress(ShardProgress(shard, done, len(rows), now, doing))
 
@@ -125,6 +127,7 @@ def invert_shard(
 
             new, shots = inverted_rows(run, job.rows, found, job.tries, report)
             seconds = time.perf_counter() - start
+            rejected += len(new["rejects"])
 
             def store(job: _Job = job, new: Any = new, shots: Any = shots, seconds: float = seconds) -> None:
                 whole[job.number] = _write(run, shard, job, new, shots, seconds)
@@ -210,7 +213,7 @@ def measure_shard(
     whole = whole_locality(run, shard, of)
     with NoteBook(run.store.files, run.name, shard) as note:
         for number, part in of.items():
-            note.running(len(rows))
+            note.running(len(rows), (counts or {}).get("rejects", 0))
             if number not in whole:
                 start = time.perf_counter()
                 points, took = _locality_rows(run, part), time.perf_counter() - start

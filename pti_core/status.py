@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Final, Literal
 from pti_core.addresses import redact
 from pti_core.layout import marker_path
 from pti_core.markers import parse_marker, temporary_rejects
-from pti_core.notes import Note, read_notes
+from pti_core.notes import Note, here, read_notes
 from pti_core.store import Store
+from pti_core.words import counted, duration
 
 if TYPE_CHECKING:
     from pti_core.runs import Run  # it loads torch, which a status does without
@@ -32,7 +33,7 @@ class RunStatus:
     shards: int
     shards_done: int
     images_done: int  # of shards that are done, rejects included; and of those in work, as far as is known
-    rejected: int
+    rejected: int  # likewise
     temporary: int  # of these, what another try may help
     running: list[Note]  # shards that somebody works on now
     failed: list[Note]  # shards whose last try failed
@@ -50,10 +51,7 @@ def run_status(store: Store, run: str) -> RunStatus:
     """Count a run's markers against its manifest. Raises StoreError where there is no such run."""
     config, manifest, markers = store.read_config(run), store.manifest(run), store.markers(run)
     left = [shard for shard in range(manifest.shards) if shard not in markers]
-    noted = {marker_path(run, note.shard): note for note in read_notes(store.files, run, left)} if left else {}
-    undone = {path: parse_marker(data) or {} for path, data in store.files.get_all(list(noted)).items()}
-    # One of before a shard was done, and then found damaged, says nothing of its next try.
-    notes = [note for path, note in noted.items() if note.time > undone[path].get("noted", 0.0)]
+    notes = notes_of(store, run, left)
     running = [note for note in notes if note.running]
     counts = [marker["counts"] for marker in markers.values()]
     finished = sum(count["manifest"] for count in counts)
@@ -69,11 +67,34 @@ def run_status(store: Store, run: str) -> RunStatus:
         shards=manifest.shards,
         shards_done=len(markers),
         images_done=int(done),
-        rejected=sum(count["rejects"] for count in counts),
+        rejected=sum(count["rejects"] for count in counts) + sum(note.rejects for note in running),
         temporary=sum(map(temporary_rejects, markers.values())),
         running=running,
         failed=[note for note in notes if note.state == "failed"],
-        seconds_left=0.0 if not left else each * missing / max(1, len(running)) if each is not None else None,
+        seconds_left=0.0 if not left else each * missing / max(1, len(running)) if each and missing > 0 else None,
+    )
+
+
+def notes_of(store: Store, run: str, left: Sequence[int]) -> list[Note]:
+    """The notes of shards that are not done."""
+    noted = {marker_path(run, note.shard): note for note in read_notes(store.files, run, left)} if left else {}
+    undone = {path: parse_marker(data) or {} for path, data in store.files.get_all(list(noted)).items()}
+    # One of before a shard was done, and then found damaged, says nothing of its next try.
+    return [note for path, note in noted.items() if note.time > undone[path].get("noted", 0.0)]
+
+
+def others_at_work(store: Store, run: str, left: Sequence[int]) -> str | None:
+    """A sentence where other processes seem to work on shards that are to be done; None where none does."""
+    theirs = [note for note in notes_of(store, run, left) if note.running and note.where != here()]
+    if not theirs:
+        return None
+    newest = min(theirs, key=lambda note: note.age)
+    places = len({note.where for note in theirs})
+    where = newest.where + (f" and {counted(places - 1, 'other place')}" if places > 1 else "")
+    shards = f"shard {newest.shard} is" if len(theirs) == 1 else f"{len(theirs)} shards are"
+    return (
+        f"run {run}: {shards} at work on {where}, last heard of {duration(newest.age)} ago; where that goes on, two do "
+        "the same work, so end one of them"
     )
 
 

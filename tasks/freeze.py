@@ -11,6 +11,7 @@ from prefect.runtime import flow_run
 from pti_core import freezing
 from pti_core.addresses import redact
 from pti_core.config import RunConfig
+from pti_core.status import others_at_work
 from pti_core.words import counted
 from tasks.credentials import use_credentials
 from tasks.tries import UNKEPT
@@ -37,6 +38,8 @@ def freeze_manifest(
     for remark in run.remarks:
         get_run_logger().warning(remark)
     pending, done = run.left(retry_rejects)
+    if others := others_at_work(run.store, run.name, pending):
+        get_run_logger().warning(others)
     shards = f"{counted(len(pending), 'shard')} to do" if pending else "nothing to do"
     how_many = f"{counted(run.manifest.rows, 'image')}, {done:,} of them done before, {shards}"
     get_run_logger().info("run %s in %s: %s", run.name, redact(output), how_many)

@@ -1,6 +1,8 @@
 """What `pti status` tells of a run at work."""
 
 import json
+import subprocess
+import sys
 import threading
 import time
 
@@ -41,6 +43,21 @@ def test_a_worker_that_is_silent_no_longer_counts(files, monkeypatch):
     files.put(path, json.dumps(content | {"time": time.time() - 2 * notes.FRESH}).encode())
     (note,) = read_notes(files, "r", [3])
     assert not note.running
+
+
+def test_a_process_that_was_killed_is_at_work_no_more_as_far_as_that_can_be_seen(files, monkeypatch):
+    monkeypatch.setattr(notes, "EVERY", 0.0)
+    with NoteBook(files, "r", 3) as note:
+        note.running(1.5)
+    path = "runs/r/notes/00003.json"
+    content = json.loads(files.get(path, ""))
+    with subprocess.Popen([sys.executable, "-c", ""]) as gone:
+        gone.wait()
+    there = {"where": f"host:{gone.pid}"}
+    for change, running in (({}, True), (there, False), (there | {"pids": "of another machine"}, True)):
+        files.put(path, json.dumps(content | change).encode())
+        (note,) = read_notes(files, "r", [3])
+        assert note.running == running, change
 
 
 FIELDS = {"shard": 3, "state": "failed", "time": 1.0, "images": 0.0, "where": "a:1", "error": ""}

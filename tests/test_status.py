@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections import Counter
 from typing import Any, ClassVar
 
@@ -15,11 +16,11 @@ from fsspec.implementations.memory import MemoryFileSystem
 from pti_core import tables
 from pti_core.checking import check_run
 from pti_core.freezing import freeze
-from pti_core.notes import NoteBook
+from pti_core.notes import NoteBook, here
 from pti_core.parallel import Stopped, allow_all, stop_all
 from pti_core.presets import configure
 from pti_core.shards import invert_shard, measure_shard
-from pti_core.status import run_status
+from pti_core.status import others_at_work, run_status
 from pti_core.store import FileInfo, Store, make_marker
 from tasks.progress import listen
 from tasks.shards import invert_shards
@@ -56,6 +57,7 @@ class Counted(MemoryFileSystem):
 def store() -> Store:
     """A run of one image a shard, most of them done."""
     fsspec.register_implementation("counted", Counted, clobber=True)
+    Counted.store.clear()  # one for the process
     store = Store("counted://status")
     names = [f"{i}.png" for i in range(SHARDS)]
     rows = {"image_id": names, "uri": names, "group": names, "bytes": [1] * SHARDS, "etag": ["e"] * SHARDS}
@@ -116,3 +118,38 @@ def test_a_note_of_before_a_shard_was_done_and_damaged_says_nothing(
     NoteBook(run.store.files, run.name, 0).failed("of the next try")
     run.store.unmark(run.name, 0)  # as one more try does that is then killed
     assert [note.error for note in run_status(run.store, run.name).failed] == ["of the next try"]
+
+
+def note_of(store: Store, shard: int, **fields: Any) -> None:
+    """A note as another process would write it."""
+    content = {"shard": shard, "state": "running", "time": time.time(), "images": 1.0, "where": "there:7", "error": ""}
+    store.files.put(f"runs/abc/notes/{shard:05d}.json", json.dumps(content | fields).encode())
+
+
+def test_rejects_of_shards_in_work_count(store: Store) -> None:
+    note_of(store, DONE)
+    note_of(store, DONE + 1, rejects=1)
+    found = run_status(store, "abc")
+    assert (found.images_done, found.rejected, found.seconds_left) == (DONE + 2, 1, pytest.approx(2.0 * 498 / 2))
+
+
+def test_time_is_unknown_while_the_last_images_are_measured(store: Store) -> None:
+    for shard in range(DONE, SHARDS):
+        note_of(store, shard)
+    assert run_status(store, "abc").seconds_left is None
+
+
+def test_who_else_is_at_work_is_told(store: Store) -> None:
+    left = range(DONE, SHARDS)
+    note_of(store, DONE, state="failed")
+    note_of(store, DONE + 1, time=time.time() - 1000)
+    note_of(store, DONE + 2, where=here())
+    assert others_at_work(store, "abc", left) is None
+    note_of(store, DONE + 3, time=time.time() - 20)
+    found = others_at_work(store, "abc", left)
+    assert found is not None
+    assert found.startswith(f"run abc: shard {DONE + 3} is at work on there:7, last heard of 2")
+    note_of(store, DONE + 4, where="elsewhere:8")
+    found = others_at_work(store, "abc", left)
+    assert found is not None
+    assert found.startswith("run abc: 2 shards are at work on elsewhere:8 and 1 other place, last heard of 0 s ago")
