@@ -148,7 +148,7 @@ def _one_sentence() -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        errors.print("stopped; the same command goes on where it was", style="yellow")
+        errors.print("stopped; the same command again finishes it", style="yellow")
         raise typer.Exit(130) from None
     except (ValueError, OSError, RuntimeError) as error:
         if os.environ.get("PTI_TRACEBACK"):

@@ -61,5 +61,7 @@ def train_encoder(
     if figures:  # the packaged encoder has none
         words = f"LPIPS {figures['lpips_w_avg']:.3f} at w_avg, {figures['lpips_encoder']:.3f} at the encoder's w"
         console.print(f"{figures['samples']} held-out samples: {words}", highlight=False)
+    if made["remark"]:
+        console.print(made["remark"], style="yellow")
     there = "" if made["trained"] else " (was there already; --overwrite trains it anew)"
     console.print(f"encoder {made['path']}{there}", highlight=False, markup=False, soft_wrap=True)

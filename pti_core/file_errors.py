@@ -39,7 +39,7 @@ def explanation(error: Exception, text: str, doing: str, name: str, base: str, l
     """
     sentence = f"output {name!r} cannot be {doing}: {_reason(error, ' '.join(text.split()), doing, base, local)}"
     if _is_refusal(error, doing, local):
-        return OutputRefused(f"{sentence}; then the same command goes on where it was")
+        return OutputRefused(f"{sentence}. With this output the same run goes on where it was")
     return (DamagedFile if _is_damage(error, text) else StoreError)(sentence)
 
 
@@ -67,7 +67,7 @@ def _reason(error: Exception, text: str, doing: str, base: str, local: bool) -> 
     if isinstance(error, PermissionError):
         return f"access denied ({text}); check the permissions and credentials"
     if isinstance(error, OSError) and error.errno in (errno.EROFS, errno.ENOENT):
-        return "this place is read-only or takes no new folders; choose another output"
+        return "this place is read-only or takes no new folders; make it writable or choose another output"
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return "no space is left; free some or choose another output"
     if "Credentials" in kind:

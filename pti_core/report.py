@@ -125,7 +125,7 @@ def _line(
         strength = -EDIT_STRENGTH if position > 0 else EDIT_STRENGTH
         edited = direction.edit(ws, strength)
         cells += [draw(base, edited), draw(tuned, edited)]
-        captions += [f"{strength:+.0f} sigma", ""]
+        captions += 2 * [f"{strength:+.0f} sigma"]
     return [Cell(*cell) for cell in zip(cells, captions, strict=True)]
 
 

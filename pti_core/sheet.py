@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
 MIN_CELL, MAX_CELL = 128, 256  # pixels; larger images are reduced, smaller ones enlarged
 INK, PAPER, GREY = (24, 24, 27), (255, 255, 255), (113, 113, 122)
 MARGIN, GAP, GROUP_GAP, HEAD, CAPTION = 16, 4, 18, 26, 20
+_CUT = "…"
 
 
 @dataclass(frozen=True)
@@ -24,7 +27,6 @@ def sheet(headings: Sequence[str], lines: Sequence[Sequence[Cell]], groups: Sequ
     """Lines of cells below headings; columns that begin a group (by number, from 0) are set apart."""
     sizes = [cell.picture.width for line in lines for cell in line if cell.picture is not None]
     size = min(MAX_CELL, max([MIN_CELL, *sizes]))
-    font, small = ImageFont.load_default(13), ImageFont.load_default(11)
     lefts, x = [], MARGIN
     for i in range(len(headings)):
         x += GROUP_GAP if i and i in groups else GAP if i else 0
@@ -34,19 +36,41 @@ def sheet(headings: Sequence[str], lines: Sequence[Sequence[Cell]], groups: Sequ
     drawn = Image.new("RGB", (x + MARGIN, height), PAPER)
     pen = ImageDraw.Draw(drawn)
     for left, heading in zip(lefts, headings, strict=True):
-        pen.text((left + size / 2, MARGIN), _shorten(heading, font, size), INK, font, anchor="ma")
+        write(pen, (left + size / 2, MARGIN), heading, INK, 13, size)
     for i, line in enumerate(lines):
         top = MARGIN + HEAD + i * (size + CAPTION)
         for left, cell in zip(lefts, line, strict=True):
             picture = cell.picture or Image.new("RGB", (size, size), GREY)
             drawn.paste(picture.resize((size, size), Image.Resampling.LANCZOS), (left, top))
-            caption = _shorten(cell.caption, small, size)
-            pen.text((left + size / 2, top + size + 3), caption, GREY, small, anchor="ma")
+            write(pen, (left + size / 2, top + size + 3), cell.caption, GREY, 11, size)
     return drawn
 
 
-def _shorten(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
-    """Cut a text to the width of a cell, keeping its end (the file's name, the strength)."""
-    while len(text) > 4 and font.getlength(text) > width:
-        text = "…" + text[2:]
-    return text
+def write(
+    pen: ImageDraw.ImageDraw, at: tuple[float, float], text: str, ink: tuple[int, int, int], size: int, width: float
+) -> None:
+    """A line of text of `size` pixels, centred below `at` and cut to a width.
+
+    Its end is kept, which tells more (the file's name, the strength). What no font here has is written as its code, so
+    that names stay different ones.
+    """
+    font: ImageFont.FreeTypeFont | ImageFont.ImageFont = ImageFont.load_default(size)
+    if not text.isascii():
+        path, known = _more_letters()
+        font = ImageFont.truetype(path, size)
+        text = "".join(c if ord(c) in known else c.encode("ascii", "backslashreplace").decode() for c in text)
+    cut = text
+    while len(text) > 4 and font.getlength(cut) > width:
+        text = text[1:]
+        cut = f"{_CUT}{text}"
+    pen.text(at, cut, ink, font, anchor="ma")
+
+
+@lru_cache(1)
+def _more_letters() -> tuple[str, frozenset[int]]:
+    """A font with the letters of Europe and more, which matplotlib brings along, and the codes that it has."""
+    from matplotlib import get_data_path
+    from matplotlib.ft2font import FT2Font
+
+    path = str(Path(get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"))
+    return path, frozenset(FT2Font(path).get_charmap())

@@ -90,10 +90,10 @@ COLUMNS: Final[dict[str, dict[str, Column]]] = {
     "locality": {
         "image_id": Column(_S, _ID),
         "seed": Column(_I, "of z, 0 to 2^63 - 1"),
-        "where": Column(_S, "`interpolated` (w_r, between pivot and w_z) or `wz` (w_z itself)"),
+        "where": Column(_S, "`interpolated` (w_r, on the line from the pivot through w_z) or `wz` (w_z itself)"),
         "alpha": Column(_F, "distance from the pivot in the paper's unit, radius * sqrt(18); null for `wz`", True),
         "radius": Column(_F, "distance from the pivot in W, >= 0"),
-        "t": Column(_F, "radius / ||w_z - w_p||: 0 at the pivot, 1 at w_z"),
+        "t": Column(_F, "radius / ||w_z - w_p||: 0 at the pivot, 1 at w_z, more beyond it"),
         "lpips": Column(_F, f"of base and tuned generator there: {_LPIPS}"),
         "mse": Column(_F, f"of base and tuned generator there: {_MSE}"),
     },
@@ -132,7 +132,7 @@ COLUMNS: Final[dict[str, dict[str, Column]]] = {
         "seed": Column(_I, "of z, 0 to 2^63 - 1"),
         "alpha": Column(_F, "distance of w_r from the pivot in the paper's unit, >= 0"),
         "radius": Column(_F, "the same in W"),
-        "t": Column(_F, "radius / ||w_z - w_p||: 0 at the pivot, 1 at w_z"),
+        "t": Column(_F, "radius / ||w_z - w_p||: 0 at the pivot, 1 at w_z, more beyond it"),
         "lpips": Column(_F, f"of G(w_r) and G(w_z), base generator: {_LPIPS}"),
         "mse": Column(_F, f"of G(w_r) and G(w_z), base generator: {_MSE}"),
     },
@@ -156,17 +156,22 @@ TABLES: Final = tuple(name for name in COLUMNS if name != "manifest")
 ROW_GROUP: Final = 16_384
 """Rows of a row group (of the manifest about a megabyte: what a task reads to know its shard)."""
 
+_SHOWN: Final = ("lpips_net",)
+
 PARTS: Final = ("pivots", "deltas", "metrics", "locality", "rejects")
 """The tables that every shard writes, with no rows if need be (so that each can always be read)."""
 
 
 def schema(name: str, metadata: Mapping[str, str] | None = None) -> pa.Schema:
-    """The schema of a table; `pandas.read_parquet` shows `metadata` in `attrs`. TableError for an unknown name."""
+    """The schema of a table with metadata, of which pandas shows what is the same in all files of a table.
+
+    TableError for an unknown name.
+    """
     if name not in COLUMNS:
         raise TableError(f"table {name!r}: one of {', '.join(COLUMNS)} expected")
     fields = [pa.field(key, c.type, c.nullable) for key, c in COLUMNS[name].items()]
-    if metadata:  # pandas reads its own key back as DataFrame.attrs
-        metadata = {**metadata, "PANDAS_ATTRS": json.dumps(dict(metadata), sort_keys=True)}
+    if metadata:  # pandas reads its own key back as DataFrame.attrs, from one of the files
+        metadata = {**metadata, "PANDAS_ATTRS": json.dumps({k: v for k, v in metadata.items() if k in _SHOWN})}
     return pa.schema(fields, metadata=metadata)
 
 

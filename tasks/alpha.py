@@ -10,11 +10,13 @@ from prefect import task
 from prefect.artifacts import create_image_artifact, create_markdown_artifact
 from prefect.logging import get_run_logger
 
+from pti_core.addresses import redact
 from pti_core.alpha import plans, report
 from pti_core.alpha.shards import study_shard
 from pti_core.alpha.stored import Request
 from pti_core.alpha.study import Alpha
 from pti_core.runs import load_run
+from pti_core.words import counted
 from tasks.credentials import use_credentials
 from tasks.page import show
 from tasks.placement import use_own_share
@@ -40,6 +42,8 @@ def plan_alpha_study(
     use_credentials(credentials)
     plan = plans.plan(root, run, images, ids, alphas, z_samples)
     (total, done), before = plan.left, plan.before
+    work = f"{counted(total, 'image')} x {counted(len(plan.request.alphas), 'alpha')}, {done:,} images done before"
+    get_run_logger().info("alpha study of run %s in %s: %s", plan.run.name, redact(root), work)
     return {
         "run": plan.run.name,
         "version": plan.run.version,
@@ -92,4 +96,5 @@ def publish_alpha_study(
         words = f"{SHOWN[name]}: {root}/{path}"
         artifacts.append(partial(create_image_artifact, picture, key=f"{KEY}-{name}", description=words))
     show(artifacts)
+    get_run_logger().info("alpha study of run %s is complete: %s", run, redact(found.page))
     return asdict(found)

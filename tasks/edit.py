@@ -10,10 +10,12 @@ from prefect import task
 from prefect.artifacts import create_image_artifact, create_table_artifact
 from prefect.logging import get_run_logger
 
+from pti_core.addresses import redact
 from pti_core.editing import plans, report
 from pti_core.editing.pictures import strength_text
 from pti_core.editing.shards import edit_shard
 from pti_core.runs import load_run
+from pti_core.words import counted
 from tasks.credentials import use_credentials
 from tasks.page import show
 from tasks.placement import use_own_share
@@ -47,6 +49,10 @@ def plan_edits(
         get_run_logger().warning(remark)
     total, done = plan.left
     request = asdict(plan.request)
+    work = (
+        f"{counted(total, 'image')} x {counted(len(plan.request.directions), 'direction')}, {done:,} images done before"
+    )
+    get_run_logger().info("edits of run %s in %s: %s", plan.run.name, redact(root), work)
     found = {"run": plan.run.name, "version": plan.run.version, "request": request}
     return {**found, "images": total, "done": done, "pending": plan.pending}
 
@@ -81,6 +87,7 @@ def publish_edits(root: str, run: str, request: dict[str, Any], credentials: str
         words = f"In full: {summary.sheet}"
         artifacts.append(partial(create_image_artifact, as_data_uri(sheet), key="pti-edits-sheet", description=words))
     show(artifacts)
+    get_run_logger().info("edits of run %s are complete: %s in %s", run, counted(summary.images, "image"), redact(root))
     return asdict(summary)
 
 

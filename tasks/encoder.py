@@ -7,6 +7,7 @@ from typing import Any
 
 from prefect import task
 from prefect.artifacts import create_markdown_artifact
+from prefect.logging import get_run_logger
 
 from pti_core.addresses import redact
 from pti_core.encoder import making
@@ -39,4 +40,10 @@ def make_encoder(
     description = f"Encoder of generator {redact(generator)}"
     artifact = partial(create_markdown_artifact, key="encoder", markdown=made["markdown"], description=description)
     show([artifact], "the encoder is kept, with its figures beside it")
+    if made["trained"]:
+        get_run_logger().info("encoder of %s: %s", redact(generator), made["path"])
+    else:
+        get_run_logger().info("encoder of %s: %s was there already", redact(generator), made["path"])
+    if made["remark"]:
+        get_run_logger().warning(made["remark"])
     return made

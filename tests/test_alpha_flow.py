@@ -54,7 +54,12 @@ def test_deployment_run_ends_completed_and_the_command_finds_all_done(server, da
     assert set(said["images"]) == {4}
     assert set(said["verdict"]) <= {"borne out", "contradicted", "not decided"}
 
-    shown = server.artifacts(server.api("POST", "flow_runs/filter", FLOW)[0]["id"])
+    run = server.api("POST", "flow_runs/filter", FLOW)[0]
+    assert run["name"] == f"alpha-study-{root.name}"
+    messages = [log["message"] for log in server.logs(run["id"])]
+    assert any(f"in {root}: 4 images x 4 alphas, 0 images done before" in message for message in messages)
+    assert any(message.endswith(f"is complete: {folder / 'index.html'}") for message in messages)
+    shown = server.artifacts(run["id"])
     assert shown["pti-progress"]["data"] == 100
     assert all(text in shown["pti-alpha-study"]["data"] for text in said["statement"])
     assert "![" not in shown["pti-alpha-study"]["data"]

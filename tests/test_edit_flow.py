@@ -52,6 +52,9 @@ def test_deployment_run_of_edits_ends_completed_with_table_pictures_and_artifact
     assert all((root / picture).is_file() for picture in rows["picture"])
     run = server.api("POST", "flow_runs/filter", {"flows": {"name": {"any_": ["edit"]}}, "sort": "START_TIME_DESC"})[0]
     assert run["name"] == f"edit-{root.name}"
+    said = [log["message"] for log in server.logs(run["id"])]
+    assert any(f"in {root}: 5 images x 2 directions, 0 images done before" in message for message in said)
+    assert any(message.endswith(f"are complete: 5 images in {root}") for message in said)
     shown = server.artifacts(run["id"])
     assert shown["pti-progress"]["data"] == 100
     medians = json.loads(shown["pti-edits"]["data"])

@@ -41,13 +41,13 @@ def ends(
     w_z = sample_w(old, ImageRandom([seed_for(image_id, "locality/0", engine.config.seed)], ws.device))
     ws_z = w_z[:, None].expand_as(ws)
     there = old.synthesis(ws_z)
-    path: Cells = [(target[None], "target"), (old.synthesis(ws), "pivot")]
-    path += [
-        (old.synthesis(interpolate(ws, w_z, float(alpha)).ws), f"alpha {label(float(alpha))}")
-        for alpha in alphas
-        if alpha != OFF and float(alpha) > 0
-    ]
-    path.append((there, "w_z"))
+    points = [(1.0, there, "w_z")]
+    for alpha in alphas:
+        if alpha != OFF and float(alpha) > 0:
+            point = interpolate(ws, w_z, float(alpha))
+            points.append((point.t.item(), old.synthesis(point.ws), f"alpha {label(float(alpha))}"))
+    path: Cells = [(target[None], "target"), (old.synthesis(ws), "pivot, own noise")]
+    path += [(drawn, f"{name}, t {t:.2f}") for t, drawn, name in sorted(points, key=lambda point: point[0])]
     pivot_row: Cells = [(old.synthesis(ws, noise=pivots.noise), "not tuned")]
     z_row: Cells = [(there, "not tuned")]
     changes: Cells = [(torch.zeros_like(there) - 1, "")]
@@ -58,7 +58,7 @@ def ends(
         z_row.append((at_z, name))
         changes.append((GAIN * (at_z.clamp(-1, 1) - there.clamp(-1, 1)).abs() - 1, name))
     rows = {
-        "old generator,\nfrom pivot to w_z": path,
+        "old generator,\nalong the line\nfrom pivot to w_z": path,
         "tuned with alpha,\nat the pivot": pivot_row,
         "tuned with alpha,\nat w_z": z_row,
         f"its change at w_z,\n{GAIN:g} times": changes,

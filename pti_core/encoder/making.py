@@ -53,8 +53,16 @@ def make(
         "sha256": found.sha256,
         "trained": trained,
         "held_out": figures,
+        "remark": _remark(figures),
         "markdown": _page(loaded.source, found.sha256, path, figures),
     }
+
+
+def _remark(figures: dict[str, Any]) -> str | None:
+    """What to do where the encoder knows too little; a search loses nothing by it (see `encoded_start`)."""
+    if figures.get("w_error", 0.0) < 1:
+        return None
+    return "its w are no nearer to the right ones than w_avg is: train it with more samples or drawing steps"
 
 
 def _page(generator: str, sha256: str, path: Path, figures: dict[str, Any]) -> str:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from pti_core.html_report.figures import MEASURES, Figures, Measure
 from pti_core.inversions import STAGES
+from pti_core.words import counted
 
 WIDTH: Final = 360  # of histograms
 WIDE: Final = 560  # of curves
@@ -134,11 +135,9 @@ def _against_t(frame: pd.DataFrame) -> Curve:
     groups, texts = [], []
     for i in range(len(edges) - 1):
         rows = frame[place == i]
-        if len(rows) >= 3:
+        if len(rows):
             groups.append((float(rows["t"].median()), rows["lpips"]))
-            texts.append(f"at t {edges[i]:.2f} to {edges[i + 1]:.2f}")
-    if not groups:
-        groups, texts = [(float(frame["t"].median()), frame["lpips"])], [f"at t {frame['t'].median():.2f}"]
+            texts.append(f"at t {edges[i]:.2f} to {max(edges[i + 1], rows['t'].max()):.2f}")
     ticks = [(t, f"{t:g}") for t in nice_ticks(0, float(edges[-1]))]
     label, x_label = "By share of the way", "t: 0 at the pivot, 1 at w_z"
     return _curve(label, x_label, groups, texts, (0.0, max(float(edges[-1]), ticks[-1][0])), ticks)
@@ -166,7 +165,11 @@ def _curve(
         return TOP + CURVE * (1 - value / top)
 
     points = [
-        (x(at), y(half), f"{text}: median {half:.4f}, quartiles {low:.4f} to {high:.4f}, {count} points")
+        (
+            x(at),
+            y(half),
+            f"{text}: median {half:.4f}, quartiles {low:.4f} to {high:.4f}, {counted(int(count), 'point')}",
+        )
         for text, (at, low, half, high, count) in zip(texts, quartiles, strict=True)
     ]
     apart = [group for group in quartiles if group[0] == alone]
