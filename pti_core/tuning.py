@@ -191,7 +191,8 @@ def locality_places(
     Random numbers come from the CPU, and a GPU's work until then is waited for. So they are drawn where nothing is to
     be waited for: right after the images' LPIPS was read.
     """
-    if not (config.enabled and config.weight > 0 and step % config.interval == 0):
+    # From the first interval's end on: at step 0 both generators are the same, and the term has no gradient.
+    if not (config.enabled and config.weight > 0 and step % config.interval == config.interval - 1):
         return []
     samples = (sample_w(generator, random) for _ in range(config.samples))
     return [interpolate(ws, bases.w_along(w_z) if bases else w_z, config.alpha).ws for w_z in samples]
