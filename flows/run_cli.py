@@ -112,6 +112,7 @@ def run(
         from pti_core.freezing import freeze
         from pti_core.presets import configure
         from pti_core.report import publish
+        from pti_core.status import others_at_work
         from tasks.credentials import use_credentials
 
         use_credentials(credentials)
@@ -135,6 +136,8 @@ def run(
         for remark in frozen.remarks:
             view.note(remark)
         pending, done = frozen.left(retry_rejects)
+        if others := others_at_work(frozen.store, frozen.name, pending):
+            view.note(others)
         if pending:
             view.say("starting Prefect")
             from flows.pti import pti

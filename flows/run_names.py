@@ -8,7 +8,7 @@ from typing import Any
 
 from prefect.runtime import flow_run
 
-from pti_core.addresses import secret_in, without_query
+from pti_core.addresses import redact, secret_in
 
 _LONGEST = 60
 
@@ -24,5 +24,9 @@ def run_name(text: str, of: str, arguments: Mapping[str, Any]) -> str:
     An address with a secret is left out: such a run is refused, but its name would stay.
     """
     beginning, address = text.format(**arguments), str(arguments[of])
-    last = re.split(r"[/\\]", without_query(address).rstrip("/\\"))[-1]
-    return f"{beginning}-{last[:_LONGEST]}" if last and secret_in(address) is None else beginning
+    if secret_in(address) is not None:
+        return beginning
+    parts = re.split(r"[/\\]+", redact(address))
+    names = [" ".join(part.split()) for part in parts if not re.search(r"[*?[]|:$", part)]  # no pattern, no protocol
+    last = next((name for name in reversed(names) if name), "")
+    return f"{beginning}-{last[:_LONGEST]}" if last else beginning

@@ -23,6 +23,7 @@ from pti_core.generators.cache import FETCHABLE_NAMES
 from pti_core.generators.checkpoints import ALIASES, BUILT_IN, LoadedGenerator
 from pti_core.known_runs import RunError, left_unfrozen, lost_config, lost_results
 from pti_core.runs import Run, load_run, loaded_now
+from pti_core.status import others_at_work
 from pti_core.store import Store, run_id
 from pti_core.tables import assign_shards
 from pti_core.tuning import tuned_names
@@ -30,7 +31,7 @@ from pti_core.words import counted
 
 Existing = Literal["resume", "extend", "overwrite"]
 
-VERSIONS: Final = ("torch", "lpips", "prefect", "pyarrow", "pandas", "numpy", "pillow")
+VERSIONS: Final = ("torch", "lpips", "prefect", "pyarrow", "pandas", "numpy", "pillow", "zstandard")
 LISTED_AGAIN: Final = 100_000
 """Runs of at most so many images look at their data set again when they are resumed, to tell what has changed."""
 
@@ -104,6 +105,8 @@ def freeze(
         sha256 = encoder.sha256 if encoder else None
         beside = _beside(store, config, dataset, found.sha256, sha256) if not known else []
         beside += _alone(inputs, group_by)
+        if known and (others := others_at_work(store, name, range(store.manifest(name).shards))):
+            beside.append(others)
         ready()
         if encoder is not None:
             keep_encoder(store, found.sha256, encoder)

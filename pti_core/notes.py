@@ -12,7 +12,7 @@ import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from threading import Event, RLock, Thread
 from typing import Any, Final, Literal, Self
@@ -57,7 +57,7 @@ class Note:
     @property
     def running(self) -> bool:
         """Whether somebody seems to be at work on it."""
-        return self.state == "running" and self.age < FRESH and not self._gone()
+        return self.state == "running" and abs(time.time() - self.time) < FRESH and not self._gone()
 
     @property
     def age(self) -> float:
@@ -225,11 +225,12 @@ def undone(marker: Mapping[str, Any], files: Files, run: str, shard: int) -> dic
 
 def _parse(data: bytes | None) -> Note | None:
     """None for what is no note: a file of anyone's."""
-    with suppress(ValueError, TypeError, KeyError):
+    with suppress(ValueError, TypeError, KeyError, AttributeError):
         content: dict[str, Any] = json.loads(data or b"")
-        numbers = {"shard": int(content["shard"]), "time": float(content["time"]), "images": float(content["images"])}
-        numbers["rejects"] = int(content.get("rejects", 0))
-        return Note(**content | numbers)
+        wanted = {field.name: field.type for field in fields(Note)}
+        as_type: dict[Any, Callable[[Any], Any]] = {"int": int, "float": float, "str": str, "State": str}
+        # Without what a later version may tell as well.
+        return Note(**{name: as_type[wanted[name]](value) for name, value in content.items() if name in wanted})
     return None
 
 

@@ -80,6 +80,12 @@ class _Job:
         """How often an image was tried before, by image_id."""
         return self.before.temporary if self.before else {}
 
+    def rejects_before(self, tried: int) -> int:
+        """How many rejects of before are replaced where so many of its images are tried."""
+        if self.before is None:
+            return 0
+        return len(self.before.temporary) if tried < len(self.rows) else self.before.rows["rejects"]
+
 
 def invert_shard(
     run: Run, shard: int, on_progress: OnShardProgress | None = None, retry_rejects: bool = False
@@ -106,7 +112,7 @@ def invert_shard(
         run.store.unmark(run.name, shard, {job.number for job in jobs})
     note, waiting = NoteBook(run.store.files, run.name, shard), sum(len(job.rows) for job in jobs)
 
-    rejected = sum(part.rows["rejects"] for number, part in whole.items() if number not in {job.number for job in jobs})
+    rejected = sum(part.rows["rejects"] for part in whole.values())
 
     def say(done: float, now: Progress | None = None, doing: str | None = None) -> None:
         note.running(done, rejected)
@@ -127,7 +133,7 @@ def invert_shard(
 
             new, shots = inverted_rows(run, job.rows, found, job.tries, report)
             seconds = time.perf_counter() - start
-            rejected += len(new["rejects"])
+            rejected += len(new["rejects"]) - job.rejects_before(len(found.targets) + len(found.rejects))
 
             def store(job: _Job = job, new: Any = new, shots: Any = shots, seconds: float = seconds) -> None:
                 whole[job.number] = _write(run, shard, job, new, shots, seconds)

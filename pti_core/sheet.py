@@ -54,12 +54,13 @@ def write(
     Its end is kept, which tells more (the file's name, the strength). What no font here has is written as its code, so
     that names stay different ones.
     """
+    text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
     font: ImageFont.FreeTypeFont | ImageFont.ImageFont = ImageFont.load_default(size)
     if not text.isascii():
         path, known = _more_letters()
-        font = ImageFont.truetype(path, size)
+        font = ImageFont.truetype(path, size, layout_engine=ImageFont.Layout.BASIC)  # as the default font has it
         text = "".join(c if ord(c) in known else c.encode("ascii", "backslashreplace").decode() for c in text)
-    cut = text
+    cut, text = text, text[-int(width) :]  # no letter is narrower than a pixel
     while len(text) > 4 and font.getlength(cut) > width:
         text = text[1:]
         cut = f"{_CUT}{text}"

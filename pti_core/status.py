@@ -11,7 +11,7 @@ from pti_core.addresses import redact
 from pti_core.layout import marker_path
 from pti_core.markers import parse_marker, temporary_rejects
 from pti_core.notes import Note, here, read_notes
-from pti_core.store import Store
+from pti_core.store import Store, StoreError
 from pti_core.words import counted, duration
 
 if TYPE_CHECKING:
@@ -76,16 +76,34 @@ def run_status(store: Store, run: str) -> RunStatus:
 
 
 def notes_of(store: Store, run: str, left: Sequence[int]) -> list[Note]:
-    """The notes of shards that are not done."""
-    noted = {marker_path(run, note.shard): note for note in read_notes(store.files, run, left)} if left else {}
-    undone = {path: parse_marker(data) or {} for path, data in store.files.get_all(list(noted)).items()}
-    # One of before a shard was done, and then found damaged, says nothing of its next try.
-    return [note for path, note in noted.items() if note.time > undone[path].get("noted", 0.0)]
+    """The notes of these shards, as far as they are not done."""
+    return _of_undone(store, run, read_notes(store.files, run, left) if left else [])
+
+
+def _of_undone(store: Store, run: str, notes: Sequence[Note]) -> list[Note]:
+    markers = store.files.get_all([marker_path(run, note.shard) for note in notes])
+    before = {path: parse_marker(data) for path, data in markers.items()}
+
+    def counts(note: Note) -> bool:
+        marker = before[marker_path(run, note.shard)]
+        if marker is None:
+            return True
+        # One of before a shard was done, and then found damaged, says nothing of its next try.
+        return bool(marker.get("damaged")) and note.time > marker.get("noted", 0.0)
+
+    return [note for note in notes if counts(note)]
 
 
 def others_at_work(store: Store, run: str, left: Sequence[int]) -> str | None:
-    """A sentence where other processes seem to work on shards that are to be done; None where none does."""
-    theirs = [note for note in notes_of(store, run, left) if note.running and note.where != here()]
+    """A sentence where other processes seem to work on shards that are to be done; None where none does, or none knows.
+
+    A note decides nothing, so neither does one that cannot be read.
+    """
+    try:
+        theirs = [note for note in read_notes(store.files, run, left) if note.running and note.where != here()]
+        theirs = _of_undone(store, run, theirs)
+    except StoreError:
+        return None
     if not theirs:
         return None
     newest = min(theirs, key=lambda note: note.age)

@@ -1,10 +1,12 @@
 """The `pti` command as a person runs it: its own process, the real flow, no server."""
 
 import io
+import json
 import re
 import shutil
 import subprocess
 import sys
+import time
 
 import pandas as pd
 import pytest
@@ -152,8 +154,14 @@ def test_damage_that_keeps_the_size_is_found_by_check_and_done_again(finished, t
     assert part.name in found.stdout
     assert "1 shard is not as written" in found.stderr
     assert "unfinished" in pti("status", out).stdout
+    (of_run,) = (out / "runs").iterdir()
+    note = {"shard": 0, "state": "running", "time": time.time() - 120, "images": 1.0, "where": "there:7", "error": ""}
+    (of_run / "notes").mkdir(exist_ok=True)
+    (of_run / "notes/00000.json").write_text(json.dumps(note))
+    assert "shard 0 is at work on there:7, last heard of 2 min ago" in pti("status", out).stdout
     again = run(folder / "data", out, tiny_checkpoint, "--shard-size", 3)
     assert again.returncode == 0, again.stderr
+    assert "shard 0 is at work on there:7, last heard of" in " ".join((again.stdout + again.stderr).split())
     # By tensor, so that a difference is told from another by its place.
     columns = ["owner", "tensor", "scale", "payload"]
     before, after = (pd.read_parquet(data, columns=columns) for data in (io.BytesIO(good), part))

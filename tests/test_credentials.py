@@ -162,6 +162,22 @@ def test_other_addresses_are_fine(address: str) -> None:
     assert run_name("edit", "root", {"root": address}).startswith("edit-")
 
 
+@pytest.mark.parametrize(
+    ("address", "name"),
+    [
+        ("photos/", "pti-photos"),
+        ("s3://bucket/faces/*.png", "pti-faces"),
+        ("zip://*.png::https://host/a.zip?width=3", "pti-a.zip"),
+        ("s3://", "pti"),
+        ("two\n lines", "pti-two lines"),
+        ("x" * 300, "pti-" + "x" * 60),
+        ("{preset}", "pti-{preset}"),
+    ],
+)
+def test_a_run_is_named_by_the_last_part_of_an_address(address: str, name: str) -> None:
+    assert run_name("pti", "dataset", {"dataset": address}) == name
+
+
 class Handler(BaseHTTPRequestHandler):
     """Pictures by their path, and an index with links; the ones below /closed/ only with a header."""
 

@@ -224,6 +224,20 @@ def test_the_search_is_not_misled_by_a_loss_that_is_not_smooth():
     assert found > 8e-6
 
 
+@pytest.mark.parametrize("plateau", [1.0001, 1.05, 1.2])
+@pytest.mark.parametrize("edge", [1e-7, 2e-6])
+def test_the_search_leaves_a_plateau_just_above_what_is_allowed(plateau, edge):
+    """Of a picture that is nearly perfect a loss is a few pixels, the same for many steps."""
+    found = fitting.largest_step(lambda step: 0.5 if step <= edge else plateau)
+    assert edge / 2 < found <= edge
+
+
+def test_the_search_ends_before_integers_leave_int32():
+    tried = []
+    assert fitting.largest_step(lambda step: tried.append(step) or 2.0) is None
+    assert min(tried) >= 0.99e-8
+
+
 def test_the_search_gives_up_where_nothing_is_kept():
     assert fitting.largest_step(lambda step: math.inf) is None
     assert fitting.largest_step(lambda step: 0.0) >= 1e-3

@@ -127,6 +127,17 @@ def test_a_training_that_is_stopped_ends_and_writes_nothing(tiny_checkpoint, cac
     assert not cache.exists()
 
 
+@pytest.mark.parametrize(("error", "said"), [(1.2, True), (0.4, False), (None, False)])
+def test_an_encoder_that_knows_nothing_is_kept_with_a_remark(trained, loaded, tiny_checkpoint, cache, error, said):
+    notes = trained.notes(QUICK)
+    notes["held_out"].pop("w_error")
+    notes["held_out"] |= {} if error is None else {"w_error": error}  # those of before may lack it
+    save_encoder(trained.encoder, loaded.sha256, notes)
+    found = making.make(tiny_checkpoint, 64, 2)
+    assert (found["remark"] is not None) == said
+    assert not found["trained"]
+
+
 def test_file_round_trip(trained, loaded, cache):
     path = save_encoder(trained.encoder, loaded.sha256, trained.notes(QUICK))
     assert path == cache / f"{loaded.sha256}.safetensors" == find_encoder(loaded.sha256)

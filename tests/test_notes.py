@@ -70,13 +70,27 @@ FIELDS = {"shard": 3, "state": "failed", "time": 1.0, "images": 0.0, "where": "a
         b"{",
         b"[]",
         b'{"shard": 3}',
-        *(json.dumps(FIELDS | {n: None}).encode() for n in ("shard", "time", "images")),
+        *(json.dumps(FIELDS | {n: None}).encode() for n in ("shard", "time", "images", "rejects")),
     ],
 )
 def test_a_note_that_cannot_be_read_is_none(files, content):
     files.put("runs/r/notes/00003.json", content)
     assert read_notes(files, "r", [3]) == []
     assert last_noted(files, "r", 3) == 0.0
+
+
+@pytest.mark.parametrize("fields", [{"where": None}, {"where": 5}, {"where": ["a"]}, {"of a later version": 1}])
+def test_odd_fields_of_a_note_harm_nothing(files, fields):
+    content = FIELDS | {"state": "running", "time": time.time(), "pids": notes._pids()} | fields
+    files.put("runs/r/notes/00003.json", json.dumps(content).encode())
+    (note,) = read_notes(files, "r", [3])
+    assert note.running
+
+
+def test_a_clock_that_is_hours_ahead_says_nothing(files):
+    files.put("runs/r/notes/00003.json", json.dumps(FIELDS | {"state": "running", "time": time.time() + 9999}).encode())
+    (note,) = read_notes(files, "r", [3])
+    assert not note.running
 
 
 def test_a_copy_of_another_shard_s_note_is_none(files):

@@ -26,6 +26,7 @@ from pti_core.freezing import freeze
 from pti_core.inputs import InputsUnreadable
 from pti_core.known_runs import RunError
 from pti_core.layout import CLEARING
+from pti_core.notes import read_notes
 from pti_core.originals import OriginalGone
 from pti_core.presets import configure
 from pti_core.runs import Run
@@ -276,6 +277,23 @@ def test_reads_that_fail_for_a_moment_are_tried_again(flaky, begin):
     Flaky.failures["1.png"] = 2
     check_whole(finish(begin(flaky)), 4)
     assert Flaky.failures["1.png"] == 0
+
+
+def test_rejects_are_noted_while_a_shard_is_at_work(flaky, begin, monkeypatch):
+    monkeypatch.setattr("pti_core.notes.EVERY", 0.0)
+    run = begin(flaky)
+
+    def wait(progress):  # until it is noted, or the next one would not be
+        for _ in range(500):
+            if any(note.images == progress.done for note in read_notes(run.store.files, run.name, [0])):
+                return
+            time.sleep(0.01)
+
+    for failures, retry, rejects in ((3, False, 1), (3, True, 1), (0, True, 0)):
+        Flaky.failures["1.png"] = failures
+        invert_shard(run, 0, wait, retry_rejects=retry)
+        (note,) = read_notes(run.store.files, run.name, [0])
+        assert (note.images, note.rejects) == (4, rejects)
 
 
 def test_what_could_not_be_read_is_tried_again_by_the_next_run(flaky, begin):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -84,6 +85,16 @@ def test_the_demo_is_recorded_without_a_path_of_this_machine(begin: Begin) -> No
     run = begin("demo", limit=2)
     assert run.dataset == "demo"
     assert all(uri.startswith("demo://") for uri in run.manifest.table()["uri"].to_pylist())
+
+
+def test_who_is_at_work_on_what_is_done_all_anew_is_told(dataset: Any, begin: Begin) -> None:
+    folder = dataset(2)
+    run = begin(folder)
+    note = {"shard": 0, "state": "running", "time": time.time(), "images": 1.0, "where": "there:7", "error": ""}
+    run.store.files.put(f"runs/{run.name}/notes/00000.json", json.dumps(note).encode())
+    (remark,) = begin(folder, existing="overwrite").remarks
+    assert remark.startswith(f"run {run.name}: shard 0 is at work on there:7, last heard of ")
+    assert begin(folder, existing="overwrite").remarks == ()
 
 
 def test_new_changed_and_missing_files_are_told(

@@ -14,7 +14,8 @@ def drawn(caption, heading="target"):
 
 
 @pytest.mark.parametrize(
-    ("one", "other"), [("ä.png", "ö.png"), ("Ω.png", "м.png"), ("人.png", "物.png"), ("a.png", "ä.png"), ("😀", "😃")]
+    ("one", "other"),
+    [("ä.png", "ö.png"), ("Ω.png", "м.png"), ("人.png", "物.png"), ("a.png", "ä.png"), ("😀", "😃"), ("ä\nö", "ä\rö")],
 )
 def test_names_with_other_letters_than_english_are_told_apart(one, other):
     assert (drawn(one) != drawn(other)).any()

@@ -45,6 +45,7 @@ _TRIALS: Final = 12
 _AIM, _ENOUGH = math.log(0.97), math.log(0.93)  # of what is allowed
 _NEAR: Final = math.log(1.02)  # two steps; what lies between is not worth a trial
 _SLOPE: Final = 1.2  # of logarithms: of a loss by that of the step
+_LEAST: Final = math.log(1e-8)  # below it are more bytes than int8 takes, and then integers beyond int32
 _STRIDE: Final = math.log(8)  # at most, where a loss says little
 _FLOOR: Final = 1e-4  # a channel's cost is at least this share of its tensor's mean: beyond that it is noise
 _FALLBACKS: Final = ("int8", "fp16")
@@ -155,26 +156,27 @@ def largest_step(loss: Callable[[float], float]) -> float | None:
     """
     x, slope = math.log(FIRST_STEP), _SLOPE
     last: tuple[float, float] | None = None
-    low, high = (
-        (-math.inf, -math.inf),
-        math.inf,
-    )  # the largest step that is good, with its loss; the smallest that is not
+    low, share_of_low = -math.inf, -math.inf  # the largest step that is good
+    high = math.inf  # the smallest that is not
     for trial in range(_TRIALS):
         share = loss(math.exp(x))
         y = math.log(min(max(share, 1e-4), 1e4)) if share < math.inf else math.log(1e4)  # also for what is no number
         if share <= 1:
-            low = x, y
+            low, share_of_low = x, y
         else:
             high = x
-        if low[1] >= _ENOUGH or high - low[0] < _NEAR:
+        if share_of_low >= _ENOUGH or high - low < _NEAR or high <= _LEAST:
             break
         if last:
             slope = min(max((y - last[1]) / (x - last[0]), _SLOPE / 2), 2 * _SLOPE)
         last = x, y
-        x += min(max((_AIM - y) / slope, -_STRIDE), _STRIDE)
-        if (width := high - low[0]) < math.inf:
-            x = low[0] + width / 2 if trial % 3 == 2 else min(max(x, low[0] + 0.1 * width), high - 0.1 * width)
-    return math.exp(low[0]) if low[1] > -math.inf else None
+        x = max(x + min(max((_AIM - y) / slope, -_STRIDE), _STRIDE), _LEAST)
+        if low > -math.inf and high < math.inf:
+            width = high - low
+            x = low + width / 2 if trial % 3 == 2 else min(max(x, low + 0.1 * width), high - 0.1 * width)
+        elif trial >= 2 and high < math.inf:
+            x = max(min(x, high - math.log(2)), _LEAST)  # what falls no more for a while may fall later
+    return math.exp(low) if low > -math.inf else None
 
 
 def _judge(

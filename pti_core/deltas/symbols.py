@@ -1,7 +1,7 @@
 """Integers, most of them small or zero, as few bytes: what quantised layers are stored as.
 
-zstd codes a byte in no less than one bit and looks for repetitions that are not there, so rare integers are stored as
-the gaps between them, which fill a byte well, their signs as bits, and their magnitudes in the same way again.
+zstd codes a byte in no less than one bit, so rare integers are stored as the gaps between them, which fill a byte well,
+their signs as bits, and their magnitudes in the same way again.
 """
 
 from __future__ import annotations

@@ -62,7 +62,7 @@ def _remark(figures: dict[str, Any]) -> str | None:
     """What to do where the encoder knows too little; a search loses nothing by it (see `encoded_start`)."""
     if figures.get("w_error", 0.0) < 1:
         return None
-    return "its w are no nearer to the right ones than w_avg is: train it with more samples or drawing steps"
+    return "its w are no nearer to the right ones than w_avg is: train it anew (overwrite) with more samples or steps"
 
 
 def _page(generator: str, sha256: str, path: Path, figures: dict[str, Any]) -> str:

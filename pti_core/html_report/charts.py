@@ -154,7 +154,7 @@ def _curve(
 ) -> Curve:
     """Groups are joined by a line, in order of their x; the one at `alone` stands apart."""
     quartiles = [(at, *(float(q) for q in group.quantile([0.25, 0.5, 0.75])), len(group)) for at, group in groups]
-    top = max(1e-6, *(high for _, _, _, high, _ in quartiles))
+    top = max([1e-6, *(high for _, _, _, high, _ in quartiles)])
     y_ticks = nice_ticks(0, top)
     top = max(top, y_ticks[-1]) * 1.04
 
