@@ -38,15 +38,21 @@ class Promise:
 PROBES: Final = 2
 """Random combinations for an image."""
 
-FIRST_STEP: Final = 1e-5
+FIRST_STEP: Final = 1.5e-5
 """Where the search begins, in units of the picture (see `importance`); it goes either way by factors."""
 
+GRID: Final = 16
+"""Steps that are tried, by octave."""
+
 _TRIALS: Final = 12
-_AIM, _ENOUGH = math.log(0.97), math.log(0.93)  # of what is allowed
-_NEAR: Final = math.log(1.02)  # two steps; what lies between is not worth a trial
+_AIM, _ENOUGH = 0.97, 0.93  # of what is allowed
 _SLOPE: Final = 1.2  # of logarithms: of a loss by that of the step
-_LEAST: Final = math.log(1e-8)  # below it are more bytes than int8 takes, and then integers beyond int32
-_STRIDE: Final = math.log(8)  # at most, where a loss says little
+_STRIDE: Final = 3  # octaves at most, where a loss says little
+_LEAST: Final = -10 * GRID  # below it are more bytes than int8 takes, and then integers beyond int32
+_TRUST: Final = 0.6
+"""How much of a channel's cost, in logarithms, its weight follows. Two random combinations tell it only roughly, and to
+trust them less takes a seventh off the bytes at the same promise; to ask more of them takes less off, and time."""
+
 _FLOOR: Final = 1e-4  # a channel's cost is at least this share of its tensor's mean: beyond that it is noise
 _FALLBACKS: Final = ("int8", "fp16")
 
@@ -138,45 +144,50 @@ def _probes(image: int, count: int, shapes: tuple[torch.Size, ...], device: str)
 
 
 def channel_weights(costs: Tensor) -> Weights:
-    """Weights by output and input channel whose product is about the square root of the costs of a tensor."""
+    """Weights by output and input channel: about the root of the costs of a tensor, nearer to its mean (`_TRUST`)."""
     o, i, k = matrix_shape(tuple(costs.shape))
     by_channel = costs.double().reshape(o, i, k).mean(dim=2)
     mean = by_channel.mean().clamp_min(1e-30)
-    rows = by_channel.mean(dim=1).clamp_min(_FLOOR * mean)
-    columns = (by_channel.mean(dim=0) / mean).clamp_min(_FLOOR)
-    exponents = torch.cat((rows, columns)).log2().round().clamp(-120, 120).to(torch.int8).cpu().numpy()  # read once
-    return Weights(exponents[:o], exponents[o:])
+    by_mean = torch.cat((by_channel.mean(dim=1), by_channel.mean(dim=0))) / mean
+    exponents = _TRUST * by_mean.clamp_min(_FLOOR).log2()
+    exponents[:o] += mean.log2()
+    found = exponents.round().clamp(-120, 120).to(torch.int8).cpu().numpy()  # read once
+    return Weights(found[:o], found[o:])
 
 
 def largest_step(loss: Callable[[float], float]) -> float | None:
     """Nearly the largest step whose loss, as a share of what is allowed, is at most 1; None where there is none.
 
-    By secants of the logarithms, of which a loss is nearly a line, and between bounds where there are two; every third
-    trial halves what is between them.
+    Steps are `FIRST_STEP` times powers of 2^(1 / `GRID`), so that last bits of a loss, which differ between devices,
+    seldom lead to another step. By secants of the logarithms, of which a loss is nearly a line, and between bounds
+    where there are two; every third trial halves what is between them.
     """
-    x, slope = math.log(FIRST_STEP), _SLOPE
-    last: tuple[float, float] | None = None
-    low, share_of_low = -math.inf, -math.inf  # the largest step that is good
-    high = math.inf  # the smallest that is not
+    at, slope = 0, _SLOPE  # as a power
+    last: tuple[int, float] | None = None
+    low: int | None = None  # the largest step that is good
+    high: int | None = None  # the smallest that is not
     for trial in range(_TRIALS):
-        share = loss(math.exp(x))
-        y = math.log(min(max(share, 1e-4), 1e4)) if share < math.inf else math.log(1e4)  # also for what is no number
+        share = loss(FIRST_STEP * 2 ** (at / GRID))
+        y = math.log2(min(max(share, 1e-4), 1e4)) if share < math.inf else math.log2(1e4)  # also for what is no number
         if share <= 1:
-            low, share_of_low = x, y
+            low = at
         else:
-            high = x
-        if share_of_low >= _ENOUGH or high - low < _NEAR or high <= _LEAST:
+            high = at
+        if _ENOUGH <= share <= 1 or (low is not None and high is not None and high - low == 1) or high == _LEAST:
             break
         if last:
-            slope = min(max((y - last[1]) / (x - last[0]), _SLOPE / 2), 2 * _SLOPE)
-        last = x, y
-        x = max(x + min(max((_AIM - y) / slope, -_STRIDE), _STRIDE), _LEAST)
-        if low > -math.inf and high < math.inf:
-            width = high - low
-            x = low + width / 2 if trial % 3 == 2 else min(max(x, low + 0.1 * width), high - 0.1 * width)
-        elif trial >= 2 and high < math.inf:
-            x = max(min(x, high - math.log(2)), _LEAST)  # what falls no more for a while may fall later
-    return math.exp(low) if low > -math.inf else None
+            slope = min(max(GRID * (y - last[1]) / (at - last[0]), _SLOPE / 2), 2 * _SLOPE)
+        last = at, y
+        at += round(GRID * min(max((math.log2(_AIM) - y) / slope, -_STRIDE), _STRIDE))
+        if low is None:
+            assert high is not None
+            # What falls no more for a while may fall later.
+            at = max(min(at, high - (GRID if trial >= 2 else 1)), _LEAST)
+        elif high is None:
+            at = max(at, low + 1)
+        else:
+            at = (low + high) // 2 if trial % 3 == 2 else min(max(at, low + 1), high - 1)
+    return None if low is None else FIRST_STEP * 2 ** (low / GRID)
 
 
 def _judge(
