@@ -41,14 +41,10 @@ PROBES: Final = 2
 FIRST_STEP: Final = 1.5e-5
 """Where the search begins, in units of the picture (see `importance`); it goes either way by factors."""
 
-GRID: Final = 16
+GRID: Final = 8
 """Steps that are tried, by octave."""
 
-_TRIALS: Final = 12
-_AIM, _ENOUGH = 0.97, 0.93  # of what is allowed
-_SLOPE: Final = 1.2  # of logarithms: of a loss by that of the step
-_STRIDE: Final = 3  # octaves at most, where a loss says little
-_LEAST: Final = -10 * GRID  # below it are more bytes than int8 takes, and then integers beyond int32
+_FARTHEST: Final = 10 * GRID  # further down are more bytes than int8 takes, and then integers beyond int32
 _TRUST: Final = 0.6
 """How much of a channel's cost, in logarithms, its weight follows. Two random combinations tell it only roughly, and to
 trust them less takes a seventh off the bytes at the same promise; to ask more of them takes less off, and time."""
@@ -85,12 +81,12 @@ def fit(
     costs = importance(tuned, images, pivots, lpips, max_resolution)
     parts = {name: Decomposed(value, channel_weights(costs[name])) for name, value in delta.items()}
     del costs
-    loss = _judge(base, tuned, images, pivots, lpips, at_once or len(images), promise)
+    keeps = _judge(base, tuned, images, pivots, lpips, at_once or len(images), promise)
 
     def at(step: float) -> dict[str, Tensor]:
         return {name: part.quantise(step, part.rank(step))[1] for name, part in parts.items()}
 
-    step = largest_step(lambda step: loss(at(step)))
+    step = largest_step(lambda step: keeps(at(step)))
     if step is not None:
         layers = (part.quantise(step, part.rank(step))[0] for part in parts.values())
         payloads = on_idle_cores(pack, layers, images.device)
@@ -101,7 +97,7 @@ def fit(
     rows = []
     for fallback in _FALLBACKS:
         rows = encode(delta, fallback)
-        if loss(decode(rows)) <= 1:
+        if keeps(decode(rows)):
             break
     return rows
 
@@ -155,45 +151,34 @@ def channel_weights(costs: Tensor) -> Weights:
     return Weights(found[:o], found[o:])
 
 
-def largest_step(loss: Callable[[float], float]) -> float | None:
-    """Nearly the largest step whose loss, as a share of what is allowed, is at most 1; None where there is none.
+def largest_step(keeps: Callable[[float], bool]) -> float | None:
+    """The largest step of the grid that keeps the promise, as far as one search tells; None where none is found.
 
-    Steps are `FIRST_STEP` times powers of 2^(1 / `GRID`), so that last bits of a loss, which differ between devices,
-    seldom lead to another step. By secants of the logarithms, of which a loss is nearly a line, and between bounds
-    where there are two; every third trial halves what is between them.
+    From `FIRST_STEP` by strides that double, then by bisection. Only yes and no count: how near a step came would save
+    a drawing now and then, and lead to another step on every device, since a rounded pixel here or there moves it.
     """
-    at, slope = 0, _SLOPE  # as a power
-    last: tuple[int, float] | None = None
-    low: int | None = None  # the largest step that is good
-    high: int | None = None  # the smallest that is not
-    for trial in range(_TRIALS):
-        share = loss(FIRST_STEP * 2 ** (at / GRID))
-        y = math.log2(min(max(share, 1e-4), 1e4)) if share < math.inf else math.log2(1e4)  # also for what is no number
-        if share <= 1:
+    at, stride = 0, GRID // 4  # as powers of 2^(1 / GRID)
+    low: int | None = None  # keeps it
+    high: int | None = None  # does not
+    while low is None or high is None or high - low > 1:
+        if keeps(FIRST_STEP * 2 ** (at / GRID)):
             low = at
         else:
             high = at
-        if _ENOUGH <= share <= 1 or (low is not None and high is not None and high - low == 1) or high == _LEAST:
+        if low is not None and high is not None:
+            at = (low + high) // 2
+        elif abs(at) == _FARTHEST:
             break
-        if last:
-            slope = min(max(GRID * (y - last[1]) / (at - last[0]), _SLOPE / 2), 2 * _SLOPE)
-        last = at, y
-        at += round(GRID * min(max((math.log2(_AIM) - y) / slope, -_STRIDE), _STRIDE))
-        if low is None:
-            assert high is not None
-            # What falls no more for a while may fall later.
-            at = max(min(at, high - (GRID if trial >= 2 else 1)), _LEAST)
-        elif high is None:
-            at = max(at, low + 1)
         else:
-            at = (low + high) // 2 if trial % 3 == 2 else min(max(at, low + 1), high - 1)
+            at = min(at + stride, _FARTHEST) if high is None else max(at - stride, -_FARTHEST)
+            stride *= 2
     return None if low is None else FIRST_STEP * 2 ** (low / GRID)
 
 
 def _judge(
     base: Generator, tuned: Generator, images: Tensor, pivots: Pivots, lpips: LPIPS, at_once: int, promise: Promise
-) -> Callable[[Mapping[str, Tensor]], float]:
-    """How much of what the promise allows a generator with a delta loses; above 1 it does not keep it."""
+) -> Callable[[Mapping[str, Tensor]], bool]:
+    """Whether the generator with a delta keeps the promise."""
     parts = [slice(i, i + at_once) for i in range(0, len(images), at_once)]
     trial, old = copy.deepcopy(base), base.tunable()
     weights = trial.tunable()
@@ -213,13 +198,9 @@ def _judge(
     limits = torch.stack([goal[0] + promise.lpips, goal[1] * 10 ** (promise.decibels / 10)])
 
     @torch.no_grad()
-    def loss(delta: Mapping[str, Tensor]) -> float:
+    def keeps(delta: Mapping[str, Tensor]) -> bool:
         for name, value in delta.items():
             torch.add(old[name], value.to(old[name].device), out=weights[name])
-        found = quality(trial)
-        shares = (found - goal) / (limits - goal)  # 0 / 0 where a picture is perfect
-        kept = found <= limits
-        shares = torch.where(kept, shares.nan_to_num(0.0).clamp(max=1.0), shares.nan_to_num(math.inf).clamp(min=1.0001))
-        return float(shares.max())
+        return bool((quality(trial) <= limits).all())
 
-    return loss
+    return keeps
