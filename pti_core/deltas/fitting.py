@@ -47,7 +47,7 @@ GRID: Final = 8
 _FARTHEST: Final = 10 * GRID  # further down are more bytes than int8 takes, and then integers beyond int32
 _TRUST: Final = 0.6
 """How much of a channel's cost, in logarithms, its weight follows. Two random combinations tell it only roughly, and to
-trust them less takes a seventh off the bytes at the same promise; to ask more of them takes less off, and time."""
+trust them less takes an eighth off the bytes at the same promise; to ask more of them takes less off, and time."""
 
 _FLOOR: Final = 1e-4  # a channel's cost is at least this share of its tensor's mean: beyond that it is noise
 _FALLBACKS: Final = ("int8", "fp16")
