@@ -33,6 +33,7 @@ UPLOAD_WAITS: Final = (0.5, 2.0, 8.0)
 READ_WAITS: Final = (0.3, 1.5)
 """The same before a file is read or a folder listed again; shorter, since a person may wait."""
 
+_Bytes = bytes  # a field of `FileInfo` has that name
 _SMALL: Final = 256 << 10  # bytes of a file that is not worth more than one request
 _AT_ONCE: Final = 32  # small files read at the same time
 
@@ -44,6 +45,11 @@ class FileInfo:
     path: str
     bytes: int
     sha256: str
+
+    @classmethod
+    def of(cls, path: str, data: _Bytes) -> FileInfo:
+        """Of a file with this content."""
+        return cls(path, len(data), hashlib.sha256(data).hexdigest())
 
 
 class Files:
@@ -181,7 +187,7 @@ class Files:
             _write_atomic(Path(self.at(relative)), data)
         else:
             self.fs.pipe_file(self.at(relative), data, **options)
-        return FileInfo(relative, len(data), hashlib.sha256(data).hexdigest())
+        return FileInfo.of(relative, data)
 
     @contextmanager
     def explained(self, doing: str) -> Iterator[None]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
 import pyarrow as pa
@@ -19,6 +20,7 @@ import pyarrow as pa
 from pti_core import tables
 from pti_core.files import DamagedFile, FileInfo
 from pti_core.runs import Run, any_engine_for
+from pti_core.staged import end_change, forget_aside, put_aside
 from pti_core.tables import Row
 
 INVERTED: Final = ("deltas", "pivots", "rejects", "metrics")
@@ -51,17 +53,32 @@ def part_table(run: Run, table: str, rows: Sequence[Row]) -> pa.Table:
 
 
 def write_part(
-    run: Run, shard: int, number: int, contents: Mapping[str, pa.Table], seconds: float, before: Part | None = None
+    run: Run,
+    shard: int,
+    number: int,
+    contents: Mapping[str, pa.Table],
+    seconds: float,
+    before: Part | None = None,
+    change: bool = False,
 ) -> Part:
-    """Write the tables of an inverted part, the metrics last: all of them, or those that differ from `before`."""
+    """Write the tables of an inverted part, the metrics last: all of them, or those that differ from a part `before`.
+
+    `change`: a whole part is there, so that all are written aside first (see `staged`).
+    """
     files = {} if before is None else dict(before.files)
-    for table in INVERTED[:-1]:
-        if table in contents:
-            files[table] = run.store.write_part(table, run.name, shard, number, contents[table])
+    new = {table: tables.to_parquet(table, contents[table]) for table in INVERTED[:-1] if table in contents}
+    for table, data in new.items():
+        files[table] = FileInfo.of(run.store.part_path(table, run.name, shard, number), data)
     engine = any_engine_for(run)
     made = {"device": engine.device.type, "precision": engine.config.precision}
     sealed = _sealed(run, contents["metrics"], seconds, {table: files[table] for table in INVERTED[:-1]}, made)
-    files["metrics"] = run.store.write_part("metrics", run.name, shard, number, sealed)
+    new["metrics"] = tables.to_parquet("metrics", sealed)
+    if change:
+        put_aside(run, shard, number, new)
+    for table, data in new.items():
+        files[table] = run.store.files.put(run.store.part_path(table, run.name, shard, number), data)
+    if change:
+        forget_aside(run, shard, number)
     rows = {} if before is None else before.rows
     rows = rows | {table: len(contents[table]) for table in _COUNTED if table in contents}
     return Part({table: files[table] for table in INVERTED}, seconds, rows, _temporary(contents["rejects"]))
@@ -79,8 +96,11 @@ def whole_parts(run: Run, shard: int, ids: Sequence[Sequence[str]]) -> dict[int,
     marked = _marked(run, shard)
     found = {}
     for number, expected in enumerate(ids):
-        if all(number in paths for paths in there.values()):
-            part = _whole({table: paths[number] for table, paths in there.items()}, run, marked, expected)
+        if all(number in numbered for numbered in there.values()):
+            paths = {table: numbered[number] for table, numbered in there.items()}
+            part = _whole(paths, run, marked, expected)
+            if part is None and end_change(run, shard, number, marked, partial(_seal, run)):
+                part = _whole(paths, run, marked, expected)
             if part is not None:
                 found[number] = part
     return found

@@ -194,7 +194,7 @@ def _write(
             before = None  # all of it was done again
     if shots:
         write_shots(run, shard, job.number, shots, more=before is not None)
-    return write_part(run, shard, job.number, contents, seconds, before)
+    return write_part(run, shard, job.number, contents, seconds, before, change=job.before is not None)
 
 
 def measure_shard(

@@ -156,12 +156,12 @@ class Store:
             table = pq.read_table(pa.BufferReader(data))
         except (pa.ArrowException, OSError) as error:
             raise DamagedFile(f"part {path!r} in {self.files.name!r} is damaged ({error})") from error
-        return FileInfo(path, len(data), hashlib.sha256(data).hexdigest()), table
+        return FileInfo.of(path, data), table
 
     def file_info(self, path: str) -> FileInfo:
         """Size and checksum of a file that is there already; reads it."""
         data = self.files.get(path, f"file {path!r} is missing")
-        return FileInfo(path, len(data), hashlib.sha256(data).hexdigest())
+        return FileInfo.of(path, data)
 
     def mark_done(self, run: str, shard: int, marker: Mapping[str, Any]) -> FileInfo:
         """Write the shard's marker (`make_marker`), after all its parts.

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import itertools
 import json
 import shutil
 import time
@@ -22,6 +25,7 @@ from PIL import Image, ImageFile
 
 from pti_core import report, tables
 from pti_core.datasets import DatasetError, read_bytes, scan
+from pti_core.files import StoreError
 from pti_core.freezing import freeze
 from pti_core.inputs import InputsUnreadable
 from pti_core.known_runs import RunError
@@ -511,3 +515,44 @@ def test_what_is_whole_is_kept_where_another_table_is_damaged_and_the_file_is_an
     Image.fromarray(pictures[5]).save(file)
     pivots.unlink()  # as the sentence says, to have it inverted as it is now
     check_whole(finish(run), 2)
+
+
+def test_a_retry_that_fails_at_any_write_costs_nothing_though_the_inputs_are_gone(
+    dataset, tmp_path, begin, monkeypatch
+):
+    folder, out, kept = dataset(1), tmp_path / "out", tmp_path / "kept"
+    (folder / "1.png").symlink_to(tmp_path / "1.png")
+    run = finish(begin(folder))
+    check_whole(run, 2, rejects=1)
+    before = frame(run)
+    original = (folder / "0.png").read_bytes()
+    shutil.copytree(out, kept)
+    replace, added = Path.replace, 0
+    for failing in range(1, 99):
+        shutil.rmtree(out)
+        shutil.copytree(kept, out)
+        (folder / "0.png").write_bytes(original)
+        (tmp_path / "1.png").write_bytes(original)
+        writes = itertools.count(1)
+
+        def at_times(path: Path, target: Path, writes: Any = writes, failing: int = failing) -> Path:
+            if next(writes) == failing:
+                raise OSError(errno.EIO, "Input/output error")
+            return replace(path, target)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "replace", at_times)
+            with contextlib.suppress(StoreError):
+                finish(run, retry=True)
+        if next(writes) <= failing:
+            break  # no write of it failed
+        (folder / "0.png").unlink()
+        (tmp_path / "1.png").unlink()
+        finish(run)
+        left = len(run.store.read("rejects"))
+        check_whole(run, 2, rejects=left)
+        pd.testing.assert_frame_equal(frame(run)[lambda f: f.image_id == "0.png"], before)
+        assert not [path for path in (out / "runs" / run.name).glob("staged/*") if left == 0]
+        added += left == 0
+    assert failing > 10
+    assert added > 4  # all of the new files were aside
