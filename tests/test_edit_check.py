@@ -250,7 +250,8 @@ def test_a_picture_that_is_found_gone_while_the_same_is_asked_for_is_drawn(root)
             gone.unlink()
             check(root)
 
-    edit_shard(planned.run, 0, planned.request, meanwhile)
+    with pytest.raises(StoreError, match="another process has changed the edits of shard 0 meanwhile"):
+        edit_shard(planned.run, 0, planned.request, meanwhile)
     assert plan(str(root), *asked).pending == [0, 1]
     assert do(root, *asked)[1] == {0: 1, 1: 1}
     assert gone.exists()

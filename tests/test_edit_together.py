@@ -1,4 +1,6 @@
-"""Two edits of one shard at once: rows that the one has written are read by the other, and lost ones never count."""
+"""Edits of a shard that others change meanwhile: their rows are read, lost ones never count, what holds stays."""
+
+import shutil
 
 import pytest
 from fsspec.implementations.local import LocalFileSystem
@@ -7,6 +9,8 @@ from test_edit import do, finish, table
 from pti_core.editing.answers import Answers, about_to_write, add_answer, read_answers
 from pti_core.editing.plans import plan
 from pti_core.editing.shards import edit_shard
+from pti_core.files import StoreError
+from pti_core.shards import invert_shard, measure_shard
 from pti_core.store import Store
 
 
@@ -52,3 +56,46 @@ def test_an_answer_about_a_part_that_another_has_written_counts_no_more(tmp_path
     assert read_answers(store, "a", 0) == Answers()
     assert add_answer(store, "a", 0, "three", [new])
     assert read_answers(store, "a", 0) == Answers(["three"], [new])
+
+
+@pytest.fixture
+def retried(dataset, tiny_checkpoint, tmp_path):
+    """A run of a part with one image and one reject, which another try may help now; its root."""
+    folder = dataset(1)
+    (folder / "1.png").symlink_to(tmp_path / "later.png")
+    run = finish(folder, tmp_path / "out", tiny_checkpoint)
+    shutil.copy(folder / "0.png", tmp_path / "later.png")
+    return run, tmp_path / "out"
+
+
+def test_an_image_that_is_added_to_a_part_leaves_the_edits_of_the_others(retried):
+    run, root = retried
+    do(root, None, ["pca:0", "pca:1"], [1.0])
+    before = table(root)
+    measure_shard(run, 0, invert_shard(run, 0, retry_rejects=True)["files"])
+    assert do(root, None, ["pca:0"], [1.0])[1] == {0: 1}
+    assert do(root, None, ["pca:0"], [1.0])[1] == {}
+    after = table(root)
+    assert after["image_id"].value_counts().to_dict() == {"0.png": 2, "1.png": 1}
+    assert after[after["image_id"] == "0.png"].reset_index(drop=True).equals(before)
+
+
+def test_a_shard_that_is_done_again_loses_no_edits(retried):
+    run, root = retried
+    do(root, None, ["pca:0"], [1.0])
+    before = table(root)
+    planned = plan(str(root), None, ["pca:1"], [1.0])
+
+    def again(now):
+        if now.done:
+            measure_shard(run, 0, invert_shard(run, 0, retry_rejects=True)["files"])
+
+    with pytest.raises(StoreError, match="shard 0 was done again while it was edited; edit it again"):
+        edit_shard(planned.run, 0, planned.request, again)
+    run.store.unmark(run.name, 0, {0})
+    with pytest.raises(StoreError, match="shard 0 is unfinished"):
+        edit_shard(planned.run, 0, planned.request)
+    assert table(root).equals(before)
+    measure_shard(run, 0, invert_shard(run, 0)["files"])
+    assert edit_shard(planned.run, 0, planned.request)["edits"] == 2
+    assert table(root)["direction"].value_counts().to_dict() == {"pca-0": 1, "pca-1": 2}

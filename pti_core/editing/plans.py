@@ -26,6 +26,7 @@ from pti_core.directions.learned import Learned, learn, read_scores
 from pti_core.directions.specs import VISIBLE, parse, resolve
 from pti_core.editing.answers import add_answer, read_all_answers
 from pti_core.editing.identity import face_embedding_name
+from pti_core.editing.results import results_sha256
 from pti_core.engine import Engine
 from pti_core.files import FileInfo
 from pti_core.names import as_listed
@@ -202,12 +203,6 @@ def _same(a: Direction, b: Direction) -> bool:
 def _answer(request: Request, marker: Mapping[str, Any]) -> str:
     """A request, and the results of a shard that it was answered of."""
     return hashlib.sha256(f"{request.sha256} {results_sha256(marker['files'])}".encode()).hexdigest()
-
-
-def results_sha256(files: Sequence[Mapping[str, Any]]) -> str:
-    """Of pivots and deltas; edits of others are worth nothing."""
-    sums = sorted((f["path"], f["sha256"]) for f in files if f["path"].startswith(("pivots/", "deltas/")))
-    return hashlib.sha256(json.dumps(sums).encode()).hexdigest()
 
 
 def _direction_path(run: Run, name: str) -> str:

@@ -24,8 +24,8 @@ from pti_core.editing.plans import (
     Request,
     load_directions,
     mark_answered,
-    results_sha256,
 )
+from pti_core.editing.results import finished, image_sums, results_sha256
 from pti_core.engine import Engine
 from pti_core.files import DamagedFile, FileInfo, MissingFile, StoreError
 from pti_core.images import picture, to_uint8
@@ -54,9 +54,7 @@ def edit_shard(run: Run, shard: int, request: Request, on_progress: OnShardProgr
     EditError where a direction was replaced, and, when all else is written, where a strength is too far from 0 to give
     an image; RunError where a delta is missing.
     """
-    marker = run.store.marker(run.name, shard)
-    if marker is None:
-        raise StoreError(f"run {run.name}: shard {shard} is unfinished; `pti run` again finishes it")
+    marker = finished(run.store, run.name, shard)
     engine, directions = engine_for(run), load_directions(run, request)
     parts = run.store.parts("pivots", run.name, shard)
     images = {number: _pivots(run, path, request) for number, path in sorted(parts.items())}
@@ -91,6 +89,9 @@ def edit_shard(run: Run, shard: int, request: Request, on_progress: OnShardProgr
                 last = before.pop((row["image_id"], row["direction"], row["strength"]), None)
                 row["picture"] = row["picture"] or (last["picture"] if last else None)
             kept = list(before.values())
+            metadata["images"] = json.dumps(image_sums(run, shard, number), sort_keys=True)
+            if results_sha256(finished(run.store, run.name, shard)["files"]) != results_sha256(marker["files"]):
+                raise StoreError(f"run {run.name}: shard {shard} was done again while it was edited; edit it again")
             content = sorted(kept + new, key=lambda row: (row["image_id"], row["direction"], row["strength"]))
             run.store.write_part("edits", run.name, shard, number, tables.table("edits", content, metadata))
             made += len(new)
@@ -107,9 +108,12 @@ def edit_shard(run: Run, shard: int, request: Request, on_progress: OnShardProgr
             files += [file] if file else []
         return files
 
-    while (files := answering()) is not None:
-        if mark_answered(run, shard, request, marker, files):
-            break
+    while (files := answering()) is None or not mark_answered(run, shard, request, marker, files):
+        if files is None:
+            raise StoreError(
+                f"run {run.name}: another process has changed the edits of shard {shard} meanwhile; "
+                "the same again does what is missing"
+            )
     say()
     return {"shard": shard, "images": total, "edits": made}
 
@@ -144,10 +148,14 @@ def _there(
         whole = False
     else:
         found = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
-        if found.get("results_sha256") == results and found.get("version", "1") == str(VERSION):
-            known = dict(json.loads(found["directions"]))
+        if found.get("version", "1") == str(VERSION):
+            known = dict(json.loads(found.get("directions", "{}")))
             replaced = {name for name, sha256 in request.directions.items() if known.get(name, sha256) != sha256}
             rows = [row for row in table.to_pylist() if row["direction"] not in replaced]
+            if found.get("results_sha256") != results:
+                was = json.loads(found.get("images", "{}"))
+                now = image_sums(run, shard, number) if was else {}
+                rows = [row for row in rows if now.get(row["image_id"], "gone") == was.get(row["image_id"])]
             if embedding is not None and found.get("embedding", embedding) != embedding:
                 rows = [row | {"identity": None} for row in rows]  # of another embedding: not to be compared
         whole = len(rows) == len(table)
