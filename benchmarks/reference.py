@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pti_core.config import RunConfig
+from pti_core.device import seconds_since
 from pti_core.generators.base import Generator
 from pti_core.sampling import seed_for
 
@@ -54,9 +55,9 @@ def invert(
     """Invert one image `[C, H, W]` in [-1, 1]; `lpips` is the package's own module (`perceptual.reference_lpips`)."""
     start = time.perf_counter()
     w, noise = find_pivot(generator, target, image_id, config, w_avg, w_std, lpips, on_step)
-    found = time.perf_counter()
+    searched, found = seconds_since(start, target.device), time.perf_counter()
     tuned = tune(generator, target, w, noise, image_id, config, lpips, on_step)
-    return Inverted(w, noise, tuned, found - start, time.perf_counter() - found)
+    return Inverted(w, noise, tuned, searched, seconds_since(found, target.device))
 
 
 def find_pivot(

@@ -48,6 +48,8 @@ CURVE_POINTS = 60
 PROFILED = 4  # steps of each stage
 MATRIX = ("conv", "linear", "gemm", "mm", "xmma", "nvjet", "cutlass", "winograd", "wgrad", "dgrad", "fprop")
 """In names of operators and kernels that convolve or multiply matrices."""
+NO_MATRIX = ("adam", "converttensor")
+"""In names of others that have one of these in theirs: optimisers' kernels (…adammath…), and casts by cuDNN."""
 
 
 @dataclass
@@ -177,6 +179,12 @@ def thinned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     return [*points[:: max(1, len(points) // CURVE_POINTS)], *points[-1:]]
 
 
+def is_matrix_work(name: str) -> bool:
+    """Whether an operator or kernel of this name convolves or multiplies matrices."""
+    lower = name.lower()
+    return any(word in lower for word in MATRIX) and not any(word in lower for word in NO_MATRIX)
+
+
 def matrix_share(generator: Generator, config: RunConfig, device: str) -> float:
     """Share of the time of a few steps of an image that goes into convolutions and matrix products.
 
@@ -220,7 +228,7 @@ def matrix_share(generator: Generator, config: RunConfig, device: str) -> float:
             event.key: event.self_device_time_total if cuda else event.self_cpu_time_total
             for event in profile.key_averages()
         }
-        matrix = sum(time for name, time in times.items() if any(word in name.lower() for word in MATRIX))
+        matrix = sum(time for name, time in times.items() if is_matrix_work(name))
         return matrix / 1e6 / images, seconds / images
 
     with one_thread(made.device):

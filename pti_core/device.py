@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from pathlib import Path
+from typing import Any, Final
 
 import torch
 
@@ -14,6 +17,9 @@ from pti_core.once import once
 
 CHOICE = "PTI_DEVICE"
 """Environment variable that names a device as torch does: `cpu`, `cuda:1`."""
+
+DRIVER: Final = Path("/proc/driver/nvidia/gpus")
+"""Where NVIDIA's driver tells of its GPUs, whatever torch sees."""
 
 _given: str | None = None
 
@@ -37,6 +43,7 @@ def best_device() -> str:
 
     One without float64, in which bases and deltas are computed, is left alone (Apple's, some of Intel's). Raises
     UnfitMachine where a device that is named or found cannot be used: nobody would want a CPU to do its work instead.
+    Warns where torch finds none and the driver does.
     """
     if named := os.environ.get(CHOICE):
         if not _adds_doubles(named, f"{CHOICE} {named!r}"):
@@ -44,6 +51,7 @@ def best_device() -> str:
         return named
     found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     if found is None:
+        _warn_of_unused()
         return "cpu"
     device = _given or found.type
     return device if _adds_doubles(device, f"device {device!r}") else "cpu"
@@ -52,6 +60,25 @@ def best_device() -> str:
 def reason_of(error: BaseException) -> str:
     """The first line of what an error says: torch and its libraries may say pages."""
     return str(error).strip().split("\n")[0][:150]
+
+
+@once()
+def _warn_of_unused() -> None:
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES", "all").strip() in ("", "-1")
+    if not hidden and DRIVER.is_dir() and any(DRIVER.iterdir()):
+        logging.getLogger(__name__).warning(
+            "this machine has a GPU of NVIDIA that torch %s does not see, so the CPU does the work: nvidia-smi tells "
+            "whether its driver works, and some builds of torch are for CPUs only; %s=cpu ends this warning",
+            torch.__version__,
+            CHOICE,
+        )
+
+
+def seconds_since(start: float, device: torch.device) -> float:
+    """Seconds since a `perf_counter`, once the device has done all that it was told; a CPU has."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+    return time.perf_counter() - start
 
 
 @once(keep=16)

@@ -22,7 +22,7 @@ from torch import Tensor
 from pti_core import deltas
 from pti_core.bases import Bases, input_bases
 from pti_core.config import RunConfig
-from pti_core.device import exact_float32
+from pti_core.device import exact_float32, seconds_since
 from pti_core.encoder.network import Encoder
 from pti_core.encoder.start import encoded_start
 from pti_core.first_pass import first_pass
@@ -199,7 +199,7 @@ class Engine:
             on_step,
             encoded_start(self.encoder, self.generator, images, self.lpips) if self.encoder else None,
         )
-        seconds = (time.perf_counter() - start) / len(batch)
+        seconds = seconds_since(start, self.device) / len(batch)
 
         found = [torch.isfinite(x).flatten(1).all(dim=1) for x in (pivots.w, *pivots.noise)]
         finite = torch.stack(found).all(dim=0).tolist()  # read once
@@ -251,7 +251,7 @@ class Engine:
     ) -> list[Result]:
         start = time.perf_counter()
         tuned = self._optimise(counter, job, check, at_once)
-        seconds = (time.perf_counter() - start) / sum(len(members) for _, members in job)
+        seconds = seconds_since(start, self.device) / sum(len(members) for _, members in job)
         results: list[Result] = []
         for (owner, members), one in zip(job, tuned, strict=True):
             # Of its own: what is tuned is not tuned again because its delta, in float32, did not fit beside the rest.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Callable
@@ -10,6 +11,7 @@ import torch
 
 from pti_core.bases import Bases
 from pti_core.config import RunConfig
+from pti_core.device import reason_of, seconds_since
 from pti_core.generators.base import Generator
 from pti_core.memory import free_memory, shortage
 from pti_core.perceptual import LPIPS
@@ -18,6 +20,9 @@ from pti_core.room import too_small_for_one
 from pti_core.sampling import WStatistics
 from pti_core.stacked import tune_stack
 from pti_core.tuning import tune
+from pti_core.words import counted
+
+_log = logging.getLogger(__name__)
 
 GAIN = 0.95  # a width is worth it if an image then costs at most this share
 MISSES = 2  # doublings in a row without it, after which no more are tried
@@ -42,7 +47,7 @@ def fastest_width(seconds: Callable[[int], float], most: int) -> int:
         except (RuntimeError, MemoryError) as error:
             if width == 1:
                 raise too_small_for_one(error) from None
-            shortage(error)
+            _log.info("%s at once: no memory for them (%s)", counted(width, "image"), reason_of(shortage(error)))
             break
         if now <= GAIN * cost:
             best, cost, missed = width, now, 0
@@ -87,9 +92,7 @@ def widths(
         def took(n: int, steps: int) -> float:
             start = time.perf_counter()
             work(n, steps)
-            if device.type != "cpu":
-                torch.accelerator.synchronize(device)
-            return time.perf_counter() - start
+            return seconds_since(start, device)
 
         def seconds(n: int) -> float:
             took(n, 1 + STEPS)  # the first time also chooses kernels and gets memory, some of it at the second step
@@ -102,4 +105,8 @@ def widths(
         free_memory(device)  # the widest took most, and may have failed for it
         return found
 
-    return fastest(search), fastest(tuning) if config.mode == "single" else 1
+    found = fastest(search), fastest(tuning) if config.mode == "single" else 1
+    _log.info(
+        "pivots of %s are searched together on %s, %s tuned in a stack", counted(found[0], "image"), device, found[1]
+    )
+    return found

@@ -25,6 +25,36 @@ def test_a_device_that_cannot_be_used_is_a_sentence_and_never_the_cpu_instead(mo
         best_device()
 
 
+UNSEEN = """
+import logging
+from pathlib import Path
+from pti_core import device
+logging.basicConfig(format="%(message)s")
+device.DRIVER = Path({driver!r})
+assert device.best_device() == device.best_device() == "cpu"
+"""
+
+
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="without a GPU")
+@pytest.mark.parametrize(
+    ("gpus", "environment", "warnings"),
+    [
+        (["0000:01:00.0"], {}, 1),
+        ([], {}, 0),
+        (["0"], {"CUDA_VISIBLE_DEVICES": ""}, 0),
+        (["0"], {"PTI_DEVICE": "cpu"}, 0),
+    ],
+)
+def test_a_gpu_that_the_driver_sees_and_torch_does_not_is_worth_a_warning(tmp_path, gpus, environment, warnings):
+    for gpu in gpus:
+        (tmp_path / gpu).mkdir()
+    unset = {name: value for name, value in os.environ.items() if name not in ("PTI_DEVICE", "CUDA_VISIBLE_DEVICES")}
+    code = UNSEEN.format(driver=str(tmp_path))
+    done = subprocess.run([sys.executable, "-c", code], env=unset | environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("has a GPU of NVIDIA that torch") == warnings
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="CUDA works here")
 def test_a_device_that_has_failed_makes_the_machine_unfit_and_not_each_shard_in_turn():
     check_alive("cpu")

@@ -34,13 +34,16 @@ def test_one_where_nothing_is_gained_and_never_more_than_the_most():
     assert fastest_width(lambda width: 1.0, 1) == 1
 
 
-def test_memory_that_ends_is_an_answer_and_other_errors_are_not():
+def test_memory_that_ends_is_an_answer_and_other_errors_are_not(caplog):
+    caplog.set_level("INFO", "pti_core.widths")
+
     def seconds(width):
         if width > 8:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return 1.0
 
     assert fastest_width(seconds, 64) == 8
+    assert caplog.messages == ["16 images at once: no memory for them (CUDA out of memory)"]
     with pytest.raises(UnfitMachine, match=r"out of memory with one image alone; .* \(CUDA out of memory\)"):
         fastest_width(lambda width: seconds(width + 8), 64)
 
