@@ -161,7 +161,7 @@ def export_images(
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with whole(path) as part:
-                images.picture(images.to_uint8(image.cpu().numpy())[0]).save(part, "PNG")
+                images.picture(images.to_uint8(image.nan_to_num().cpu().numpy())[0]).save(part, "PNG")
         except OSError as error:
             if sentence := refused(pivot["image_id"], error):
                 return sentence

@@ -62,6 +62,8 @@ def _reason(error: Exception, text: str, doing: str, base: str, local: bool) -> 
         way_out = "choose another output" if doing == "written" else "check the address"
         place = Path(error.filename) if local and error.filename else Path(base)
         return file_in_the_way(place, way_out) or f"{base!r} is no folder that takes files; {way_out}"
+    if isinstance(error, FileNotFoundError) and doing == "read":
+        return "a file of it is gone; if another process does the run anew, wait for its end, and try it again"
     if isinstance(error, FileNotFoundError) and not local:
         return "the bucket does not exist; create it or choose another output"
     if isinstance(error, PermissionError):

@@ -27,6 +27,7 @@ from pti_core.runs import Run, engine_for, read_stored
 from pti_core.sheet import Cell, sheet
 from pti_core.store import StoreError
 from pti_core.tables import records
+from pti_core.words import escaped
 
 CONTACT_SHEET = "contact_sheet.png"
 SUMMARY = "summary.json"
@@ -139,7 +140,7 @@ def _target(run: Run, pivot: dict[str, Any], resolution: int) -> Image.Image | N
 
 
 def _picture(image: Tensor) -> Image.Image:
-    return images.picture(images.to_uint8(image.cpu().numpy())[0])
+    return images.picture(images.to_uint8(image.nan_to_num().cpu().numpy())[0])
 
 
 def publish(run: Run) -> dict[str, Any]:
@@ -248,4 +249,4 @@ def markdown(summary: dict[str, Any]) -> str:
         lines += ["", f"Contact sheet: `{summary['contact_sheet']}`"]
     if summary["report"]:
         lines += ["", f"Report: `{summary['report']}`"]
-    return "\n".join([*lines, *(f"- {message}" for message in summary["reject_messages"])])
+    return "\n".join([*lines, *(f"- {escaped(message)}" for message in summary["reject_messages"])])

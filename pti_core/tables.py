@@ -104,7 +104,7 @@ COLUMNS: Final[dict[str, dict[str, Column]]] = {
         "error": Column(_S, "class of the error"),
         "message": Column(_S, "what was found and the way out"),
         "permanent": Column(pa.bool_(), "true where trying again cannot help; `--retry-rejects` tries the others"),
-        "attempts": Column(_I, "runs that tried it, >= 1"),
+        "attempts": Column(_I, "tries, >= 1; a run may make several"),
     },
     "edits": {
         "image_id": Column(_S, _ID),

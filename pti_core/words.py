@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 
 def counted(number: int, noun: str) -> str:
     """`1 image`, `2 images`, `1,000 images`."""
@@ -36,3 +38,8 @@ def how_far(done: float, total: int, rate: float, unit: str = "image") -> str:
 def rate_of(images: float, seconds: float) -> float:
     """Images a second; 0, for "not known yet", within the first second, which says nothing."""
     return images / seconds if seconds > 1 and images > 0 else 0.0
+
+
+def escaped(text: str) -> str:
+    """Text that stays text in Markdown, whatever the names of images are."""
+    return re.sub(r"([\\`*_{}\[\]()<>#+\-.!|~&$:])", r"\\\1", " ".join(text.split()))

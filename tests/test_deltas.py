@@ -274,6 +274,12 @@ def test_unknown_codec_is_refused():
         deltas.encode(some_delta(), "int99")
 
 
+def test_the_same_tensor_of_two_runs_is_refused():
+    one, other = (deltas.encode({"a": torch.full((4, 4), value)}, "int8") for value in (1.0, 2.0))
+    with pytest.raises(deltas.DeltaError, match="tensor 'a': 2 rows; take those of one owner in one run"):
+        deltas.decode([*one, *other])
+
+
 def test_apply_adds_the_delta_and_refuses_another_generators(tiny_generator):
     generator = copy.deepcopy(tiny_generator)
     names = list(generator.tunable())

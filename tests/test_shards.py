@@ -4,10 +4,12 @@ import io
 import json
 import shutil
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from conftest import QUICK_SETTINGS
@@ -17,6 +19,7 @@ from rich.console import Console
 from flows.console import show_summary
 from pti_core import report, runs
 from pti_core.datasets import DatasetError
+from pti_core.export import export_images
 from pti_core.files import StoreError
 from pti_core.freezing import freeze
 from pti_core.generators.checkpoints import CheckpointError, save_generator
@@ -168,11 +171,11 @@ def test_convert_accepts_what_can_be_converted(dataset, tmp_path, tiny_checkpoin
 def test_a_data_set_of_bad_images_alone_ends_with_rejects_only(tmp_path, tiny_checkpoint):
     folder = tmp_path / "bad"
     folder.mkdir()
-    (folder / "a.png").write_text("no")
+    (folder / "![a].png").write_text("no")
     run = finish(begin(folder, tmp_path / "out", tiny_checkpoint))
     summary = report.publish(run)
     assert (summary["images"], summary["rejected"], summary["contact_sheet"]) == (0, 1, None)
-    assert "a.png" in report.markdown(summary)
+    assert r"\!\[a\]\.png" in report.markdown(summary)
     for name in PARTS:
         assert list(pd.read_parquet(tmp_path / "out" / name).columns)[: len(COLUMNS[name])] == list(COLUMNS[name])
 
@@ -288,6 +291,20 @@ def test_summary_is_json_and_holds_the_medians(dataset, tmp_path, tiny_checkpoin
     (line,) = (line for line in console.file.getvalue().splitlines() if "stored" in line)
     assert [cell.strip() for cell in line.split("│")][-3:] == ["", "", ""]
     assert "nan" not in report.markdown(summary).lower()
+
+
+def test_a_stored_generator_that_draws_no_numbers_costs_the_others_nothing(dataset, tmp_path, tiny_checkpoint):
+    """Too large a delta: its picture is black and grey, the run's end and the export of all images are not an error."""
+    run = finish(begin(dataset(2), tmp_path / "out", tiny_checkpoint))
+    (path,) = run.store.parts("deltas", run.name, 0).values()
+    _, content = run.store.read_table(path)
+    rows = [row | {"scale": row["scale"] * (1e17 if row["owner"] == "0.png" else 1)} for row in content.to_pylist()]
+    written = run.store.write_part("deltas", run.name, 0, 0, pa.Table.from_pylist(rows, content.schema))
+    marker = run.store.marker(run.name, 0)
+    files = [asdict(written) if file["path"] == path else file for file in marker["files"]]
+    run.store.mark_done(run.name, 0, marker | {"files": files})
+    assert report.publish(run)["images"] == 2
+    assert export_images(str(tmp_path / "out"), str(tmp_path / "pictures")).written == 2
 
 
 def test_a_folder_without_images_a_missing_folder_and_no_generator_are_named(dataset, tmp_path, tiny_checkpoint):

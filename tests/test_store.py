@@ -20,6 +20,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from pti_core import tables
 from pti_core.checking import Checked, check_run
+from pti_core.files import Files
 from pti_core.store import FileInfo, Store, StoreError, make_marker, run_id
 
 RUN, DIGEST = "abc123abc123", "abc123abc123" * 5 + "0000"
@@ -433,6 +434,13 @@ def test_unknown_places() -> None:
 def test_check_writable_leaves_nothing(tmp_path: Path) -> None:
     Store(str(tmp_path / "new")).check_writable()
     assert not [p for p in tmp_path.rglob("*") if p.is_file()]
+
+
+def test_a_file_that_goes_while_it_is_read_is_no_place_that_takes_none(tmp_path: Path) -> None:
+    files = Files(str(tmp_path))
+    said = "a file of it is gone; if another process does the run anew"
+    with pytest.raises(StoreError, match=said), files.explained("read"):
+        files.open("runs/a/manifest.parquet")
 
 
 def test_a_damaged_part_is_named_in_one_line(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -16,6 +15,7 @@ from pti_core.alpha.shards import strip_name
 from pti_core.alpha.stored import Request, places, reasons_left_out, requested, studied
 from pti_core.alpha.study import AlphaError
 from pti_core.runs import Run
+from pti_core.words import escaped
 
 FOLDER: Final = "alpha"
 PAGE, FINDINGS, NEARNESS, DRIFT = "index.html", "findings.csv", "nearness.png", "drift.png"
@@ -100,11 +100,6 @@ def markdown(study: Study) -> str:
     lines += ["", "## Old against new generator, medians", "", _table(study.drift, "tuned with alpha")]
     lines += ["", *(f"- {escaped(remark)}" for remark in study.remarks)]
     return "\n".join(lines).rstrip() + "\n"
-
-
-def escaped(text: str) -> str:
-    """Text that stays text in Markdown, whatever the names of images are."""
-    return re.sub(r"([\\`*_{}\[\]()<>#+\-.!|~&$:])", r"\\\1", " ".join(text.split()))
 
 
 def _cells(finding: Finding) -> list[str]:

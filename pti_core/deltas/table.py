@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -113,9 +114,12 @@ def decode(rows: Sequence[EncodedTensor], shapes: Mapping[str, tuple[int, ...]] 
     """The delta that `encode` was given, float32 on the CPU, to the codec's precision.
 
     With the `shapes` of the generator's tensors (by name) a row of another name or shape is refused before anything
-    of its size is made. Raises DeltaError where a row is damaged. Large tensors are decoded on all cores that the
-    caller's arithmetic may take, the small ones together by one of them.
+    of its size is made. Raises DeltaError where a row is damaged or a tensor comes twice. Large tensors are decoded on
+    all cores that the caller's arithmetic may take, the small ones together by one of them.
     """
+    for name, times in Counter(row.tensor for row in rows).items():
+        if times > 1:
+            raise DeltaError(f"tensor {name!r}: {times} rows; take those of one owner in one run")
     for row in rows:
         if row.codec not in CODECS:
             raise DeltaError(f"tensor {row.tensor!r}: codec {row.codec!r}, one of {sorted(CODECS)} expected")

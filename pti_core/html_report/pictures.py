@@ -154,7 +154,8 @@ def _sprite(
         pixels = []
         for part in ws.split(AT_ONCE):
             check()
-            pixels += list(images.to_uint8(generator.synthesis(part, noise=stored.noise).cpu().numpy()))
+            drawn = generator.synthesis(part, noise=stored.noise).nan_to_num()
+            pixels += list(images.to_uint8(drawn.cpu().numpy()))
         return pixels
 
     canvas = Image.new("RGB", (layout.width, layout.height))
