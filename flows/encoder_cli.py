@@ -22,7 +22,7 @@ def train_encoder(
     folder: Annotated[str | None, typer.Option(help="Where to write it instead of the user's cache folder.")] = None,
     credentials: options.Credentials = None,
 ) -> None:
-    """Train an encoder from image to w on a generator's own samples: runs then need fewer steps for the pivot."""
+    """Train an encoder from image to w on a generator's own samples: runs then begin the search nearer to the pivot."""
     from flows.console import ProgressView
     from pti_core.encoder.files import find_encoder
     from pti_core.encoder.making import check, make
