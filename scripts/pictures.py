@@ -23,7 +23,7 @@ from pti_core.alpha.shards import strip_name
 from pti_core.runs import find_run
 
 DOCS = Path(__file__).parents[1] / "docs/pictures"
-EDITS_HEIGHT = 934  # the first lines of the sheet
+EDITS_HEIGHT = 928  # the first lines of the sheet
 HEAD, FOOT = 42, 8  # of a contact sheet, above and below its lines
 WIDTH = 1400
 STRIP_OF = "02-tiger-paint.png"
