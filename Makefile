@@ -41,7 +41,7 @@ test-tools:
 	apt-get update -qq
 	apt-get install -y -qq --no-install-recommends chromium postgresql
 
-# The engine beside the plain method, 20 to 40 minutes on two quiet cores: a table and a plot in out/bench.
+# The engine beside the plain method, 20 to 50 minutes on two quiet cores: a table and a plot in out/bench.
 bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks.bench
 

@@ -6,7 +6,7 @@ import logging
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -64,11 +64,15 @@ def reason_of(error: BaseException) -> str:
 
 @once()
 def _warn_of_unused() -> None:
-    hidden = os.environ.get("CUDA_VISIBLE_DEVICES", "all").strip() in ("", "-1")
-    if not hidden and DRIVER.is_dir() and any(DRIVER.iterdir()):
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES", "all").strip() in ("", "-1", "NoDevFiles")
+    there = False
+    with suppress(OSError):
+        there = any(DRIVER.iterdir())
+    if there and not hidden:
         logging.getLogger(__name__).warning(
             "this machine has a GPU of NVIDIA that torch %s does not see, so the CPU does the work: nvidia-smi tells "
-            "whether its driver works, and some builds of torch are for CPUs only; %s=cpu ends this warning",
+            "whether its driver works; some builds of torch are for CPUs only, and a container or job has the GPU only "
+            "if it was started with it; %s=cpu ends this warning",
             torch.__version__,
             CHOICE,
         )

@@ -105,7 +105,7 @@ class ExportedImages:
     written: int
     kept: int  # were there already
     unfinished: int  # shards of the run that have no results yet
-    left_out: list[str]  # a sentence an image whose file cannot have its name
+    left_out: list[str]  # a sentence an image whose file cannot have its name, or that has no picture
 
 
 def export_images(
@@ -157,11 +157,13 @@ def export_images(
         stored = _stored(opened, pivot)
         with torch.no_grad(), exact_float32(stored.ws.device):
             image = stored.generator.synthesis(stored.ws, noise=stored.noise)
+        if not image.isfinite().all():
+            return f"image {pivot['image_id']!r}: its stored generator draws values that are no numbers"
         path = paths[pivot["image_id"]]
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with whole(path) as part:
-                images.picture(images.to_uint8(image.nan_to_num().cpu().numpy())[0]).save(part, "PNG")
+                images.picture(images.to_uint8(image.cpu().numpy())[0]).save(part, "PNG")
         except OSError as error:
             if sentence := refused(pivot["image_id"], error):
                 return sentence

@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Final
 
 import pyarrow as pa
@@ -20,7 +19,7 @@ import pyarrow as pa
 from pti_core import tables
 from pti_core.files import DamagedFile, FileInfo
 from pti_core.runs import Run, any_engine_for
-from pti_core.staged import end_change, forget_aside, put_aside
+from pti_core.staged import end_changes, forget_aside, put_aside
 from pti_core.tables import Row
 
 INVERTED: Final = ("deltas", "pivots", "rejects", "metrics")
@@ -59,26 +58,25 @@ def write_part(
     contents: Mapping[str, pa.Table],
     seconds: float,
     before: Part | None = None,
-    change: bool = False,
 ) -> Part:
-    """Write the tables of an inverted part, the metrics last: all of them, or those that differ from a part `before`.
+    """Write the tables of an inverted part, the metrics last; those without new contents stay as they were `before`.
 
-    `change`: a whole part is there, so that all are written aside first (see `staged`).
+    Where there is a whole part, all are written aside first (see `staged`).
     """
-    files = {} if before is None else dict(before.files)
     new = {table: tables.to_parquet(table, contents[table]) for table in INVERTED[:-1] if table in contents}
+    files = {} if before is None else dict(before.files)
     for table, data in new.items():
         files[table] = FileInfo.of(run.store.part_path(table, run.name, shard, number), data)
     engine = any_engine_for(run)
     made = {"device": engine.device.type, "precision": engine.config.precision}
     sealed = _sealed(run, contents["metrics"], seconds, {table: files[table] for table in INVERTED[:-1]}, made)
     new["metrics"] = tables.to_parquet("metrics", sealed)
-    if change:
-        put_aside(run, shard, number, new)
+    sums = {table: file.sha256 for table, file in before.files.items()} if before else {}
+    aside = put_aside(run, shard, number, sums, new) if before else None
     for table, data in new.items():
         files[table] = run.store.files.put(run.store.part_path(table, run.name, shard, number), data)
-    if change:
-        forget_aside(run, shard, number)
+    if aside is not None:
+        forget_aside(run, aside)
     rows = {} if before is None else before.rows
     rows = rows | {table: len(contents[table]) for table in _COUNTED if table in contents}
     return Part({table: files[table] for table in INVERTED}, seconds, rows, _temporary(contents["rejects"]))
@@ -92,6 +90,7 @@ def whole_parts(run: Run, shard: int, ids: Sequence[Sequence[str]]) -> dict[int,
     there = {"metrics": run.store.parts("metrics", run.name, shard)}
     if not there["metrics"]:  # written last: without them no part is whole
         return {}
+    end_changes(run, shard)
     there |= {table: run.store.parts(table, run.name, shard) for table in INVERTED[:-1]}
     marked = _marked(run, shard)
     found = {}
@@ -99,8 +98,6 @@ def whole_parts(run: Run, shard: int, ids: Sequence[Sequence[str]]) -> dict[int,
         if all(number in numbered for numbered in there.values()):
             paths = {table: numbered[number] for table, numbered in there.items()}
             part = _whole(paths, run, marked, expected)
-            if part is None and end_change(run, shard, number, marked, partial(_seal, run)):
-                part = _whole(paths, run, marked, expected)
             if part is not None:
                 found[number] = part
     return found

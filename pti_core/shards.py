@@ -185,16 +185,14 @@ def _write(
     seconds: float,
 ) -> Part:
     contents = {table: part_table(run, table, rows) for table, rows in new.items()}
-    before = job.before
-    if before is not None:
-        seconds += before.seconds
-        if len(new["pivots"]) + len(new["rejects"]) < len(job.rows):
-            contents = added(run, before, contents)
-        else:
-            before = None  # all of it was done again
+    some = len(new["pivots"]) + len(new["rejects"]) < len(job.rows)  # else all of it was done again
+    if job.before is not None:
+        seconds += job.before.seconds
+        if some:
+            contents = added(run, job.before, contents)
     if shots:
-        write_shots(run, shard, job.number, shots, more=before is not None)
-    return write_part(run, shard, job.number, contents, seconds, before, change=job.before is not None)
+        write_shots(run, shard, job.number, shots, more=some)
+    return write_part(run, shard, job.number, contents, seconds, job.before)
 
 
 def measure_shard(

@@ -10,6 +10,7 @@ import shutil
 import time
 import zipfile
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -32,9 +33,11 @@ from pti_core.known_runs import RunError
 from pti_core.layout import CLEARING
 from pti_core.notes import read_notes
 from pti_core.originals import OriginalGone
+from pti_core.parts import INVERTED
 from pti_core.presets import configure
 from pti_core.runs import Run
 from pti_core.shards import invert_shard, measure_shard
+from pti_core.staged import end_changes, put_aside
 from pti_core.status import run_status
 
 COLUMNS = ["image_id", "stage", "lpips"]
@@ -552,7 +555,27 @@ def test_a_retry_that_fails_at_any_write_costs_nothing_though_the_inputs_are_gon
         left = len(run.store.read("rejects"))
         check_whole(run, 2, rejects=left)
         pd.testing.assert_frame_equal(frame(run)[lambda f: f.image_id == "0.png"], before)
-        assert not [path for path in (out / "runs" / run.name).glob("staged/*") if left == 0]
+        assert not list((out / "runs" / run.name).glob("staged/*"))
         added += left == 0
     assert failing > 10
     assert added > 4  # all of the new files were aside
+
+
+@pytest.mark.parametrize("why", ["ended", "of another state", "of before --overwrite", "not all there"])
+def test_only_a_change_of_what_is_there_is_ended(why, dataset, begin):
+    run = finish(begin(dataset(1), engine="noop"))
+    paths = {table: part(run, table, 0) for table in INVERTED}
+    before = {table: run.store.file_info(run.store.part_path(table, run.name, 0, 0)).sha256 for table in INVERTED}
+    of = replace(run, created="2020") if why == "of before --overwrite" else run
+    folder = Path(run.store.root) / put_aside(of, 0, 0, before, {"pivots": b"new pivots", "metrics": b"new metrics"})
+    paths["pivots"].write_bytes(b"new pivots")  # as far as the try before came
+    if why == "of another state":
+        paths["deltas"].write_bytes(b"done again since")
+    if why == "not all there":
+        (folder / "metrics.part").unlink()
+    metrics = paths["metrics"].read_bytes()
+    end_changes(run, 1)  # another shard's
+    assert folder.exists()
+    end_changes(run, 0)
+    assert not folder.exists()
+    assert paths["metrics"].read_bytes() == (b"new metrics" if why == "ended" else metrics)

@@ -80,6 +80,10 @@ def edit_shard(run: Run, shard: int, request: Request, on_progress: OnShardProgr
             say()
         if new:
             # Others may have edited meanwhile: read once more, or their rows would be lost.
+            if _results(finished(run.store, run.name, shard), run, shard, number) != _results(
+                marker, run, shard, number
+            ):
+                raise StoreError(f"run {run.name}: shard {shard} was done again while it was edited; edit it again")
             path, ready = run.store.part_path("edits", run.name, shard, number), False
             while not ready:
                 rows, metadata, file = _there(run, shard, number, marker, request)
@@ -89,9 +93,8 @@ def edit_shard(run: Run, shard: int, request: Request, on_progress: OnShardProgr
                 last = before.pop((row["image_id"], row["direction"], row["strength"]), None)
                 row["picture"] = row["picture"] or (last["picture"] if last else None)
             kept = list(before.values())
-            metadata["images"] = json.dumps(image_sums(run, shard, number), sort_keys=True)
-            if results_sha256(finished(run.store, run.name, shard)["files"]) != results_sha256(marker["files"]):
-                raise StoreError(f"run {run.name}: shard {shard} was done again while it was edited; edit it again")
+            if "images" not in metadata:
+                metadata["images"] = json.dumps(image_sums(run, shard, number), sort_keys=True)
             content = sorted(kept + new, key=lambda row: (row["image_id"], row["direction"], row["strength"]))
             run.store.write_part("edits", run.name, shard, number, tables.table("edits", content, metadata))
             made += len(new)
@@ -134,11 +137,11 @@ def _there(
     Where rows do not hold, no request that they answered counts as answered any more.
     """
     embedding = face_embedding_name()
-    names = {run.store.part_path(table, run.name, shard, number) for table in ("pivots", "deltas")}
-    results = results_sha256([file for file in marker["files"] if file["path"] in names])
+    results = _results(marker, run, shard, number)
     path = run.store.part_path("edits", run.name, shard, number)
     rows: list[dict[str, Any]] = []
     known: dict[str, str] = {}
+    images: str | None = None
     file, whole = None, True
     try:
         file, table = run.store.read_table(path)
@@ -152,18 +155,30 @@ def _there(
             known = dict(json.loads(found.get("directions", "{}")))
             replaced = {name for name, sha256 in request.directions.items() if known.get(name, sha256) != sha256}
             rows = [row for row in table.to_pylist() if row["direction"] not in replaced]
-            if found.get("results_sha256") != results:
+            if found.get("results_sha256") == results:
+                images = found.get("images")
+            else:
                 was = json.loads(found.get("images", "{}"))
                 now = image_sums(run, shard, number) if was else {}
                 rows = [row for row in rows if now.get(row["image_id"], "gone") == was.get(row["image_id"])]
-            if embedding is not None and found.get("embedding", embedding) != embedding:
+            if embedding is None:
+                embedding = found.get("embedding")  # what others have measured stays
+            elif found.get("embedding", embedding) != embedding:
                 rows = [row | {"identity": None} for row in rows]  # of another embedding: not to be compared
         whole = len(rows) == len(table)
     if not whole:
         forget_answers(run.store, run.name, shard, [path])
     directions = json.dumps(known | request.directions, sort_keys=True)
     metadata = {"lpips_net": run.config.net, "results_sha256": results, "directions": directions}
-    return rows, metadata | {"version": str(VERSION)} | ({"embedding": embedding} if embedding else {}), file
+    metadata["version"] = str(VERSION)
+    more = {"embedding": embedding, "images": images}
+    return rows, metadata | {name: value for name, value in more.items() if value}, file
+
+
+def _results(marker: Mapping[str, Any], run: Run, shard: int, number: int) -> str:
+    """What a part's edits are made of."""
+    names = {run.store.part_path(table, run.name, shard, number) for table in ("pivots", "deltas")}
+    return results_sha256([file for file in marker["files"] if file["path"] in names])
 
 
 def _missing(
