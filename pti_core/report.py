@@ -249,4 +249,6 @@ def markdown(summary: dict[str, Any]) -> str:
         lines += ["", f"Contact sheet: `{summary['contact_sheet']}`"]
     if summary["report"]:
         lines += ["", f"Report: `{summary['report']}`"]
-    return "\n".join([*lines, *(f"- {escaped(message)}" for message in summary["reject_messages"])])
+    if summary["reject_messages"]:
+        lines += ["", "Rejected:", "", *(f"- {escaped(message)}" for message in summary["reject_messages"])]
+    return "\n".join(lines)

@@ -157,6 +157,15 @@ def test_the_summary_counts_rejects_in_words(rejected, text):
     assert 'rejects        pandas.read_parquet("out/rejects", filters=[("run", "==", "abc")])' in shown
 
 
+def test_a_run_without_measures_shows_no_empty_table():
+    none = {"run": "abc", "images": 2, "rejected": 0, "medians": {"stored": {"lpips": None}}, "delta_bytes": 0.0}
+    screen = Console(record=True, width=200)
+    show_summary(screen, none | {"locality": {}, "contact_sheet": None, "report": None}, "out")
+    shown = screen.export_text().splitlines()
+    assert shown[0] == "run abc: 2 images, and no measures: the engine was noop"
+    assert len(shown) == 2
+
+
 def test_brackets_in_a_path_are_shown_as_they_are(monkeypatch):
     root, screen = "/tmp/o [x]/run[bold]", Console(record=True, width=200)
     summary = {"run": "abc", "images": 0, "rejected": 0, "contact_sheet": f"{root}/sheet.png"}

@@ -112,13 +112,31 @@ def roots(request, checkpoints, device, pictures, tmp_path_factory):
     return *found, near
 
 
+def with_another_step(there, here):
+    """Owners whose deltas have another step on each device; by no more than half an octave."""
+    steps = [pd.read_parquet(root / "deltas").groupby("owner")["scale"].max() for root in (there, here)]
+    octaves = np.log2(steps[0] / steps[1]).abs()
+    assert len(steps[0]) == len(steps[1])
+    assert octaves.max() < 0.51
+    return octaves.index[octaves > 0]
+
+
 def test_all_tables_are_those_of_the_cpu(roots):
-    """Pivots of images that are searched together end elsewhere by the last bits: after so few steps, nearly there."""
+    """Pivots of images that are searched together end elsewhere by the last bits: after so few steps, nearly there.
+
+    So a delta's step, which is one of a grid by whether the promise is kept, is the same unless it is just kept; that
+    may be so with one image of several.
+    """
     *both, near = roots
-    names = ["pivots", "metrics", "locality", "edits", "alpha_nearness", "alpha_drift"]
-    for name in names if near <= NEAR else names[:2]:
-        there, here = (pd.read_parquet(root / name).reset_index(drop=True) for root in both)
+    names, elsewhere = ["pivots", "metrics"], pd.Index([])
+    if near <= NEAR:
+        names += ["locality", "edits", "alpha_nearness", "alpha_drift"]
+        elsewhere = with_another_step(*both)
+        assert len(elsewhere) <= (pd.read_parquet(both[1] / "deltas")["owner"].nunique() > 1)
+    for name in names:
+        there, here = (pd.read_parquet(root / name) for root in both)
         assert len(there) == len(here) > 0
+        there, here = (t[~t["image_id"].isin(elsewhere)].reset_index(drop=True) for t in (there, here))
         for column in sorted({"lpips", "mse", "psnr", "w"} & set(here)):
             a, b = (np.stack(t[column]).astype(float) for t in (there, here))
             np.testing.assert_allclose(a, b, rtol=10 * near, atol=near, err_msg=f"{name}.{column}")
