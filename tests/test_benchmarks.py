@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 from benchmarks.operators import counts
+from benchmarks.side import is_matrix_work
 from pti_core.config import ImageConfig
 from pti_core.datasets import read_bytes, scan
 from pti_core.images import decode
@@ -58,3 +59,9 @@ def test_operators_of_a_step_are_counted_and_a_stack_sends_few_more_than_one_ima
     """What a GPU waits for: were a stack's operators sent for each of its images, they would be twice as many."""
     search, one, stack = counts(32, 2, "demo").values()
     assert 0 < search < one < stack < 1.5 * one
+
+
+def test_matrix_work_is_told_by_its_kernels_names_and_is_no_optimiser():
+    matrix = ["aten::mkldnn_convolution", "aten::addmm", "sm90_xmma_fprop_implicit_gemm_tf32f32", "cutlass__5x_cudnn"]
+    other = ["multi_tensor_apply_kernel<FusedAdamMathFunctor<float, 4>>", "convertTensor_kernel", "aten::leaky_relu"]
+    assert [name for name in matrix + other if is_matrix_work(name)] == matrix
