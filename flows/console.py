@@ -130,7 +130,7 @@ def reading(root: str, table: str, run: str, alone: bool) -> str:
 def _show_medians(console: Console, summary: dict[str, Any]) -> None:
     images = counted(summary["images"], "image")
     if not any(_number(row["lpips"], ".4f") for row in summary["medians"].values()):
-        console.print(f"run {summary['run']}: {images}, and no measures: the engine was noop", highlight=False)
+        console.print(f"run {summary['run']}: {images}, and no measures (the engine noop takes none)", highlight=False)
         return
     table = Table(title=f"run {summary['run']}: medians of {images}", title_justify="left")
     table.add_column("stage")

@@ -162,7 +162,7 @@ def test_a_run_without_measures_shows_no_empty_table():
     screen = Console(record=True, width=200)
     show_summary(screen, none | {"locality": {}, "contact_sheet": None, "report": None}, "out")
     shown = screen.export_text().splitlines()
-    assert shown[0] == "run abc: 2 images, and no measures: the engine was noop"
+    assert shown[0] == "run abc: 2 images, and no measures (the engine noop takes none)"
     assert len(shown) == 2
 
 

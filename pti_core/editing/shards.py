@@ -79,11 +79,10 @@ def edit_shard(run: Run, shard: int, request: Request, on_progress: OnShardProgr
             done += 1
             say()
         if new:
-            # Others may have edited meanwhile: read once more, or their rows would be lost.
-            if _results(finished(run.store, run.name, shard), run, shard, number) != _results(
-                marker, run, shard, number
-            ):
+            now = finished(run.store, run.name, shard)
+            if _results(now, run, shard, number) != _results(marker, run, shard, number):
                 raise StoreError(f"run {run.name}: shard {shard} was done again while it was edited; edit it again")
+            # Others may have edited meanwhile: read once more, or their rows would be lost.
             path, ready = run.store.part_path("edits", run.name, shard, number), False
             while not ready:
                 rows, metadata, file = _there(run, shard, number, marker, request)
