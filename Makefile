@@ -47,7 +47,7 @@ bench: $(INSTALLED)
 
 # The same with a few steps: fails where the engine has become slower or worse than the plain method.
 bench-small: $(INSTALLED)
-	$(BIN)/python -m benchmarks.bench --small
+	$(BIN)/python -m benchmarks.small
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

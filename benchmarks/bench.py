@@ -2,8 +2,8 @@
 
     python -m benchmarks.bench                       # twelve faces: a table, a plot, all rows
     python -m benchmarks.bench --again               # the same of the engine alone, beside the last plain loop
-    python -m benchmarks.bench --small               # two faces, few steps: fails where the engine has become slow
-    python -m benchmarks.bench --generator random-1024 --images 1024/ --limit 4   # speed at 1024, for a GPU
+    python -m benchmarks.bench --no-plain            # of the engine alone
+    python -m benchmarks.bench --generator random-1024 --limit 2    # speed at 1024 (the faces are enlarged), for a GPU
 
 Each side runs in a process of its own (`benchmarks.side`) on the whole machine. Measure on a quiet one.
 """
@@ -17,6 +17,7 @@ import platform
 import subprocess
 import sys
 import tempfile
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -24,26 +25,17 @@ import pandas as pd
 import torch
 from matplotlib.figure import Figure
 
-from flows.options import set_option
+from flows.options import one_sentence, set_option
+from pti_core.device import best_device
 from pti_core.generators.half import multiplies_bf16
 
 PLAIN = "plain loop"
 PAPER = f"{PLAIN}, paper"
 COLOURS = ("#6b7280", "#2563eb", "#059669", "#f59e0b", "#dc2626")
-SMALL = {
-    "pivot.steps": 20,
-    "pivot.w_samples": 500,
-    "tuning.steps": 16,
-    "tuning.stop_lpips": 0.0,
-    "locality.interval": 1,
-    "codec": "fp16",  # what `adaptive` takes would be a large part of so few steps
-}
-LARGE_LOSS = 0.8  # images an hour of the engine by the plain loop's, with the same steps: below this it fails
-LPIPS_LOSS = 1.15  # final LPIPS of the engine by the plain loop's, with the same settings
 
 
 def run_side(side: str, preset: str, args: argparse.Namespace, settings: dict[str, Any]) -> dict[str, Any]:
-    """Rows, peak memory and the generator's size of one side, from a process of its own."""
+    """Rows, peak memory, the generator's size, and what it was measured on, of one side in a process of its own."""
     said = {"side": side, "preset": preset, "settings": settings, "images": args.images, "limit": args.limit}
     said |= {"generator": args.generator, "device": args.device}
     with tempfile.TemporaryDirectory() as folder:
@@ -56,11 +48,11 @@ def run_side(side: str, preset: str, args: argparse.Namespace, settings: dict[st
         if status:  # the other process has said why, unless it was killed
             sys.exit(f"error: the side {side!r} was ended by signal {-status}" if status < 0 else status)
         found: dict[str, Any] = json.loads(out.read_text())
-        return found
+        return found | {"about": about(args)}
 
 
 def summary(sides: dict[str, dict[str, Any]]) -> pd.DataFrame:
-    """Medians over the images, a row a side."""
+    """Medians over the images, a row a side; `times` are of the first one's images an hour."""
     lines = []
     for name, found in sides.items():
         rows = pd.DataFrame(found["rows"])
@@ -115,7 +107,7 @@ def plot(sides: dict[str, dict[str, Any]]) -> Figure:
     """LPIPS against an image's share of the machine's time; thin lines are images, thick ends medians."""
     figure = Figure(figsize=(8, 4.6), layout="constrained")
     axes = figure.subplots()
-    for (name, found), colour in zip(sides.items(), COLOURS, strict=False):
+    for (name, found), colour in zip(sides.items(), cycle(COLOURS), strict=False):
         for row in (row for row in found["rows"] if row["curve"]):
             seconds, values = zip(*row["curve"], strict=True)
             axes.plot(seconds, values, color=colour, alpha=0.3, linewidth=1)
@@ -135,59 +127,66 @@ def machine(device: str) -> str:
     """What it was measured on."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     gpu = torch.cuda.get_device_name(device) if torch.device(device).type == "cuda" else "no GPU"
-    return f"{cores} cores ({platform.machine()}), {gpu}, torch {torch.__version__}"
+    cpu = f"{platform.machine()}, {torch.backends.cpu.get_cpu_capability()}"
+    return f"{cores} cores ({cpu}), {gpu}, torch {torch.__version__}"
 
 
-def check_small(args: argparse.Namespace) -> None:
-    """Both sides with the same few steps; exits with a sentence where the engine is much worse than the plain loop."""
-    sides = {PLAIN: run_side("plain", "paper", args, SMALL), "engine": run_side("engine", "paper", args, SMALL)}
-    table = summary(sides)
-    print(markdown(table))
-    speed, quality = table.loc["engine", "times"], table.loc["engine", "LPIPS"] / table.loc[PLAIN, "LPIPS"]
-    if speed < LARGE_LOSS:
-        sys.exit(f"the engine does {speed:.2f} times the plain loop's images an hour; at least {LARGE_LOSS} expected")
-    if quality > LPIPS_LOSS:
-        sys.exit(f"the engine ends at {quality:.2f} times the plain loop's LPIPS; at most {LPIPS_LOSS} expected")
+def about(args: argparse.Namespace) -> dict[str, str]:
+    """What sides must have in common to be compared, beside their images."""
+    return {"generator": args.generator, "machine": machine(args.device)}
+
+
+def kept_from(path: Path, args: argparse.Namespace) -> dict[str, Any]:
+    """The plain loop's side of the last table. ValueError where it is not of this generator and machine."""
+    if not path.exists():
+        raise ValueError(f"{path} does not exist, there is no plain loop to keep; leave out --again")
+    kept: dict[str, Any] | None = json.loads(path.read_text()).get(PAPER)
+    if kept is None or kept.get("about") != about(args):
+        was = "; ".join((kept or {}).get("about", {}).values()) or "something unknown"
+        now = "; ".join(about(args).values())
+        raise ValueError(f"the plain loop of {path} is of {was}, and not of {now}; leave out --again")
+    return kept
 
 
 def write(sides: dict[str, dict[str, Any]], args: argparse.Namespace) -> str:
     """Table, plot and all rows of what has been measured; the table."""
     args.output.mkdir(parents=True, exist_ok=True)
-    table = f"{machine(args.device)}, medians of {len(sides[PAPER]['rows'])} images\n\n{markdown(summary(sides))}"
+    images = len(next(iter(sides.values()))["rows"])
+    table = f"{machine(args.device)}, medians of {images} images\n\n{markdown(summary(sides))}"
     (args.output / "bench.md").write_text(table + "\n")
     (args.output / "bench.json").write_text(json.dumps(sides))
     plot(sides).savefig(args.output / "bench.png", dpi=130)
     return table
 
 
+def add_common(parser: argparse.ArgumentParser) -> None:
+    """The options of all comparisons."""
+    parser.add_argument("--images", default="demo")
+    parser.add_argument("--generator", default="pocket")
+    parser.add_argument("--limit", type=int, help="only the first images")
+    parser.add_argument("--device", default=best_device())
+
+
 def main() -> None:
     """Parse the arguments, run the sides, write the table, the plot and all rows."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", default="demo")
-    parser.add_argument("--generator", default="pocket")
-    parser.add_argument("--limit", type=int)
+    add_common(parser)
     parser.add_argument("--preset", action="append", help="of the engine; default: fast and demo")
     parser.add_argument("--precision", action="append", help="of the engine; default: fp32, and half where it pays")
     parser.add_argument(
         "--set", type=set_option, action="append", default=[], metavar="NAME=VALUE", help="of the engine"
     )
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--output", type=Path, default=Path("out/bench"))
-    parser.add_argument("--again", action="store_true", help="keep the plain loop's rows of the last table there")
-    parser.add_argument("--small", action="store_true", help="a quick check that the engine is not slow")
+    plain = parser.add_mutually_exclusive_group()
+    plain.add_argument("--again", action="store_true", help="keep the plain loop's rows of the last table there")
+    plain.add_argument("--no-plain", action="store_true", help="leave out the plain loop, which takes most of the time")
     args = parser.parse_args()
-    if args.small:
-        args.limit = args.limit or 2
-        check_small(args)
-        return
-    settings = dict(args.set)
-    last, kept = args.output / "bench.json", None
-    if args.again and not last.exists():
-        sys.exit(f"{last} does not exist, there is no plain loop to keep; leave out --again")
+    settings, last = dict(args.set), args.output / "bench.json"
+    sides: dict[str, dict[str, Any]] = {}
     if args.again:
-        kept = json.loads(last.read_text())[PAPER]
-    sides = {PAPER: kept or run_side("plain", "paper", args, {})}
-    if not kept:
+        sides[PAPER] = kept_from(last, args)
+    elif not args.no_plain:
+        sides[PAPER] = run_side("plain", "paper", args, {})
         write(sides, args)  # after each side: what has been measured stays, whatever ends the next ones
     pays = torch.device(args.device).type == "cuda" or multiplies_bf16(torch.device(args.device))
     for preset in args.preset or ["fast", "demo"]:
@@ -195,11 +194,12 @@ def main() -> None:
             name = f"engine, {preset}, {precision}"
             sides[name] = run_side("engine", preset, args, settings | {"precision": precision})
             if len({tuple(row["image_id"] for row in side["rows"]) for side in sides.values()}) > 1:
-                sys.exit(f"{last} is of other images; leave out --again")
+                raise ValueError(f"the plain loop of {last} is of other images; leave out --again")
             print(f"{name} is done", file=sys.stderr, flush=True)
             table = write(sides, args)
     print(f"{table}\n\nplot  {args.output / 'bench.png'}")
 
 
 if __name__ == "__main__":
-    main()
+    with one_sentence():
+        main()

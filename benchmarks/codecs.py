@@ -24,6 +24,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from flows.options import one_sentence
 from pti_core import deltas
 from pti_core.deltas import fitting, layered, table
 from pti_core.device import exact_float32
@@ -264,4 +265,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with one_sentence():
+        main()

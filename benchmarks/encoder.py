@@ -21,8 +21,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flows.options import set_option
+from flows.options import one_sentence, set_option
 from pti_core.datasets import read_bytes, scan
+from pti_core.device import best_device
 from pti_core.encoder.files import load_encoder
 from pti_core.encoder.samples import draw
 from pti_core.encoder.start import encoded_start
@@ -56,7 +57,7 @@ def search(engine: Engine, images: Tensor, start: str, settings: dict[str, Any])
     config = configure("demo", settings | {"pivot.steps": max(1, steps)}).pivot
 
     def one(i: int, check: Callable[[], None]) -> tuple[float, float, float]:
-        image, seed, begin = images[i : i + 1], seed_for(str(i), "pivot"), time.perf_counter()
+        image, seed, begin = images[i : i + 1].to(engine.device), seed_for(str(i), "pivot"), time.perf_counter()
         w = None
         if start == "encoder":
             assert engine.encoder is not None
@@ -135,7 +136,7 @@ def main() -> None:
     results: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
     loaded = load_generator(args.generator)
     encoder = load_encoder(loaded).encoder if "encoder" in args.starts else None
-    engine = Engine(loaded.generator, configure("demo"), encoder=encoder)
+    engine = Engine(loaded.generator, configure("demo"), best_device(), encoder)
     sets = {
         name: images
         for name, images in targets_of(engine, args.images, args.samples, args.limit).items()
@@ -163,4 +164,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with one_sentence():
+        main()

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from flows.options import one_sentence
 from pti_core.engine import Engine
 from pti_core.generators.stylegan2 import StyleGAN2
 from pti_core.pivot import find_pivots
@@ -102,4 +103,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with one_sentence():
+        main()

@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from flows.options import one_sentence
 from pti_core.freezing import freeze
 from pti_core.html_report.figures import gather
 from pti_core.html_report.page import Report, write
@@ -139,4 +140,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with one_sentence():
+        main()

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -31,7 +31,7 @@ from pti_core.engine import Engine
 from pti_core.generators.base import Generator
 from pti_core.generators.checkpoints import load_generator
 from pti_core.generators.stylegan2 import StyleGAN2
-from pti_core.inversions import Delta, Inversion, Target
+from pti_core.inversions import Delta, Failure, Inversion, Target
 from pti_core.measure import measure_locality
 from pti_core.metrics import measure
 from pti_core.parallel import one_thread
@@ -42,14 +42,16 @@ from pti_core.retuning import load_targets
 from pti_core.sampling import w_statistics
 from pti_core.stacked import tune_stack
 from pti_core.tuning import tune
+from pti_core.words import counted
 
 RANDOM = "random-1024"  # a StyleGAN2 config-f at 1024 with random weights, for speed only
 CURVE_POINTS = 60
 PROFILED = 4  # steps of each stage
 MATRIX = ("conv", "linear", "gemm", "mm", "xmma", "nvjet", "cutlass", "winograd", "wgrad", "dgrad", "fprop")
 """In names of operators and kernels that convolve or multiply matrices."""
-NO_MATRIX = ("adam", "converttensor")
-"""In names of others that have one of these in theirs: optimisers' kernels (…adammath…), and casts by cuDNN."""
+NO_MATRIX = ("adam", "converttensor", "conv_depthwise")
+"""In names of others that have one of these in theirs: optimisers' kernels (…adammath…), casts by cuDNN, and
+torch's own kernels for depthwise filters, which no matrix unit does."""
 
 
 @dataclass
@@ -68,11 +70,11 @@ class Row:
     curve: list[tuple[float, float]] = field(default_factory=list)  # seconds from the image's start, LPIPS
 
 
-def generator_for(name: str) -> tuple[Generator, Encoder | None]:
-    """A generator by its reference and the encoder that a run would use, or the random one."""
+def generator_for(name: str, start: Literal["auto", "w_avg", "encoder"] = "auto") -> tuple[Generator, Encoder | None]:
+    """A generator by its reference and the encoder that a run with this start would use, or the random one."""
     if name != RANDOM:
         loaded = load_generator(name)
-        encoder = encoder_for(loaded, "auto")
+        encoder = encoder_for(loaded, start)
         return loaded.generator, encoder.encoder if encoder is not None else None
     torch.manual_seed(0)
     kwargs = {"channel_base": 32768, "channel_max": 512}
@@ -148,6 +150,8 @@ def engine(
 
     results = list(found.invert(targets, on_step=on_step))
     seconds = (time.perf_counter() - start) / len(targets)
+    if failed := [r for r in results if isinstance(r, Failure)]:
+        raise RuntimeError(f"{len(failed)} of {counted(len(targets), 'image')} failed: {failed[0].message}")
     by_owner = {r.owner: r for r in results if isinstance(r, Delta)}
     rows = []
     for one in (r for r in results if isinstance(r, Inversion)):
@@ -241,13 +245,13 @@ def main() -> None:
     said, out = json.loads(sys.argv[1]), Path(sys.argv[2])
     device = said["device"]
     config = configure(said["preset"], said.get("settings", {}))
-    generator, encoder = generator_for(said["generator"])
+    generator, encoder = generator_for(said["generator"], config.pivot.start)
     targets = load_targets(said["images"], generator.img_resolution, config, said["limit"])
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     if said["side"] == "plain":
         rows = plain(generator, targets, config, device)
     else:
-        rows = engine(generator, targets, config, device, encoder if config.pivot.start != "w_avg" else None)
+        rows = engine(generator, targets, config, device, encoder)
     # The engine has let the kernel begin the peak anew, after everything was loaded.
     peak = max(before, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
     if torch.device(device).type == "cuda":

@@ -22,7 +22,9 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from benchmarks.side import generator_for
+from flows.options import one_sentence
 from pti_core.config import TuningConfig
+from pti_core.device import best_device
 from pti_core.generators.base import Generator
 from pti_core.matmul import convolution
 from pti_core.memory import keep_freed_memory
@@ -132,7 +134,7 @@ def main() -> None:
     """Parse the arguments, time, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--generator", default="pocket")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", default=best_device())
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--plain-malloc", action="store_true", help="one image, with malloc as it comes")
@@ -155,4 +157,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with one_sentence():
+        main()

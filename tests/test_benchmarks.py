@@ -1,14 +1,21 @@
 """The evaluation set: what is in the repository is what its script plans, and no face that anything was fitted to.
 
-And the benchmark of listings: a row for each kind of data set, nothing left behind.
+And the benchmarks: tables and plots of what sides have measured, what fails CI, a row for each kind of data set.
 """
 
+import argparse
+import json
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+from PIL import Image
+
+from benchmarks import small
+from benchmarks.bench import PAPER, about, kept_from, summary, write
 from benchmarks.operators import counts
 from benchmarks.side import is_matrix_work
 from pti_core.config import ImageConfig
@@ -65,3 +72,69 @@ def test_matrix_work_is_told_by_its_kernels_names_and_is_no_optimiser():
     matrix = ["aten::mkldnn_convolution", "aten::addmm", "sm90_xmma_fprop_implicit_gemm_tf32f32", "cutlass__5x_cudnn"]
     other = ["multi_tensor_apply_kernel<FusedAdamMathFunctor<float, 4>>", "convertTensor_kernel", "aten::leaky_relu"]
     assert [name for name in matrix + other if is_matrix_work(name)] == matrix
+
+
+def side(count=3, **values):
+    """What a side says of images, each with a curve; drifts and the like as given."""
+    row = {"steps": 92, "seconds": 20.0, "lpips": 0.004, "psnr": 30.0, "drift_wr": 0.016, "drift_wz": 0.008}
+    row |= {"bytes": 1_000_000, "curve": [(1.0, 0.3), (20.0, 0.004)]} | values
+    rows = [row | {"image_id": f"{i}.png", "seconds": row["seconds"] + i} for i in range(count)]
+    return {"rows": rows, "peak": 2e9, "fp32_bytes": 50_000_000}
+
+
+def arguments(folder, **changes):
+    return argparse.Namespace(**{"output": folder, "device": "cpu", "generator": "pocket"} | changes)
+
+
+def test_sides_become_a_table_of_medians_a_plot_and_their_rows(tmp_path):
+    sides = {PAPER: side(seconds=200.0, steps=800), "engine, fast, fp32": side(matrix=0.5) | {"matrix": 0.77}}
+    for i in range(6):  # more than there are colours
+        sides[f"engine, {i}"] = side(lpips=0.005 + i / 1000)
+    text = write(sides, arguments(tmp_path))
+    machine, _, head, rule, *rows = text.splitlines()
+    assert machine.startswith(f"{len(os.sched_getaffinity(0))} cores") and machine.endswith("medians of 3 images")
+    assert rule.count("|") == head.count("|")
+    cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
+    assert [row[0] for row in cells] == list(sides)
+    plain, fast = (dict(zip((c.strip() for c in head.strip("|").split("|")), row, strict=True)) for row in cells[:2])
+    assert (plain["times"], plain["matrix work"]) == ("1.0 x", "")
+    assert (fast["s per image"], fast["times"], fast["matrix work"]) == ("21.0", "9.6 x", "77%")
+    assert (fast["MB per image"], fast["share of fp32"], fast["peak GB"]) == ("1.00", "2.0%", "2.00")
+    assert json.loads((tmp_path / "bench.json").read_text()) == json.loads(json.dumps(sides))
+    assert Image.open(tmp_path / "bench.png").width > 800
+
+
+def test_a_plain_loop_is_kept_only_beside_its_own_generator_and_machine(tmp_path):
+    here = arguments(tmp_path)
+    with pytest.raises(ValueError, match=r"bench\.json does not exist, .*; leave out --again"):
+        kept_from(tmp_path / "bench.json", here)
+    sides = {PAPER: side() | {"about": about(here)}}
+    write(sides, here)
+    assert kept_from(tmp_path / "bench.json", here)["rows"] == json.loads(json.dumps(sides[PAPER]["rows"]))
+    with pytest.raises(ValueError, match=r"is of pocket; .* and not of mobile-ffhq; .*; leave out --again"):
+        kept_from(tmp_path / "bench.json", arguments(tmp_path, generator="mobile-ffhq"))
+    write({"engine, fast, fp32": side()}, here)
+    with pytest.raises(ValueError, match="something unknown"):
+        kept_from(tmp_path / "bench.json", here)
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        ({}, None),
+        ({small.ENGINE: {"seconds": 15.0}}, "with the same steps the engine does 0.68 times"),
+        ({small.FAST: {"seconds": 48.0}}, "preset fast does 4.8 times"),
+        ({small.ENGINE: {"lpips": 0.3}}, "ends at 1.50 times the plain loop's LPIPS"),
+        ({small.FAST: {"lpips": 0.009}}, "preset fast ends at LPIPS 0.0090; at most 0.008 expected"),
+        ({small.FAST: {"lpips": float("nan")}}, "preset fast ends at LPIPS nan"),
+        ({small.FAST: {"drift_wz": 0.021}}, "preset fast ends at drift w_z 0.0210"),
+        ({small.FAST: {"bytes": 2_000_000}}, "preset fast ends at share of fp32 0.0400"),
+    ],
+)
+def test_what_fails_the_small_benchmark(changed, says):
+    """Two images: 10 and 11 s where nothing else is said."""
+    usual = {small.PLAIN: {"seconds": 10.0, "lpips": 0.2}, small.ENGINE: {"seconds": 9.0, "lpips": 0.2}, small.FAST: {}}
+    sides = {name: side(2, **values | changed.get(name, {})) for name, values in usual.items()}
+    found = small.losses(summary(sides))
+    assert len(found) == (says is not None)
+    assert says is None or says in found[0]

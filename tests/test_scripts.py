@@ -76,7 +76,9 @@ def test_a_setting_that_is_none_ends_in_one_sentence(command):
 @pytest.mark.parametrize(
     ("command", "says"),
     [
-        (["-m", "benchmarks.bench", "--small", "--images", "nodata"], NO_DATA),
+        (["-m", "benchmarks.small", "--images", "nodata"], NO_DATA),
+        (["benchmarks/codecs.py", "nodata"], "nodata"),
+        (["benchmarks/decoding.py", "nodata"], "nodata"),
         (["scripts/tradeoff.py", "nodata"], NO_DATA),
         (["scripts/sweep.py", "nodata"], NO_DATA),
         (["scripts/group_sizes.py", "nodata"], NO_DATA),
