@@ -192,7 +192,10 @@ class RunConfig(Frozen):
         "precision. See docs/deltas.md.",
     )
     batch: int = Field(
-        8, ge=1, description="Images in a part of a shard, written together; on a GPU searched together too."
+        8,
+        ge=1,
+        description="Images in a part of a shard, written together. On a GPU they are searched together too: try 64 "
+        "with a small generator. A CPU of more cores than this works on several shards at once.",
     )
     image: ImageConfig = ImageConfig()
     pivot: PivotConfig = PivotConfig()

@@ -7,6 +7,7 @@ else the machine does: pivot searches are chaotic, the last bit of a sum in anot
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -85,6 +86,14 @@ def one_thread(device: torch.device) -> Iterator[None]:
 def _pool() -> ThreadPoolExecutor:
     # One pool for the process, so that shards that are done at the same time share the cores.
     return ThreadPoolExecutor(available_cores(), "pti-cpu", initializer=_begin_worker)
+
+
+def tasks_for_all_cores(images: int, device: str) -> int:
+    """How many shards a process should have in work at once where each has so many images in work, one a core.
+
+    One where the device is not the CPU: there shards take turns.
+    """
+    return 1 if torch.device(device).type != "cpu" else math.ceil(available_cores() / images)
 
 
 _turn = Lock()

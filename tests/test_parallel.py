@@ -8,7 +8,15 @@ import pytest
 import torch
 
 from pti_core import parallel
-from pti_core.parallel import Stopped, available_cores, in_parallel, on_idle_cores, one_thread, use_cores
+from pti_core.parallel import (
+    Stopped,
+    available_cores,
+    in_parallel,
+    on_idle_cores,
+    one_thread,
+    tasks_for_all_cores,
+    use_cores,
+)
 
 CPU = torch.device("cpu")
 
@@ -86,6 +94,13 @@ def test_a_process_can_be_told_how_many_cores_are_its_own(monkeypatch):
         monkeypatch.setenv("PTI_CORES", wrong)
         with pytest.raises(ValueError, match=f"PTI_CORES '{wrong}': a number of cores expected, 1 or more"):
             available_cores()
+
+
+@pytest.mark.parametrize(("cores", "images", "tasks"), [(2, 8, 1), (8, 8, 1), (9, 8, 2), (64, 8, 8), (4, 1, 4)])
+def test_as_many_shards_are_in_work_as_all_cores_need(cores, images, tasks, monkeypatch):
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: range(cores))
+    assert tasks_for_all_cores(images, "cpu") == tasks
+    assert tasks_for_all_cores(images, "cuda:1") == 1
 
 
 def test_each_job_has_one_thread_of_arithmetic():
