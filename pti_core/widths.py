@@ -47,7 +47,10 @@ def fastest_width(seconds: Callable[[int], float], most: int) -> int:
         except (RuntimeError, MemoryError) as error:
             if width == 1:
                 raise too_small_for_one(error) from None
-            _log.info("%s at once: no memory for them (%s)", counted(width, "image"), reason_of(shortage(error)))
+            short = shortage(error)
+            # What is not plainly said to be memory may be a convolution that cuDNN has no way to compute.
+            level = logging.INFO if isinstance(short, torch.OutOfMemoryError | MemoryError) else logging.WARNING
+            _log.log(level, "%s at once: no memory for them (%s)", counted(width, "image"), reason_of(short))
             break
         if now <= GAIN * cost:
             best, cost, missed = width, now, 0

@@ -44,8 +44,17 @@ def test_memory_that_ends_is_an_answer_and_other_errors_are_not(caplog):
 
     assert fastest_width(seconds, 64) == 8
     assert caplog.messages == ["16 images at once: no memory for them (CUDA out of memory)"]
+    assert caplog.records[0].levelname == "INFO"
     with pytest.raises(UnfitMachine, match=r"out of memory with one image alone; .* \(CUDA out of memory\)"):
         fastest_width(lambda width: seconds(width + 8), 64)
+
+    def unknown(width):
+        if width > 2:
+            raise RuntimeError("GET was unable to find an engine to execute this computation")
+        return 1.0
+
+    assert fastest_width(unknown, 64) == 2
+    assert caplog.records[-1].levelname == "WARNING"  # it may be that cuDNN knows no way, with any memory
 
     def broken(width):
         if width > 2:
