@@ -55,8 +55,9 @@ class Engine:
     def __init__(
         self, generator: Generator, config: RunConfig, device: str = "cpu", encoder: Encoder | None = None
     ) -> None:
-        keep_freed_memory()
         self.device = torch.device(device)
+        if self.device.type == "cpu":
+            keep_freed_memory()
         try:
             moved = generator.to(self.device)  # type: ignore[attr-defined]
         except (RuntimeError, MemoryError) as error:

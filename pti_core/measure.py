@@ -53,7 +53,8 @@ def measure_locality(
     ws: list[Tensor] = []
     for i in range(config.z_samples):
         z_seed = seed_for(image_id, f"locality/{i}", seed)
-        w_z = sample_w(old, ImageRandom([z_seed], ws_pivot.device))
+        with exact_float32(ws_pivot.device):
+            w_z = sample_w(old, ImageRandom([z_seed], ws_pivot.device))
         for alpha in config.alphas:
             point = interpolate(ws_pivot, w_z, alpha)
             points.append((z_seed, "interpolated", alpha, point.radius.item(), point.t.item()))

@@ -176,15 +176,15 @@ def tune_stack(
         working = [row for row in working if factors[at[row]] is not None]
         if not working:
             break
-        if on_step is not None:
-            of_all = torch.full((len(seeds),), torch.nan)
-            of_all[[at[row] for row in working]] = distance[working]
-            on_step(step + 1, of_all)
         # Where a GPU has nothing to do: what comes from the CPU waits for what was sent before it.
         rate = torch.tensor([factors[image] or 0.0 for image in at], device=targets.device)
         places = locality_places(generator, ws, random, locality, bases, step)
         mse = (images - targets).square().mean(dim=(1, 2, 3))
         (config.lpips_weight * loss + config.mse_weight * mse).sum().backward()
+        if on_step is not None:  # while a GPU is at work
+            of_all = torch.full((len(seeds),), torch.nan)
+            of_all[[at[row] for row in working]] = distance[working]
+            on_step(step + 1, of_all)
         for ws_r in places:
             loss_r = locality_loss(stack.base, stack.draw, ws_r, locality, config.max_resolution, lpips)
             (locality_weight(locality) * loss_r).sum().backward()

@@ -121,13 +121,14 @@ def tune(
             if part is not parts[-1]:
                 loss.backward()
         distance = torch.cat(distances).cpu()  # all that a step waits for a GPU
-        if on_step is not None:
-            on_step(step + 1, distance)
         factor = rate.factor(step, float(distance.max()))
+        if factor is not None:
+            places = locality_places(generator, ws, random, locality, bases, step)
+            loss.backward()
+        if on_step is not None:  # while a GPU is at work
+            on_step(step + 1, distance)
         if factor is None:
             break  # before the update: this theta* is the one that was just measured
-        places = locality_places(generator, ws, random, locality, bases, step)
-        loss.backward()
         optimizer.param_groups[0]["lr"] = config.lr * factor
         for ws_r in places:
             for part in parts:

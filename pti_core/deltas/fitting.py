@@ -79,8 +79,11 @@ def fit(
     for name, value in delta.items():
         check_finite(name, value)
     costs = importance(tuned, images, pivots, lpips, max_resolution)
-    parts = {name: Decomposed(value, channel_weights(costs[name])) for name, value in delta.items()}
-    del costs
+
+    def decomposed(name: str) -> Decomposed:
+        return Decomposed(delta[name], channel_weights(costs.pop(name)))
+
+    parts = dict(zip(delta, on_idle_cores(decomposed, delta, images.device), strict=True))
     keeps = _judge(base, tuned, images, pivots, lpips, at_once or len(images), promise)
 
     def at(step: float) -> dict[str, Tensor]:

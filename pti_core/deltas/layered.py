@@ -129,15 +129,23 @@ def leading_components(x: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
         return x.new_zeros(x.shape[0], 0), x.new_zeros(0), x.new_zeros(x.shape[1], 0)
     q = x @ _random_start(x.shape[1], rank, str(x.device))
     for _ in range(_POWER_STEPS):
-        q = x @ (x.T @ torch.linalg.qr(q).Q)
-    q = torch.linalg.qr(q).Q
+        q = x @ (x.T @ _orthonormal(q))
+    q = _orthonormal(q)
     b = q.T @ x  # [rank, n]
-    # Ascending. So small a matrix is quicker on the CPU, also for a GPU, of which nothing more has to be read then.
+    # Ascending. On the CPU, as in `_orthonormal`; nothing more has to be read of a GPU then.
     values, vectors = torch.linalg.eigh((b @ b.T).double().cpu())
     sizes = values.flip(0).clamp_min(0).sqrt().float()
     kept = int((sizes > 1e-5 * sizes[0]).sum())  # below that the squares are noise
     s, vectors = sizes[:kept].to(x.device), vectors.to(x.device).flip(1).float()[:, :kept]
     return q @ vectors, s, b.T @ (vectors / s)
+
+
+def _orthonormal(q: Tensor) -> Tensor:
+    """An orthonormal basis of the columns of q `[m, rank]`, of the same shape.
+
+    On the CPU, also for a GPU: it has at most a few hundred rows, whose columns come one after the other.
+    """
+    return torch.linalg.qr(q.cpu()).Q.to(q.device)
 
 
 @lru_cache(64)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pti_core.encoder.augment import augment
 from pti_core.generators.base import Generator
-from pti_core.parallel import in_parallel
+from pti_core.parallel import in_parallel, on_idle_cores
 from pti_core.sampling import ImageRandom, WStatistics, sample_w, seed_for
 
 CHUNK = 8  # images drawn together
@@ -29,7 +29,12 @@ def draw(
     random = ImageRandom([seed_for(str(number), purpose, seed) for number in numbers], device)
     psi = torch.stack([torch.rand(1, generator=g) for g in random.generators]).to(device) * (1 - LEAST_PSI) + LEAST_PSI
     w = statistics.w_avg + psi * (sample_w(generator, random) - statistics.w_avg)
-    noise = [random.randn(1, *shape) for shape in generator.noise_shapes]
+
+    def maps(own: torch.Generator) -> list[Tensor]:
+        return [torch.randn(1, *shape, generator=own) for shape in generator.noise_shapes]
+
+    of_each = on_idle_cores(maps, random.generators, device)  # a GPU would wait for them: at 1024 five million each
+    noise = [torch.stack(of_all).to(device) for of_all in zip(*of_each, strict=True)]
     with torch.no_grad():
         images = generator.synthesis(w[:, None].expand(-1, generator.num_ws, -1), noise=noise)
     return w, images.clamp(-1, 1)

@@ -163,14 +163,16 @@ class SynthesisLayer(nn.Module):
         Float32 in, float32 out, but with `half` x and the result are in its dtype; w and noise never are.
         """
         weight: Tensor = self.weight
-        styles = nonzero(self.affine(w))
+        styles, one = self.affine(w), scales_weights(x, w, weight)
+        if one and w.requires_grad:
+            styles = nonzero(styles)
         energy = weight.square().sum(dim=(2, 3))  # [out, in]
         # A leaky ReLU times a gain is the leaky ReLU of what is so much larger.
         larger = gain * LRELU_GAIN if self.activation == "lrelu" else gain
         demodulation = (styles.square() @ energy.T + DEMODULATION_EPS).rsqrt() * larger
         bias = self.bias * larger
         noise = None if noise is None else noise * (self.noise_strength * larger)
-        if scales_weights(x, w, weight):
+        if one:
             # Those of an output have length `larger` in all, so that half precision holds any sum of clipped features.
             scaled = weight * (demodulation[0, :, None] * styles[0])[:, :, None, None]
             if w.requires_grad:
@@ -223,8 +225,9 @@ class ToRGBLayer(nn.Module):
     def forward(self, x: Tensor, w: Tensor, half: HalfPass | None = None) -> Tensor:
         """Map x `[N, in, R, R]` (in the dtype of `half`) to `[N, img_channels, R, R]`, float32."""
         weight: Tensor = self.weight
-        styles = nonzero(self.affine(w)) * self.weight_gain
-        if scales_weights(x, w, weight):
+        styles, one = self.affine(w), scales_weights(x, w, weight)
+        styles = (nonzero(styles) if one and w.requires_grad else styles) * self.weight_gain
+        if one:
             weight = weight * styles[0, :, None, None]
             weight, bias = entered(half, weight.detach() if w.requires_grad else weight, self.bias)
             x = _TimesOnes.apply(x, *entered(half, ones_of(styles))) if w.requires_grad else x
