@@ -26,6 +26,7 @@ from flows.options import one_sentence
 from pti_core.config import TuningConfig
 from pti_core.device import best_device
 from pti_core.generators.base import Generator
+from pti_core.generators.half import multiplies_bf16
 from pti_core.matmul import convolution
 from pti_core.memory import keep_freed_memory
 from pti_core.perceptual import load_lpips
@@ -94,13 +95,15 @@ def works(name: str, device: str, compiled: bool) -> dict[str, tuple[Work, int]]
 
         return work
 
-    half = generator.with_precision("half")
+    # On a CPU without instructions for it a step in half precision takes twenty times as long.
+    pays = torch.device(device).type != "cpu" or multiplies_bf16(torch.device(device))
+    half = generator.with_precision("half") if pays else None
     found: dict[str, tuple[Work, int]] = {
         "search: one image": (search_of(1), 1),
-        "search: one image, half precision": (search_of(1, half), 1),
+        **({"search: one image, half precision": (search_of(1, half), 1)} if half else {}),
         f"search: {BATCH} images in one convolution": (search_of(BATCH), BATCH),
         ONE: (step_of(), 1),
-        f"{ONE}, half precision": (step_of(tunable_copy(half)), 1),
+        **({f"{ONE}, half precision": (step_of(tunable_copy(half)), 1)} if half else {}),
         f"{ONE}, small convolutions as torch does them": (by_torch, 1),
         f"{ONE}, weights in channels_last": (step_of(last), 1),
         f"tuning: {STACK} images, stacked weights": (stacked, STACK),

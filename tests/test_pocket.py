@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from pti_core.datasets import DEMO_FOLDER
+from pti_core.deltas import Promise
 from pti_core.directions import visible_directions
 from pti_core.engine import Engine
 from pti_core.generators.checkpoints import BUILT_IN, load_generator
@@ -93,9 +94,9 @@ def test_the_whole_method_on_real_faces_with_and_without_locality(pocket, some):
     lpips, drift = load_lpips(), {"on": [], "off": []}
     for name in SOME_FACES:
         measures = on[name].measures
-        assert measures["tuned"]["lpips"] <= 0.5 * measures["pivot"]["lpips"]
-        assert measures["tuned"]["psnr"] >= measures["pivot"]["psnr"] + 2
-        assert measures["stored"]["lpips"] == pytest.approx(measures["tuned"]["lpips"], abs=2e-3)
+        assert measures["tuned"]["lpips"] <= 0.2 * measures["pivot"]["lpips"]
+        assert measures["tuned"]["psnr"] >= measures["pivot"]["psnr"] + 4
+        assert measures["stored"]["lpips"] <= measures["tuned"]["lpips"] + Promise().lpips + 1e-6
         ws = on[name].w[None].expand(-1, pocket.num_ws, -1)
         torch.testing.assert_close(on[name].w, off[name].w, atol=1e-4, rtol=0)  # the same pivot
         for key, delta in {"on": deltas_on[name], "off": deltas_off[name]}.items():
@@ -134,9 +135,10 @@ def test_what_the_demo_promises(demo):
     frame = pd.DataFrame([{"stage": stage} | values for i in demo.values() for stage, values in i.measures.items()])
     medians = frame.groupby("stage")[["lpips", "psnr"]].median()
     assert len(demo) == 12
-    assert medians.loc["tuned", "lpips"] <= 0.35 * medians.loc["pivot", "lpips"], medians
-    assert medians.loc["tuned", "psnr"] >= medians.loc["pivot", "psnr"] + 5, medians
-    assert medians.loc["stored", "lpips"] == pytest.approx(medians.loc["tuned", "lpips"], abs=2e-3)
+    assert medians.loc["tuned", "lpips"] <= 0.1 * medians.loc["pivot", "lpips"], medians
+    assert medians.loc["tuned", "psnr"] >= medians.loc["pivot", "psnr"] + 8, medians
+    for one in demo.values():
+        assert one.measures["stored"]["lpips"] <= one.measures["tuned"]["lpips"] + Promise().lpips + 1e-6
 
 
 @pytest.mark.slow
@@ -146,4 +148,4 @@ def test_what_is_done_together_is_what_is_done_alone(pocket, demo):
     for name in list(demo)[:2]:
         alone = invert(pocket, [name])[0][name]
         for stage, measures in alone.measures.items():
-            assert demo[name].measures[stage]["lpips"] == pytest.approx(measures["lpips"], abs=1e-3), (name, stage)
+            assert demo[name].measures[stage]["lpips"] == measures["lpips"], (name, stage)

@@ -65,6 +65,22 @@ def test_sweep(script):
     assert first_cells(alone)[2:] == ["demo", "pivot.lr 0.05"]
 
 
+@pytest.mark.parametrize(
+    ("command", "rows"),
+    [
+        (["-m", "benchmarks.steps", "--rounds", "1"], ["search: one image", "tuning: one image", "Adam, fused"]),
+        (["benchmarks/decoding.py", "--repeats", "1"], ["pocket-ffhq-128", "StyleGAN2 config-f, 1024"]),
+    ],
+)
+def test_benchmarks_that_time_single_things_print_their_tables(command, rows):
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, *command], cwd=ROOT, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert set(rows) <= set(first_cells(done.stdout))
+    cells = [line.strip("|").split("|") for line in done.stdout.splitlines() if line.startswith("|")][2:]
+    assert all(float(row[-1]) > 0 for row in cells)
+
+
 @pytest.mark.parametrize("command", [["scripts/sweep.py", "demo"], ["scripts/quality.py"], ["-m", "benchmarks.bench"]])
 def test_a_setting_that_is_none_ends_in_one_sentence(command):
     done = subprocess.run([sys.executable, *command, "--set", "tuning.steps"], cwd=ROOT, capture_output=True, text=True)
