@@ -20,6 +20,7 @@ from pti_core.generators.checkpoints import load_generator
 from pti_core.generators.checkpoints.convert import SUFFIXES, check_free, format_for, write_generator
 from pti_core.generators.checkpoints.whole import whole
 from pti_core.known_runs import RunError, run_names
+from pti_core.lookup import rows_of
 from pti_core.names import as_listed, file_in_the_way, folds_case, plain_path, refused, shortened, there
 from pti_core.parallel import one_at_a_time
 from pti_core.runs import Run, Stored, engine_for, find_run, load_run, read_stored
@@ -218,7 +219,7 @@ def _find(root: str, image_id: str, name: str | None) -> tuple[Run, dict[str, An
     searched = run_names(store, name)
     found = {}
     for candidate in searched:
-        rows = store.read("pivots", run=candidate, filters=[("image_id", "==", image_id)])
+        rows = rows_of(store, "pivots", candidate, [image_id])
         if not rows.empty:
             found[candidate] = {str(key): value for key, value in rows.iloc[0].to_dict().items()}
     if len(found) > 1:

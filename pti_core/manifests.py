@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Iterator
+from bisect import bisect_left, bisect_right
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Final
@@ -49,6 +50,16 @@ class _File:
             return range(0)
         first = int(np.searchsorted(self.shards[:, 1], shard, "left"))
         return range(first, int(np.searchsorted(self.shards[:, 0], shard, "right")))
+
+    def may_hold(self, images: Sequence[str]) -> list[int]:
+        """The row groups that can have one of these images (sorted), by the first and last name of each group."""
+        column, found = self.metadata.schema.names.index("image_id"), []
+        for group in range(self.metadata.num_row_groups):
+            names = self.metadata.row_group(group).column(column).statistics
+            known = names is not None and names.has_min_max  # not of names of some thousand bytes
+            if not known or bisect_left(images, names.min) < bisect_right(images, names.max):
+                found.append(group)
+        return found
 
 
 class Manifest:
@@ -126,6 +137,20 @@ class Manifest:
         if not rows:
             raise StoreError(f"run {self.run!r} has no shard {number}; it has {self.shards}")
         return rows
+
+    def shards_of(self, images: Collection[str]) -> dict[str, int]:
+        """The shards of these images by name, without those that the run does not have. Keeps no other rows."""
+        wanted, found = sorted(set(images)), dict[str, int]()
+        names = pa.array(wanted, pa.string())
+        for part in self._parts:
+            groups = part.may_hold(wanted)
+            if groups:
+                with self._files.explained("read"), self._files.open(part.path) as file:
+                    content = pq.ParquetFile(file, metadata=part.metadata, pre_buffer=True)
+                    for rows in content.iter_batches(row_groups=groups, columns=["image_id", "shard"]):
+                        rows = rows.filter(pc.is_in(rows["image_id"], names))
+                        found |= dict(zip(rows["image_id"].to_pylist(), rows["shard"].to_pylist(), strict=True))
+        return found
 
     def drawn(self, count: int) -> Iterator[str]:
         """Addresses (`uri`) of `count` inputs, others in each call; all where there are fewer."""

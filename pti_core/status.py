@@ -7,8 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal
 
+import pyarrow as pa
+import pyarrow.compute as pc
+
 from pti_core.addresses import redact
 from pti_core.layout import marker_path
+from pti_core.lookup import rows_of
 from pti_core.markers import parse_marker, temporary_rejects
 from pti_core.notes import Note, here, read_notes
 from pti_core.store import Store, StoreError
@@ -20,6 +24,7 @@ if TYPE_CHECKING:
 State = Literal["done", "running", "unfinished"]
 
 NAMED: Final = 3  # image ids in a message
+COMPARED: Final = 50_000  # fewer image ids are compared with an unknown one; of a million that takes minutes
 
 
 @dataclass(frozen=True)
@@ -138,14 +143,17 @@ def or_another(store: Store, run: str) -> str:
 def no_pivot(store: Store, runs: Sequence[str], image_id: str) -> str:
     """Why an image has no pivot in these runs, in words. Raises StoreError where they cannot be read."""
     where = f"run {runs[0]}" if len(runs) == 1 else f"the runs {', '.join(runs)}"
-    listed: set[str] = set()
     for run in runs:
-        rejects = store.read("rejects", run=run, filters=[("image_id", "==", image_id)])
+        rejects = rows_of(store, "rejects", run, [image_id])
         if len(rejects):
             return f"image {image_id!r} was rejected by run {run} ({rejects['message'].iloc[0]})"
-        ids = set(store.manifest(run).table(["image_id"])["image_id"].to_pylist())
-        if image_id in ids:
+        if store.manifest(run).shards_of([image_id]):
             return f"image {image_id!r} is not done yet; `pti run` again finishes run {run}"
-        listed |= ids
-    like = difflib.get_close_matches(image_id, sorted(listed), NAMED) or sorted(listed)[:NAMED]
+    listed = pc.unique(pa.chunked_array([c for run in runs for c in _names(store, run).chunks], pa.string()))
+    like = difflib.get_close_matches(image_id, sorted(listed.to_pylist()), NAMED) if len(listed) < COMPARED else []
+    like = like or listed.take(pc.bottom_k_unstable(listed, NAMED)).to_pylist()
     return f"{where} has no image {image_id!r}; it has {len(listed)}, for example {', '.join(map(repr, like))}"
+
+
+def _names(store: Store, run: str) -> pa.ChunkedArray:
+    return store.manifest(run).table(["image_id"])["image_id"]

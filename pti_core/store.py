@@ -32,7 +32,7 @@ from pti_core.layout import CLEARING, checked, marker_path, run_id, shard_folder
 from pti_core.manifests import Manifest
 from pti_core.markers import check_marker, make_marker, parse_marker, part_number, without
 from pti_core.notes import undone
-from pti_core.table_files import one_shard, read_files
+from pti_core.table_files import listed, read_files
 
 __all__ = ["FileInfo", "Store", "StoreError", "make_marker", "run_id"]
 
@@ -262,7 +262,8 @@ class Store:
 
         `filters` as in `pandas.read_parquet`. The table's metadata (the net of LPIPS) is in `attrs`. With no part
         there the frame has no rows. Parts of shards that are not done are read too. With `run` and filters on `shard`
-        and `owner`, one image's delta is read by a few requests for little more than its own bytes.
+        no other shard's file is opened; and on `owner`, one image's delta is read by a few requests for little more
+        than its own bytes.
         """
         found = self.read_arrow(table, run, columns, filters)
         frame = found.to_pandas()
@@ -274,10 +275,7 @@ class Store:
     ) -> pa.Table:
         """The same as a pyarrow table, which takes a fifth of the memory of millions of rows with strings."""
         wanted = tables.schema(table)
-        folder = table if run is None else f"{table}/run={checked(run)}"
-        if run is not None and (shard := one_shard(filters)) is not None:
-            folder = shard_folder(table, run, shard)  # the others need not even be listed
-        files = {path: size for path, size in self.files.find(folder).items() if path.endswith(".parquet")}
+        files = listed(self.files, table, run, filters)
         if not files:
             empty = pa.schema([*wanted, pa.field("run", pa.string()), pa.field("shard", pa.int32())]).empty_table()
             return empty if columns is None else empty.select(list(columns))

@@ -52,6 +52,15 @@ def test_a_shard_is_found_in_whichever_row_group_and_file_it_lies(manifest):
         manifest.shard(5719)
 
 
+def test_shards_are_found_by_names_and_row_groups_without_them_are_left_out(manifest):
+    whole = manifest.table().to_pandas().set_index("image_id")["shard"]
+    asked = ["040024.png", "000000.png", "016383.png", "016384.png", "000000.png"]
+    assert manifest.shards_of([*asked, "no.png", ""]) == {name: whole[name] for name in asked}
+    assert manifest.shards_of([]) == {}
+    assert [part.may_hold(["016384.png", "016385.png"]) for part in manifest._parts] == [[1], [], []]
+    assert [part.may_hold(["000000.png", "040021.png", "x"]) for part in manifest._parts] == [[0], [], [0]]
+
+
 def test_a_manifest_whose_first_file_is_lost_or_damaged_is_told_before_any_work(manifest, tmp_path):
     first = tmp_path / "runs/abc/manifest.parquet"
     whole = first.read_bytes()

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from pti_core.alpha.stored import Request, places, studied
 from pti_core.alpha.study import Alpha, AlphaError, check_alphas
+from pti_core.lookup import rows_of
 from pti_core.names import as_listed
 from pti_core.report import first_shards
 from pti_core.runs import Run, find_run
@@ -71,8 +72,11 @@ def chosen(run: Run, count: int, ids: Sequence[str] = ()) -> dict[int, list[str]
     shards = [] if ids else first_shards(run, count)  # no more than it takes: there may be thousands
     if not ids and not shards:
         raise AlphaError(nothing_done(run))
-    where = [("image_id", "in", ids)] if ids else [("shard", "in", shards)]
-    frame = run.store.read("pivots", run=run.name, columns=["image_id", "shard"], filters=where)
+    columns = ["image_id", "shard"]
+    if ids:
+        frame = rows_of(run.store, "pivots", run.name, ids, columns)
+    else:
+        frame = run.store.read("pivots", run=run.name, columns=columns, filters=[("shard", "in", shards)])
     if missing := sorted(set(ids) - set(frame["image_id"])):
         raise AlphaError(no_pivot(run.store, [run.name], missing[0]))
     if frame.empty and not ids:  # their files are gone, though their markers are there

@@ -29,6 +29,7 @@ from pti_core.editing.identity import face_embedding_name
 from pti_core.editing.results import results_sha256
 from pti_core.engine import Engine
 from pti_core.files import FileInfo
+from pti_core.lookup import rows_of
 from pti_core.names import as_listed
 from pti_core.runs import Run, engine_for, find_run
 from pti_core.status import no_pivot, nothing_done
@@ -148,8 +149,7 @@ def mark_answered(run: Run, shard: int, request: Request, marker: Mapping[str, A
 
 def _shards_of(run: Run, images: Sequence[str]) -> dict[int, int]:
     """How many of these images each shard has. EditError for one that has no pivot."""
-    where = [("image_id", "in", list(images))]
-    found = run.store.read("pivots", run=run.name, columns=["image_id", "shard"], filters=where)
+    found = rows_of(run.store, "pivots", run.name, images, ["image_id", "shard"])
     if missing := sorted(set(images) - set(found["image_id"])):
         raise EditError(no_pivot(run.store, [run.name], missing[0]))
     return {int(str(shard)): int(count) for shard, count in found["shard"].value_counts().sort_index().items()}
@@ -157,8 +157,7 @@ def _shards_of(run: Run, images: Sequence[str]) -> dict[int, int]:
 
 def _learned(run: Run, uri: str, engine: Engine) -> Learned:
     scores = read_scores(uri)
-    where = [("image_id", "in", list(scores.index))]
-    pivots = run.store.read("pivots", run=run.name, columns=["image_id", "w"], filters=where)
+    pivots = rows_of(run.store, "pivots", run.name, list(scores.index), ["image_id", "w"])
     if not len(pivots):
         raise DirectionError(f"labels {redact(uri)!r}: none of its {len(scores)} images is in run {run.name}")
     w = torch.from_numpy(np.stack([np.asarray(w, np.float32) for w in pivots["w"]]))

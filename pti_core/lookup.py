@@ -1,0 +1,28 @@
+"""A few images among millions: the manifest tells their shards, and only files of these are opened.
+
+It loads no torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import Any
+
+import pandas as pd
+
+from pti_core.store import Store, StoreError
+
+
+def rows_of(
+    store: Store, table: str, run: str, images: Collection[str], columns: Sequence[str] | None = None
+) -> pd.DataFrame:
+    """The rows of a table of a run that are of these images, as `Store.read` has them.
+
+    Where the run's manifest is lost or damaged they are looked for in all shards.
+    """
+    where: list[tuple[str, str, Any]] = [("image_id", "in", sorted(set(images)))]
+    try:
+        shards = set(store.manifest(run).shards_of(images).values())
+    except StoreError:
+        return store.read(table, run, columns, where)
+    return store.read(table, run, columns, [("shard", "in", sorted(shards)), *where])
