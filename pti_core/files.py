@@ -75,19 +75,20 @@ class Files:
         """The path for `fs`."""
         return f"{self._base}/{relative}"
 
-    def find(self, folder: str, maxdepth: int | None = None) -> dict[str, int]:
+    def find(self, folder: str, maxdepth: int | None = None, begin: str = "") -> dict[str, int]:
         """Sizes of the files below a folder, listed anew, in order of their names; empty if there is no such folder.
 
-        Hidden files (temporary ones of killed writers) are left out.
+        With `begin` only of files and folders there whose names begin so; the others are not looked into, and object
+        stores do not list them. Hidden files (temporary ones of killed writers) are left out.
         """
 
         def listing() -> dict[str, Any]:
             self.fs.invalidate_cache()
             if maxdepth is None and not self.local:
                 # with a prefix, since s3fs would ask twice more for a folder that is not there
-                prefix = {"prefix": f"{folder}/"} if folder and "s3" in self.fs.protocol else {}
+                prefix = {"prefix": f"{folder}/{begin}"} if folder and "s3" in self.fs.protocol else {}
                 return dict(self.fs.find(self._base if prefix else self.at(folder), detail=True, **prefix))
-            return _walked(self.fs, self.at(folder), maxdepth)
+            return _walked(self.fs, self.at(folder), maxdepth, begin)
 
         with self.explained("listed"):
             try:
@@ -95,7 +96,9 @@ class Files:
             except FileNotFoundError:
                 found = {}
         sizes = {path[len(self._base) + 1 :]: int(info.get("size") or 0) for path, info in found.items()}
-        return {path: sizes[path] for path in sorted(sizes) if not path.rpartition("/")[2].startswith(".")}
+        wanted = f"{folder}/{begin}" if begin else ""
+        names = sorted(path for path in sizes if path.startswith(wanted))
+        return {path: sizes[path] for path in names if not path.rpartition("/")[2].startswith(".")}
 
     def exists(self, relative: str) -> bool:
         """Whether there is such a file, whatever else is in its folder. StoreError where that is not told."""
@@ -202,14 +205,19 @@ class Files:
             raise explanation(error, text, doing, self.name, base, self.local) from harmless(error, self._options)
 
 
-def _walked(fs: Any, top: str, maxdepth: int | None) -> dict[str, Any]:
-    """The files of `maxdepth` levels. (`find` and `walk` take a folder that they cannot list for an empty one.)"""
+def _walked(fs: Any, top: str, maxdepth: int | None, begin: str) -> dict[str, Any]:
+    """The files of `maxdepth` levels, of what in the first one `begin`s so.
+
+    (`find` and `walk` take a folder that they cannot list for an empty one.)
+    """
     files, folders, depth = {}, [top], 0
     while folders and depth != maxdepth:
         below = []
         for folder in folders:
             with suppress(FileNotFoundError):  # removed meanwhile
                 for info in fs.ls(folder, detail=True):
+                    if not depth and not info["name"].rstrip("/").rpartition("/")[2].startswith(begin):
+                        continue
                     if info["type"] != "directory":
                         files[info["name"]] = info
                     elif info["name"].rstrip("/") != folder:

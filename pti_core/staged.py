@@ -55,7 +55,7 @@ def forget_aside(run: Run, folder: str) -> None:
 
 def end_changes(run: Run, shard: int) -> None:
     """End what was left half done of a shard's parts; what no longer belongs to a part as it is now is removed."""
-    for path in run.store.files.find(f"runs/{run.name}/staged"):
+    for path in run.store.files.find(f"runs/{run.name}/staged", begin=f"{shard:05d}-"):
         found = _FOLDER.fullmatch(path)
         if found and int(found[2]) == shard:
             _end(run, shard, int(found[3]), found[1], _read(run, path))

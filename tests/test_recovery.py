@@ -579,3 +579,15 @@ def test_only_a_change_of_what_is_there_is_ended(why, dataset, begin):
     end_changes(run, 0)
     assert not folder.exists()
     assert paths["metrics"].read_bytes() == (b"new metrics" if why == "ended" else metrics)
+
+
+def test_only_the_folders_of_its_own_shard_are_looked_into(dataset, begin, monkeypatch):
+    run = finish(begin(dataset(1), engine="noop"))
+    before = {table: run.store.file_info(run.store.part_path(table, run.name, 0, 0)).sha256 for table in INVERTED}
+    own, *others = (put_aside(run, shard, 0, before, {"metrics": b"new"}) for shard in (0, 1, 2, 100_000))
+    listed, ls = [], run.store.files.fs.ls
+    monkeypatch.setattr(run.store.files.fs, "ls", lambda path, **how: listed.append(path) or ls(path, **how))
+    end_changes(run, 0)
+    assert [run.store.files.at(path) for path in (own.rpartition("/")[0], own)] == listed
+    assert part(run, "metrics", 0).read_bytes() == b"new"
+    assert all((Path(run.store.root) / folder / "change.json").exists() for folder in others)

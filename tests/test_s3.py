@@ -119,6 +119,19 @@ def test_names_that_look_like_patterns(server: S3Server, root: str) -> None:
     assert "some 2 bc/runs/a/config.json" in server.keys(bucket)
 
 
+def test_of_files_that_begin_so_no_others_are_listed(proxy: Proxy) -> None:
+    files = Files(f"s3://{s3_server().bucket()}/out")
+    for name in (*(f"00001-{i:04d}-a/pivots.part" for i in range(40)), "00002-0000-b/x", "00002-c", "000021-0000-d/x"):
+        files.put(f"runs/abc/staged/{name}", b"")
+    proxy.reset()
+    assert list(files.find("runs/abc/staged", begin="00002-")) == [
+        f"runs/abc/staged/{name}" for name in ("00002-0000-b/x", "00002-c")
+    ]
+    assert proxy.requests == {"GET": 1}
+    assert proxy.received["GET"] < 2000  # an object takes about 300
+    assert files.find("runs/abc/staged", begin="00003-") == {}
+
+
 # --- what is read of it --------------------------------------------------------------------------------------------
 
 IMAGES, TENSORS, TENSOR_BYTES = 8, 30, 350_000  # a part of the pocket generator's deltas: 10.5 MB per image

@@ -462,3 +462,13 @@ def test_a_damaged_part_is_named_in_one_line(tmp_path: Path) -> None:
         assert message.startswith(f"output '{tmp_path}' cannot be read: {which} is damaged (")
         assert message.endswith("; `pti check` finds it, and the command that made it does it again")
         assert "\n" not in message
+
+
+@pytest.mark.parametrize("place", ["disk", "memory"])
+def test_files_that_begin_so(place: str, tmp_path: Path) -> None:
+    files = Files(str(tmp_path) if place == "disk" else f"memory://{tmp_path.name}")
+    for name in ("a/00001-b/x", "a/00001-c", "a/000010-d/x", "a/e/00001-f", "00001-g"):
+        files.put(name, b"")
+    assert list(files.find("a", begin="00001-")) == ["a/00001-b/x", "a/00001-c"]
+    assert list(files.find("a", maxdepth=1, begin="00001-")) == ["a/00001-c"]
+    assert files.find("a", begin="2") == files.find("no", begin="0") == {}
