@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,7 +20,7 @@ from pti_core.datasets import scan
 from pti_core.generators.checkpoints.whole import whole
 from pti_core.given import read_given
 from pti_core.images import ImageError, decode
-from pti_core.names import file_in_the_way, plain_path, refused, there
+from pti_core.names import apart, file_in_the_way, own_path, plain_path, refused, there
 from pti_core.reading import read_bytes
 
 POINTS: Final = ("left_eye", "right_eye", "mouth_left", "mouth_right")  # left and right as one sees them
@@ -150,30 +149,22 @@ def _paths(ids: Sequence[str], faces: Mapping[str, int]) -> dict[str, list[str]]
     Images that would share a file keep their extension, as those do that differ by it alone; and where even these are
     the same, since a name has been cleaned, they get a part of its checksum.
     """
-    stems = Counter(_names(image_id)[0] for image_id in ids)
-    chosen = {image_id: int(stems[_names(image_id)[0]] > 1) for image_id in ids if image_id in faces}
-    while True:
-        paths: dict[str, list[str]] = {}
-        of: dict[str, list[str]] = {}  # the images of each file
-        for image_id, which in chosen.items():
-            numbers = [f"-{n + 1}" for n in range(faces[image_id])] if faces[image_id] > 1 else [""]
-            paths[image_id] = [f"{_names(image_id)[which]}{number}.png" for number in numbers]
-            for path in paths[image_id]:
-                of.setdefault(path, []).append(image_id)
-        shared = [images for images in of.values() if len(images) > 1]
-        if not shared:
-            return paths
-        shortest = {
-            name for images in shared for name in images if chosen[name] == min(map(chosen.__getitem__, images))
-        }
-        chosen |= {name: chosen[name] + 1 for name in shortest}
+    stems = Counter(_name(image_id, 0) for image_id in ids)
+
+    def files(image_id: str, which: int) -> list[str]:
+        numbers = [f"-{n + 1}" for n in range(faces[image_id])] if faces[image_id] > 1 else [""]
+        return [f"{_name(image_id, which)}{number}.png" for number in numbers]
+
+    first = {image_id: int(stems[_name(image_id, 0)] > 1) for image_id in ids if image_id in faces}
+    return {image_id: files(image_id, which) for image_id, which in apart(files, first).items()}
 
 
-def _names(image_id: str) -> tuple[str, str, str]:
-    """Without extension, with it, and one that no other image has."""
+def _name(image_id: str, which: int) -> str:
+    """Without extension, with it, and such that no other image has it."""
+    if which > 1:
+        return own_path(image_id, which - 1)
     path = plain_path(image_id)
-    digest = hashlib.sha256(image_id.encode()).hexdigest()[:12]
-    return str(PurePosixPath(path).with_suffix("")), path, f"{path}-{digest}"
+    return path if which else str(PurePosixPath(path).with_suffix(""))
 
 
 def _align_one(

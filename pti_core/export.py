@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,7 +20,17 @@ from pti_core.generators.checkpoints.convert import SUFFIXES, check_free, format
 from pti_core.generators.checkpoints.whole import whole
 from pti_core.known_runs import RunError, run_names
 from pti_core.lookup import rows_of
-from pti_core.names import as_listed, file_in_the_way, folds_case, plain_path, refused, shortened, there
+from pti_core.names import (
+    apart,
+    as_listed,
+    file_in_the_way,
+    folds_case,
+    own_path,
+    plain_path,
+    refused,
+    shortened,
+    there,
+)
 from pti_core.parallel import one_at_a_time
 from pti_core.runs import Run, Stored, engine_for, find_run, load_run, read_stored
 from pti_core.status import no_pivot, nothing_done
@@ -120,11 +129,12 @@ def export_images(
     """Write what the tuned generators draw at their pivots as PNG, at the generator's resolution.
 
     All finished images of a run (the newest where `run` is None), or one. Each has its image_id as its path below
-    `folder`, with `.png` at the end. What is there is kept unless `overwrite`; so the same call again does the rest.
+    `folder`, with `.png` at the end; those of the run that would share a file, as `a.jpg` and `a.jpg.png`, have a part
+    of their name's checksum before it. What is there is kept unless `overwrite`; so the same call again does the rest.
     An image whose name the file system does not take is left out and told. `on_progress(done, total)` counts images.
 
-    Raises ExportError for an unknown image, a run without results, or two images with one path; RunError for no such
-    run.
+    Raises ExportError for an unknown image or a run without results; RunError for no such run; StoreError where its
+    manifest cannot be read.
     """
     if "://" in str(folder):
         raise ExportError(f"{redact(str(folder))}: a folder on this machine expected")
@@ -143,11 +153,15 @@ def export_images(
         image_id = as_listed(image_id)
         opened, pivot = _find(root, image_id, run)
         wanted, unfinished = {image_id: int(pivot["shard"])}, 0
-    paths = {name: Path(folder) / _picture_path(name) for name in wanted}
-    _check_apart(paths, Path(folder))
+    # Of all of the run, or a name would depend on what else is exported, and on what is done by then.
+    own = _apart([*wanted, *opened.manifest.table(["image_id"])["image_id"].to_pylist()], Path(folder))
+
+    def file(image_id: str) -> Path:
+        return Path(folder) / _picture_path(image_id, own.get(image_id, 0))
+
     missing: dict[int, list[str]] = {}
     for name, shard in wanted.items():
-        if overwrite or not there(paths[name]):
+        if overwrite or not there(file(name)):
             missing.setdefault(shard, []).append(name)
     left_out: list[str] = []
     written, kept = 0, len(wanted) - sum(map(len, missing.values()))
@@ -160,7 +174,7 @@ def export_images(
             image = stored.generator.synthesis(stored.ws, noise=stored.noise)
         if not image.isfinite().all():
             return f"image {pivot['image_id']!r}: its stored generator draws values that are no numbers"
-        path = paths[pivot["image_id"]]
+        path = file(pivot["image_id"])
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with whole(path) as part:
@@ -183,27 +197,28 @@ def export_images(
     return ExportedImages(opened.name, written, kept, unfinished, left_out)
 
 
-def _picture_path(image_id: str) -> str:
-    """Below a folder, as PNG."""
+def _picture_path(image_id: str, own: int = 0) -> str:
+    """Below a folder, as PNG; with `own` such that no other image has it (see `apart`)."""
+    if own:
+        return f"{own_path(image_id, own)}.png"
     path = plain_path(image_id)
     return path if path.lower().endswith(".png") else f"{path}.png"
 
 
-def _check_apart(paths: Mapping[str, Path], folder: Path) -> None:
-    """Raise ExportError where two images would have one file, as `A.png` and `a.png` on the disk of a Mac."""
-    apart = {name: str(path).casefold() for name, path in paths.items()}
-    if len(set(apart.values())) == len(paths):
-        return
-    if not (folds := _folds_case(folder)):
-        apart = {name: str(path) for name, path in paths.items()}
-    path, count = Counter(apart.values()).most_common(1)[0]
-    if count > 1:
-        names = [name for name in paths if apart[name] == path]
-        why = ", since the disk takes capital letters for small ones" if folds else ""
-        raise ExportError(
-            f"{' and '.join(map(repr, names))} would both be {paths[names[0]]}{why}; export one at a time, each to a "
-            "folder of its own"
-        )
+def _apart(ids: Iterable[str], folder: Path) -> dict[str, int]:
+    """What tells those images apart that would have one file, as `A.png` and `a.png` on the disk of a Mac."""
+
+    def folded(image_id: str, own: int) -> list[str]:
+        return [_picture_path(image_id, own).casefold()]
+
+    def as_written(image_id: str, own: int) -> list[str]:
+        return [_picture_path(image_id, own)]
+
+    first = dict.fromkeys(ids, 0)
+    found = apart(folded, first)
+    if any(found.values()) and not _folds_case(folder):
+        found = apart(as_written, first)
+    return {image_id: own for image_id, own in found.items() if own}
 
 
 def _folds_case(folder: Path) -> bool:

@@ -6,6 +6,8 @@ import errno
 import hashlib
 import re
 import unicodedata
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -19,6 +21,33 @@ def plain_path(image_id: str) -> str:
     """A path that stays below the folder it is joined to, whatever an image is called in an archive or table."""
     parts = [re.sub(r"[\\\x00]", "_", part) for part in image_id.split("/") if part not in ("", ".", "..")]
     return "/".join(parts) or "image"
+
+
+def own_path(image_id: str, times: int = 1) -> str:
+    """A path of this kind that no other image has: with some digits of its name's checksum, or so many times more."""
+    return f"{plain_path(image_id)}-{hashlib.sha256(image_id.encode()).hexdigest()[: 12 * times]}"
+
+
+def apart(files: Callable[[str, int], Sequence[str]], first: Mapping[str, int]) -> dict[str, int]:
+    """How much of its own name each image needs, so that no two have one file.
+
+    `files(image_id, n)`: its files, the more surely its own the greater `n`; `first`: the `n` that each image_id begins
+    with. All that would share a file get the next one, so that nothing depends on their order.
+    """
+    chosen = dict(first)
+    while True:
+        times = Counter(path for image_id, n in chosen.items() for path in files(image_id, n))
+        shared: dict[str, set[str]] = {path: set() for path, count in times.items() if count > 1}
+        if not shared:
+            return chosen
+        for image_id, n in chosen.items():
+            for path in files(image_id, n):
+                if path in shared:
+                    shared[path].add(image_id)
+        least = {
+            name for names in shared.values() for name in names if chosen[name] == min(chosen[other] for other in names)
+        }
+        chosen |= {name: chosen[name] + 1 for name in least}
 
 
 _KEPT: Final = 200  # bytes of a name before its checksum; most file systems take 255 in all

@@ -1,7 +1,8 @@
 """A result as files for other tools: each is loaded back and draws the same image."""
 
-import json
+import hashlib
 import shutil
+import zipfile
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from pti_core.generators.checkpoints import CheckpointError, load_generator, sav
 from pti_core.generators.stylegan2 import StyleGAN2
 from pti_core.images import to_uint8
 from pti_core.known_runs import RunError
+from pti_core.names import plain_path
 from pti_core.presets import configure
 from pti_core.runs import engine_for, load_run, read_stored
 from pti_core.shards import invert_shard, measure_shard
@@ -205,29 +207,35 @@ def test_the_images_of_a_run_as_files(root, tmp_path):
     assert Image.open(folder / "a/1.png").size == (32, 32)
 
 
-def test_where_the_picture_of_an_image_lies(root, tmp_path):
+def test_where_the_picture_of_an_image_lies():
     assert _picture_path("a/0.PNG") == "a/0.PNG"
     assert _picture_path("a/0.jpg") == "a/0.jpg.png"
     assert _picture_path("0.png@2") == "0.png@2.png"
     assert _picture_path("../../etc/x.png") == _picture_path("/etc/x.png") == "etc/x.png"
     assert _picture_path("a\\..\\b\0.png") == "a_.._b_.png"
-    both = tmp_path / "both"
-    shutil.copytree(root, both)
-    run = load_run(str(both), only_run(both))
-    part = run.store.parts("pivots", run.name, 0)[0]
-    names = {"a/0.png": "../b/2.png"}
-    frame = run.store.read_part(part)
-    frame["image_id"] = frame["image_id"].replace(names)
-    frame.to_parquet(both / part)
-    marker = next((both / "runs" / run.name / "done").iterdir())
-    content = json.loads(marker.read_text())
-    for file in content["files"]:
-        if file["path"] == part:
-            file["bytes"] = (both / part).stat().st_size
-    marker.write_text(json.dumps(content))
-    with pytest.raises(ExportError, match=r"'../b/2.png' and 'b/2.png' would both be .*; export one at a time"):
-        export_images(str(both), tmp_path / "faces")
-    assert not (tmp_path / "faces").exists()
+
+
+def test_images_that_would_share_a_file_are_kept_apart(pictures, checkpoint, tmp_path):
+    third = "a.jpg-509b0d4641a7.png"  # what the first one is called, since it shares its file with the second
+    names = ["a.jpg", "a.jpg.png", third, "../b.png", "b.png", "c.jpg"]
+    with zipfile.ZipFile(tmp_path / "set.zip", "w") as archive:
+        for name, picture in zip(names, pictures, strict=False):
+            Image.fromarray(picture).save(tmp_path / "one.png")
+            archive.write(tmp_path / "one.png", name)
+    finish(tmp_path / "set.zip", tmp_path / "out", checkpoint)
+    out, folder = tmp_path / "out", tmp_path / "faces"
+    files = {name: f"{plain_path(name)}-{hashlib.sha256(name.encode()).hexdigest()[:12]}.png" for name in names[:-1]}
+    files |= {"c.jpg": "c.jpg.png"}
+    assert files["a.jpg"] == third
+    one = export_images(str(out), tmp_path / "one", "b.png")  # is called as among all of them
+    assert (one.written, [path.name for path in (tmp_path / "one").iterdir()]) == (1, [files["b.png"]])
+    done = export_images(str(out), folder)
+    assert (done.written, done.left_out) == (6, [])
+    assert sorted(path.name for path in folder.iterdir()) == sorted(files.values())
+    for name, file in files.items():
+        expected = to_uint8(drawn_from_tables(out, name)[0].numpy())[0]
+        assert np.array_equal(np.array(Image.open(folder / file)), expected), name
+    assert export_images(str(out), folder).kept == 6
 
 
 def test_a_name_that_is_too_long_costs_its_image_alone(pictures, checkpoint, tmp_path, monkeypatch):
