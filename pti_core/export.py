@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Final
@@ -15,6 +16,7 @@ import torch
 from pti_core import images
 from pti_core.addresses import redact
 from pti_core.device import exact_float32
+from pti_core.engine import Engine
 from pti_core.generators.checkpoints import load_generator
 from pti_core.generators.checkpoints.convert import SUFFIXES, check_free, format_for, write_generator
 from pti_core.generators.checkpoints.whole import whole
@@ -32,10 +34,10 @@ from pti_core.names import (
     there,
 )
 from pti_core.parallel import one_at_a_time
-from pti_core.runs import Run, Stored, engine_for, find_run, load_run, read_stored
+from pti_core.read_back import StoredRows, stored_rows
+from pti_core.runs import Run, Stored, engine_for, find_run, load_run, read_stored, stored_from_rows
 from pti_core.status import no_pivot, nothing_done
 from pti_core.store import Store
-from pti_core.tables import records
 
 
 class ExportError(ValueError):
@@ -86,7 +88,7 @@ def export_image(
     opened, pivot = _find(root, image_id, run)
     for file in (path, pivot_path):
         check_free(file, overwrite)
-    stored = _stored(opened, pivot)
+    stored = _stored(opened, lambda engine: read_stored(opened, engine, pivot))
     with torch.no_grad():
         for own, given in zip(stored.generator.noise_const(), stored.noise, strict=True):
             own.copy_(given[0, 0])
@@ -167,9 +169,10 @@ def export_images(
     written, kept = 0, len(wanted) - sum(map(len, missing.values()))
     on_progress(kept, len(wanted))
 
-    def one(pivot: dict[str, Any], check: Callable[[], None]) -> str | None:
+    def one(rows: StoredRows, check: Callable[[], None]) -> str | None:
         check()
-        stored = _stored(opened, pivot)
+        pivot = rows.pivot
+        stored = _stored(opened, lambda engine: stored_from_rows(opened, engine, pivot, rows.delta))
         with torch.no_grad(), exact_float32(stored.ws.device):
             image = stored.generator.synthesis(stored.ws, noise=stored.noise)
         if not image.isfinite().all():
@@ -187,10 +190,9 @@ def export_images(
 
     for shard, names in sorted(missing.items()):
         engine = engine_for(opened)
-        where = [("shard", "==", shard), ("image_id", "in", names)]
         with one_at_a_time(engine.device):
-            rows = records(opened.store.read("pivots", run=opened.name, filters=where))
-            for sentence in engine.in_parallel(one, rows):
+            pieces = stored_rows(opened, engine, shard, names)
+            for sentence in chain.from_iterable(engine.in_parallel(one, piece) for piece in pieces):
                 left_out += [sentence] if sentence else []
                 written += not sentence
                 on_progress(kept + written + len(left_out), len(wanted))
@@ -245,10 +247,10 @@ def _find(root: str, image_id: str, name: str | None) -> tuple[Run, dict[str, An
     return load_run(root, chosen), pivot
 
 
-def _stored(run: Run, pivot: dict[str, Any]) -> Stored:
+def _stored(run: Run, read: Callable[[Engine], Stored]) -> Stored:
     """The tuned generator and the pivot, read back from the tables."""
     try:
-        return read_stored(run, engine_for(run), pivot)
+        return read(engine_for(run))
     except RunError as error:
         if run.config.engine != "pti":
             raise ExportError(str(error)) from error

@@ -7,6 +7,7 @@ import io
 import json
 from collections.abc import Mapping
 from contextlib import suppress
+from itertools import chain
 from typing import Any
 
 import pandas as pd
@@ -23,10 +24,10 @@ from pti_core.generators.base import Generator
 from pti_core.html_report import PAGE, write_page
 from pti_core.inversions import STAGES
 from pti_core.markers import sum_text
-from pti_core.runs import Run, engine_for, read_stored
+from pti_core.read_back import StoredRows, stored_rows
+from pti_core.runs import Run, engine_for, stored_from_rows
 from pti_core.sheet import Cell, sheet
 from pti_core.store import StoreError
-from pti_core.tables import records
 from pti_core.words import escaped
 
 CONTACT_SHEET = "contact_sheet.png"
@@ -83,13 +84,15 @@ def contact_sheet(run: Run, engine: Engine, limit: int = MAX_ROWS) -> Image.Imag
     directions = visible_directions(engine.generator, engine.statistics, engine.lpips)
     # Ids first, of no more shards than it takes: tables and noise maps of a whole run may not fit into memory.
     shards = first_shards(run, limit)
-    ids = run.store.read("pivots", run=run.name, columns=["image_id"], filters=[("shard", "in", shards)]).head(limit)
+    columns = ["image_id", "shard"]
+    ids = run.store.read("pivots", run=run.name, columns=columns, filters=[("shard", "in", shards)]).head(limit)
     where = [("shard", "in", shards), ("image_id", "in", list(ids["image_id"]))]
     metrics = run.store.read("metrics", run=run.name, columns=["image_id", "stage", "lpips"], filters=where)
     lpips = dict(zip(zip(metrics["image_id"], metrics["stage"], strict=True), metrics["lpips"], strict=True))
     lines = [
-        _line(run, engine, pivot, directions, lpips)
-        for pivot in records(run.store.read("pivots", run=run.name, filters=where).head(limit))
+        _line(run, engine, rows, directions, lpips)
+        for shard, names in ids.groupby("shard", sort=False)["image_id"]
+        for rows in chain.from_iterable(stored_rows(run, engine, int(str(shard)), list(names)))
     ]
     headings = ["target", "pivot", "tuned"]
     for direction in directions:
@@ -108,9 +111,9 @@ def first_shards(run: Run, images: int) -> list[int]:
 
 
 def _line(
-    run: Run, engine: Engine, pivot: dict[str, Any], directions: list[Direction], lpips: dict[tuple[str, str], float]
+    run: Run, engine: Engine, rows: StoredRows, directions: list[Direction], lpips: dict[tuple[str, str], float]
 ) -> list[Cell]:
-    stored = read_stored(run, engine, pivot)
+    pivot, stored = rows.pivot, stored_from_rows(run, engine, rows.pivot, rows.delta)
     target = _target(run, pivot, engine.generator.img_resolution)
 
     def draw(generator: Generator, ws: Tensor) -> Image.Image:

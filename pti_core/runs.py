@@ -223,13 +223,14 @@ def read_stored(run: Run, engine: Engine, pivot: Mapping[str, Any]) -> Stored:
     """
     owner = run.config.owner(pivot["image_id"], pivot["group"])
     rows = run.store.read("deltas", run=run.name, filters=[("shard", "==", pivot["shard"]), ("owner", "==", owner)])
-    if rows.empty:
-        raise RunError(f"run {run.name}: no delta of {owner!r} in the deltas table")
     return stored_from_rows(run, engine, pivot, records(rows))
 
 
 def stored_from_rows(run: Run, engine: Engine, pivot: Mapping[str, Any], rows: Sequence[Mapping[Any, Any]]) -> Stored:
-    """The same, from rows of the deltas table that were read already. Raises DeltaError."""
+    """The same, from rows of the deltas table that were read already. Raises RunError for none, DeltaError."""
+    if not rows:
+        owner = run.config.owner(pivot["image_id"], pivot["group"])
+        raise RunError(f"run {run.name}: no delta of {owner!r} in the deltas table")
     generator = engine.stored_generator(encoded_tensors(rows, run.generator_sha256))
     device = engine.device
     w = torch.from_numpy(np.array(pivot["w"], dtype=np.float32)).view(1, -1, engine.generator.w_dim)

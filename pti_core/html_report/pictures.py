@@ -11,6 +11,7 @@ import io
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import chain
 from typing import Any, Final
 
 import numpy as np
@@ -26,9 +27,9 @@ from pti_core.directions import Direction, visible_directions
 from pti_core.engine import Engine
 from pti_core.files import MissingFile
 from pti_core.generators.base import Generator
-from pti_core.runs import Run, engine_for, read_stored
+from pti_core.read_back import StoredRows, stored_rows
+from pti_core.runs import Run, engine_for, stored_from_rows
 from pti_core.shots import read_shots
-from pti_core.tables import records
 
 STRENGTHS: Final = tuple(round(i * 2 / 3, 2) for i in range(-3, 4))
 """Of the edits, in standard deviations of W along the direction: -2 to 2, 0 in the middle."""
@@ -122,17 +123,16 @@ def _drawn(
     ids: Sequence[str],
     on_picture: OnPicture,
 ) -> _Kept:
-    where = [("shard", "==", shard), ("image_id", "in", list(ids))]
-    rows, shots = records(run.store.read("pivots", run=run.name, filters=where)), read_shots(run, shard)
+    shots = read_shots(run, shard)
 
-    def one(pivot: dict[str, Any], check: Callable[[], None]) -> tuple[str, tuple[bool, bytes]]:
+    def one(rows: StoredRows, check: Callable[[], None]) -> tuple[str, tuple[bool, bytes]]:
+        image_id = rows.pivot["image_id"]
         with torch.no_grad():  # a setting of the thread
-            return pivot["image_id"], _sprite(
-                run, engine, directions, layout, pivot, shots.get(pivot["image_id"]), check
-            )
+            return image_id, _sprite(run, engine, directions, layout, rows, shots.get(image_id), check)
 
     found = {}
-    for image_id, sprite in engine.in_parallel(one, rows):
+    pieces = stored_rows(run, engine, shard, ids)
+    for image_id, sprite in chain.from_iterable(engine.in_parallel(one, piece) for piece in pieces):
         found[image_id] = sprite
         on_picture()
     return found
@@ -143,12 +143,12 @@ def _sprite(
     engine: Engine,
     directions: Sequence[Direction],
     layout: Layout,
-    pivot: dict[str, Any],
+    rows: StoredRows,
     tuned: bytes | None,
     check: Callable[[], None],
 ) -> tuple[bool, bytes]:
-    stored = read_stored(run, engine, pivot)
-    target = _target(run, pivot, engine.generator.img_resolution)
+    stored = stored_from_rows(run, engine, rows.pivot, rows.delta)
+    target = _target(run, rows.pivot, engine.generator.img_resolution)
 
     def drawn(generator: Generator, ws: Tensor) -> list[NDArray[np.uint8]]:
         pixels = []
