@@ -332,3 +332,13 @@ def test_what_other_runs_have_written_is_no_input(tmp_path, dataset):
     assert len(scan(str(folder / "out/edits/run=abc"))) == 1  # where it is asked for
     assert len(scan(str(folder / "out/runs/abc/report"))) == 1
     assert len(scan(str(folder / "out/runs/*/report/*.png"))) == 1
+
+
+def test_braces_at_the_top_of_a_file_system(tmp_path: Path) -> None:
+    fs = fsspec.filesystem("memory")
+    fs.pipe({f"/ds-{pet}/{name}": b"-" for pet in ("cat", "dog") for name in ("1.png", "a/2.png")})
+    names = [f"ds-{pet}/{name}" for pet in ("cat", "dog") for name in ("1.png", "a/2.png")]
+    assert [e.image_id for e in rows("memory://ds-{cat,dog}")] == names
+    assert [e.image_id for e in rows("memory://{ds-cat,ds-dog}/*.png")] == names[::2]
+    assert [e.image_id for e in rows("memory://ds-{cat,dog}/{1,a/2}.png")] == names
+    assert [e.image_id for e in rows("memory://ds-cat/{1,a/2}.png")] == ["1.png", "a/2.png"]

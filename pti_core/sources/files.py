@@ -45,9 +45,18 @@ def listing(address: str, options: Mapping[str, Any], without: str | None, kind:
     """
     names = _expanded(address)
     if len(names) > 1:
-        root = _split(address.partition("{")[0].rpartition("/")[0], options)[1]
+        root = _above_braces(address, names[0], options)
         return Listed.of(_one_of(names, name, lambda name: _at(name, options, without, kind, root)) for name in names)
     return _at(names[0], options, without, kind, None)
+
+
+def _above_braces(address: str, name: str, options: Mapping[str, Any]) -> str:
+    """The path of the folder before the first braces, which all names share; empty where they name buckets.
+
+    What a `name` has from the braces on is cut off its path, since an address that ends before a bucket is none.
+    """
+    path, own = _split(name, options)[1], name[address.partition("{")[0].rfind("/") + 1 :]
+    return path[: max(0, len(path) - len(own))].rstrip("/")
 
 
 def _one_of(names: Sequence[str], name: str, list_one: Callable[[str], Listed]) -> Listed:
@@ -104,40 +113,44 @@ def _split(address: str, options: Mapping[str, Any]) -> tuple[Any, str]:
 
 
 def _at(address: str, options: Mapping[str, Any], without: str | None, kind: str | None, above: str | None) -> Listed:
-    """What one address names. `above`: names are relative to this path."""
+    """What one address names. `above`: names are relative to this path, which may be empty; else to its own folder."""
     fs, path = _split(address, options)
     fs.invalidate_cache()
     local, plain = isinstance(fs, LocalFileSystem), without_query(path)
     files: _Lister = functools.partial(_files, fs, address, options)
+
+    def top(own: str) -> str:
+        return own if above is None else above
+
     if fs.isfile(path):
         name = plain.rpartition("/")[2]
         if not (kind or kind_of(name) or extension(name) in EXTENSIONS):
             raise DatasetError(f"dataset {redact(address)!r}: this file is not an image by its name; {LOOKED_FOR}")
         root = plain.rpartition("/")[0]
-        found = files(above or root, [(path, fs.info(path))], written(fs, root, without), kind)
+        found = files(top(root), [(path, fs.info(path))], written(fs, root, without), kind)
         found.one_file = above is None
         return found
     if buckets.is_bucket(fs, path):
-        in_bucket = _in_bucket(fs, path, above or path, files, written(fs, path, without))
+        in_bucket = _in_bucket(fs, path, top(path), files, written(fs, path, without))
         if in_bucket is not None:
             return in_bucket
     elif fs.isdir(path) or (path == "" and split_chain(address)):
         left_out = written(fs, path, without)
         if local:
-            return Listed.of(walk(path, above or path, left_out, options))
-        return files(above or path, fs.find(path, detail=True).items(), left_out)
+            return Listed.of(walk(path, top(path), left_out, options))
+        return files(top(path), fs.find(path, detail=True).items(), left_out)
     if not (magic := re.search(r"[^/]*[*?\[]", plain)):
         raise FileNotFoundError(path)
     folder = path[: magic.start()].rstrip("/")
     left_out = written(fs, folder, without, plain)
     if local:
         there = Path(folder or "/").is_dir()
-        found = Listed.of(walk(folder, above or folder, left_out, options, path[magic.start() :]) if there else ())
+        found = Listed.of(walk(folder, top(folder), left_out, options, path[magic.start() :]) if there else ())
         matched = bool(len(found.images) or found.files or found.others)
     else:
         paths = iter(_matching(fs, path))
         first = next(paths, None)
-        found, matched = files(above or folder, itertools.chain([first] if first else [], paths), left_out), bool(first)
+        found, matched = files(top(folder), itertools.chain([first] if first else [], paths), left_out), bool(first)
     if not matched:
         raise DatasetError(f"dataset {redact(address)!r}: nothing matches; quote it and check the pattern")
     return found

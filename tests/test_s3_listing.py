@@ -1,0 +1,58 @@
+"""How a data set on S3 is listed: under which names, and by how many requests."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from collections.abc import Iterator
+
+import pytest
+from faulty_proxy import Proxy, proxy_to
+from s3_server import S3Server, s3_server, use
+
+from pti_core.datasets import scan
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> S3Server:
+    """The server, found by the environment."""
+    use(monkeypatch, s3_server().url)
+    return s3_server()
+
+
+@pytest.fixture
+def proxy(server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
+    """A proxy before the server, which the environment names instead; what fails is not tried again by the client."""
+    with proxy_to(server.url) as state:
+        use(monkeypatch, state.url, AWS_MAX_ATTEMPTS="1")
+        yield state
+
+
+def tar(*names: str) -> bytes:
+    """An archive of images of one byte."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        for name in names:
+            info = tarfile.TarInfo(name)
+            info.size = 1
+            archive.addfile(info, io.BytesIO(b"-"))
+    return buffer.getvalue()
+
+
+def ids(dataset: str) -> list[str]:
+    return scan(dataset)["image_id"].to_pylist()
+
+
+def test_braces_in_the_place_of_the_bucket(server: S3Server) -> None:
+    for bucket in ("braces-cats", "braces-dogs"):
+        server.bucket(bucket)
+        server.s3.put_object(Bucket=bucket, Key="x.tar", Body=tar("1.png", "2.png"))
+        for key in ("set/a/1.png", "set/2.png"):
+            server.s3.put_object(Bucket=bucket, Key=key, Body=b"-")
+    both = "s3://braces-{cats,dogs}"
+    assert ids(f"{both}/x.tar") == [f"braces-{pet}/x/{i}.png" for pet in ("cats", "dogs") for i in (1, 2)]
+    assert ids("s3://{braces-cats,braces-dogs}/x.tar") == ids(f"{both}/x.tar")
+    files = [f"braces-{pet}/set/{name}" for pet in ("cats", "dogs") for name in ("2.png", "a/1.png")]
+    assert ids(f"{both}/set") == files
+    assert ids(f"{both}/set/*.png") == files[::2]
+    assert ids(f"{both}/set/{{2,a/1}}.png") == files
