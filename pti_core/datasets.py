@@ -18,8 +18,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pti_core.addresses import DEMO, canonical, local_path, redact, refusal, secret_in, split_chain
-from pti_core.connections import harmless, out_of_resources, tried_again, without_secrets
-from pti_core.reading import DEMO_FOLDER, DEMO_URL, READ_WAITS, read_bytes
+from pti_core.connections import harmless, out_of_resources, without_secrets
+from pti_core.reading import DEMO_FOLDER, DEMO_URL, persistent, read_bytes
 from pti_core.sources import files, parquet, tars, zips
 from pti_core.sources.base import EXTENSIONS, Container, DatasetError, Listed, images_in, joined, table, text
 from pti_core.sources.groups import Grouping
@@ -117,7 +117,7 @@ def _find(dataset: str, options: Mapping[str, Any], without: str | None, column:
     if (chain := split_chain(address)) and (head := chain[0].partition("://"))[0] in ("tar", "zip", "parquet"):
         (kind, _, inside), address = head, chain[1]
     files.check_answers(address, options)
-    found = _persistent(address, lambda: files.listing(address, options, without, kind))
+    found = files.listing(address, options, without, kind)
     if kind is not None:
         chosen = found.files.get(kind, [])
     elif len(found.images):
@@ -147,27 +147,12 @@ def _of_all(list_one: Callable[[Container], Result], chosen: list[Container]) ->
     """Containers on a network are listed side by side."""
 
     def listed(file: Container) -> Result:
-        return _persistent(file.url, lambda: list_one(file))
+        return persistent(file.url, lambda: list_one(file))
 
     if len(chosen) == 1 or local_path(chosen[0].url) is not None:
         return [listed(file) for file in chosen]
     with ThreadPoolExecutor(_AT_ONCE, "pti-scan") as pool:
         return list(pool.map(listed, chosen))
-
-
-def _persistent(address: str, call: Callable[[], Result]) -> Result:
-    """`call()`, tried again where a network may have failed; what the inputs themselves are wrong in stays wrong."""
-
-    def outcome() -> Result | ValueError:
-        try:
-            return call()
-        except ValueError as error:
-            return error
-
-    found = tried_again(outcome, () if local_path(address) is not None else READ_WAITS)
-    if isinstance(found, ValueError):
-        raise found
-    return found
 
 
 def _prefixed(file: Container, part: Listed) -> Listed:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import functools
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import fsspec
 
@@ -20,6 +21,8 @@ from pti_core.connections import (
     without_secrets,
 )
 from pti_core.sources import parquet_rows, tars, zips
+
+Result = TypeVar("Result")
 
 _MEMBERS: Final = {"tar": tars.read, "zip": zips.read, "parquet": parquet_rows.read}
 
@@ -67,6 +70,21 @@ def read_bytes(uri: str, storage_options: dict[str, Any] | None = None) -> bytes
         raise ReadError(f"{redact(uri)!r} cannot be read ({found}); check the file and the connection") from harmless(
             error, storage_options
         )
+
+
+def persistent(address: str, call: Callable[[], Result]) -> Result:
+    """`call()`, tried again where a network may have failed; what the inputs themselves are wrong in stays wrong."""
+
+    def outcome() -> Result | ValueError:
+        try:
+            return call()
+        except ValueError as error:
+            return error
+
+    found = tried_again(outcome, () if local_path(address) is not None else READ_WAITS)
+    if isinstance(found, ValueError):
+        raise found
+    return found
 
 
 def _read(uri: str, storage_options: dict[str, Any] | None) -> bytes:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from pti_core import datasets, reading
+from pti_core import reading
 from pti_core.connections import harmless, out_of_resources
 from pti_core.datasets import DatasetError, scan
 from pti_core.generators.checkpoints import CheckpointError, load_generator
@@ -64,7 +64,6 @@ def web() -> Iterator[str]:
 def test_what_fails_behind_a_signed_link_shows_it_nowhere(
     web: str, monkeypatch: pytest.MonkeyPatch, place: str, read: Callable[[str], Any], name: str, kind: type[Exception]
 ) -> None:
-    monkeypatch.setattr(datasets, "READ_WAITS", ())
     monkeypatch.setattr(reading, "READ_WAITS", ())
     with pytest.raises(kind) as caught:
         read(f"{web}/{place}/{name}")

@@ -10,7 +10,7 @@ import pytest
 from faulty_proxy import Proxy, proxy_to
 from s3_server import S3Server, s3_server, use
 
-from pti_core.datasets import scan
+from pti_core.datasets import DatasetError, scan
 
 
 @pytest.fixture
@@ -56,3 +56,29 @@ def test_braces_in_the_place_of_the_bucket(server: S3Server) -> None:
     assert ids(f"{both}/set") == files
     assert ids(f"{both}/set/*.png") == files[::2]
     assert ids(f"{both}/set/{{2,a/1}}.png") == files
+
+
+def test_braces_ask_once_for_each_file(proxy: Proxy) -> None:
+    bucket, count = s3_server().bucket(), 40
+    for i in range(count):
+        s3_server().s3.put_object(Bucket=bucket, Key=f"set/{i:02d}.png", Body=b"-")
+    assert ids(f"s3://{bucket}/set/{{00..39}}.png") == [f"{i:02d}.png" for i in range(count)]
+    assert proxy.requests == {"HEAD": count + 1}  # one more asks whether anybody answers
+    with pytest.raises(DatasetError, match=rf"'s3://{bucket}/set/40\.png', one of 41 that the braces name, "):
+        scan(f"s3://{bucket}/set/{{00..40}}.png")
+
+
+def test_a_lost_request_costs_one_more(proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For one of many files, or for the one there is: it is not taken for missing, nor are all asked for again."""
+    monkeypatch.setattr("pti_core.reading.READ_WAITS", (0.0, 0.0))
+    bucket = s3_server().bucket()
+    for i in range(8):
+        s3_server().s3.put_object(Bucket=bucket, Key=f"{i}.png", Body=b"-")
+    lost = iter(["500", "dropped before"])
+    proxy.fault = lambda method, path: next(lost, None) if path.endswith("7.png") else None
+    assert len(ids(f"s3://{bucket}/{{0..7}}.png")) == 8
+    assert proxy.requests == {"HEAD": 8 + 1 + 2}
+    proxy.reset()
+    lost = iter(["", "500", "500"])  # that for an answer is not lost
+    assert ids(f"s3://{bucket}/7.png") == ["7.png"]
+    assert proxy.requests == {"HEAD": 4}

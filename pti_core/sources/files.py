@@ -6,10 +6,10 @@ import functools
 import itertools
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import pyarrow as pa
 from fsspec.asyn import AsyncFileSystem
@@ -20,6 +20,7 @@ from fsspec.utils import glob_translate
 from pti_core import connections
 from pti_core.addresses import local_path, redact, split_chain, without_query
 from pti_core.connections import file_system
+from pti_core.reading import persistent
 from pti_core.sources import buckets
 from pti_core.sources.base import EXTENSIONS, Container, DatasetError, Listed, extension, images_in, table, text
 from pti_core.sources.buckets import Entry
@@ -35,19 +36,50 @@ _MOST = 1_000_000  # files that braces may name
 _CHUNK = 16_384  # entries that are held at the same time by one thread
 _AT_ONCE = 16
 
+Result = TypeVar("Result")
 _Lister = Callable[..., Listed]
 
 
 def listing(address: str, options: Mapping[str, Any], without: str | None, kind: str | None = None) -> Listed:
     """Images and containers at an address; `kind`: the one file there is such a container, whatever its name.
 
-    Files in the folder `without` are left out. Raises FileNotFoundError and what the file system raises.
+    Files in the folder `without` are left out. What may pass is tried again. Raises FileNotFoundError and what the file
+    system raises.
     """
     names = _expanded(address)
+    _split(names[0], options)[0].invalidate_cache()
     if len(names) > 1:
-        root = _above_braces(address, names[0], options)
-        return Listed.of(_one_of(names, name, lambda name: _at(name, options, without, kind, root)) for name in names)
-    return _at(names[0], options, without, kind, None)
+        return _all_of(names, _above_braces(address, names[0], options), options, without, kind)
+    return persistent(names[0], lambda: _at(names[0], options, without, kind))
+
+
+def _all_of(
+    names: Sequence[str], root: str, options: Mapping[str, Any], without: str | None, kind: str | None
+) -> Listed:
+    """What several addresses name, most of them files: on a network side by side, each tried again by itself."""
+    parts: list[Listed] = []
+
+    def look(name: str) -> Entry | Listed:
+        fs, path = _split(name, options)
+        if (info := _file(fs, path, name, kind)) is None:
+            return _within(fs, path, name, options, without, root)
+        one = path, info
+        return _files(fs, name, options, root, [one], _none, kind) if split_chain(name) else one
+
+    def entries(found: Iterable[Entry | Listed]) -> Iterator[Entry]:
+        for one in found:
+            if isinstance(one, Listed):
+                parts.append(one)
+            else:
+                yield one
+
+    def asked(name: str) -> Entry | Listed:
+        return _one_of(names, name, lambda: persistent(name, lambda: look(name)))
+
+    fs = _split(names[0], options)[0]
+    with ThreadPoolExecutor(1 if isinstance(fs, LocalFileSystem) else _AT_ONCE, "pti-scan") as pool:
+        parts.append(_files(fs, names[0], options, root, entries(pool.map(asked, names)), _none, kind))
+    return Listed.of(parts)
 
 
 def _above_braces(address: str, name: str, options: Mapping[str, Any]) -> str:
@@ -59,10 +91,10 @@ def _above_braces(address: str, name: str, options: Mapping[str, Any]) -> str:
     return path[: max(0, len(path) - len(own))].rstrip("/")
 
 
-def _one_of(names: Sequence[str], name: str, list_one: Callable[[str], Listed]) -> Listed:
+def _one_of(names: Sequence[str], name: str, look: Callable[[], Result]) -> Result:
     """What one of several files is; DatasetError where it is not there, since all of them were asked for."""
     try:
-        return list_one(name)
+        return look()
     except FileNotFoundError:
         raise DatasetError(
             f"dataset {redact(name)!r}, one of {len(names):,} that the braces name, does not exist; check the path or "
@@ -112,24 +144,46 @@ def _split(address: str, options: Mapping[str, Any]) -> tuple[Any, str]:
     return fs, path if "?" in path else path.rstrip("/")
 
 
-def _at(address: str, options: Mapping[str, Any], without: str | None, kind: str | None, above: str | None) -> Listed:
-    """What one address names. `above`: names are relative to this path, which may be empty; else to its own folder."""
+def _at(address: str, options: Mapping[str, Any], without: str | None, kind: str | None) -> Listed:
+    """What one address names."""
     fs, path = _split(address, options)
-    fs.invalidate_cache()
+    if (info := _file(fs, path, address, kind)) is None:
+        return _within(fs, path, address, options, without)
+    found = _files(fs, address, options, without_query(path).rpartition("/")[0], [(path, info)], _none, kind)
+    found.one_file = True
+    return found
+
+
+def _file(fs: Any, path: str, address: str, kind: str | None) -> Mapping[str, Any] | None:
+    """What a file system says of a file; None where there is none. DatasetError for one that is no image by its name.
+
+    On S3 this is one request, and what may pass is raised. Others may have ways of their own to tell files, as HTTP
+    has, whose servers answer HEAD for what cannot be read.
+    """
+    try:
+        if not buckets.is_bucket(fs, path) and not fs.isfile(path):
+            return None
+        info: Mapping[str, Any] = fs.info(path)
+    except (FileNotFoundError, PermissionError):  # a pattern, perhaps, or a bucket of which only a part may be read
+        return None
+    if info["type"] != "file":
+        return None
+    name = without_query(path).rpartition("/")[2]
+    if not (kind or kind_of(name) or extension(name) in EXTENSIONS):
+        raise DatasetError(f"dataset {redact(address)!r}: this file is not an image by its name; {LOOKED_FOR}")
+    return info
+
+
+def _within(
+    fs: Any, path: str, address: str, options: Mapping[str, Any], without: str | None, above: str | None = None
+) -> Listed:
+    """What is in a folder, or matches a pattern. `above`: names are relative to this path, else to that folder."""
     local, plain = isinstance(fs, LocalFileSystem), without_query(path)
     files: _Lister = functools.partial(_files, fs, address, options)
 
     def top(own: str) -> str:
         return own if above is None else above
 
-    if fs.isfile(path):
-        name = plain.rpartition("/")[2]
-        if not (kind or kind_of(name) or extension(name) in EXTENSIONS):
-            raise DatasetError(f"dataset {redact(address)!r}: this file is not an image by its name; {LOOKED_FOR}")
-        root = plain.rpartition("/")[0]
-        found = files(top(root), [(path, fs.info(path))], written(fs, root, without), kind)
-        found.one_file = above is None
-        return found
     if buckets.is_bucket(fs, path):
         in_bucket = _in_bucket(fs, path, top(path), files, written(fs, path, without))
         if in_bucket is not None:
@@ -174,6 +228,11 @@ def _matching(fs: Any, pattern: str) -> Iterable[Entry]:
         return [(path, info) for path, info in fs.glob(pattern, detail=True).items() if info["type"] != "directory"]
     matches, flat = re.compile(glob_translate(pattern)).match, "/" not in pattern[len(fixed) :] and "**" not in pattern
     return (entry for entry in buckets.objects(fs, fixed, [] if flat else None) if matches(entry[0]))
+
+
+def _none(folder: str) -> bool:
+    """Nothing is left out: whoever names a file means it."""
+    return False
 
 
 def _files(
