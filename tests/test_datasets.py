@@ -25,6 +25,8 @@ from pti_core.datasets import (
     redact,
     scan,
 )
+from pti_core.sources import base
+from pti_core.sources.base import LISTED, Listed
 from pti_core.tables import TABLES
 
 Row = namedtuple("Row", LISTING.names)
@@ -342,3 +344,17 @@ def test_braces_at_the_top_of_a_file_system(tmp_path: Path) -> None:
     assert [e.image_id for e in rows("memory://{ds-cat,ds-dog}/*.png")] == names[::2]
     assert [e.image_id for e in rows("memory://ds-{cat,dog}/{1,a/2}.png")] == names
     assert [e.image_id for e in rows("memory://ds-cat/{1,a/2}.png")] == ["1.png", "a/2.png"]
+
+
+def test_many_small_tables_become_few_and_large_ones_are_not_copied() -> None:
+    def part(first: int, count: int) -> Listed:
+        names = pa.array([f"{i}.png" for i in range(first, first + count)], pa.large_string())
+        sizes = pa.array(range(count), pa.int64())
+        return Listed(base.table({"name": names, "uri": names, "bytes": sizes, "etag": names}))
+
+    parts = [part(3 * i, 3) for i in range(500)] + [part(1500, 5000), part(6500, 0), part(6500, 7)]
+    found = Listed.of(parts).images
+    assert found.equals(pa.concat_tables([p.images for p in parts]))
+    assert found["name"].num_chunks == 3
+    assert found["name"].chunk(1).buffers()[2].address == parts[500].images["name"].chunk(0).buffers()[2].address
+    assert Listed.of([]).images.schema == LISTED

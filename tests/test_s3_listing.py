@@ -11,6 +11,7 @@ from faulty_proxy import Proxy, proxy_to
 from s3_server import S3Server, s3_server, use
 
 from pti_core.datasets import DatasetError, scan
+from pti_core.sources import buckets, files
 
 
 @pytest.fixture
@@ -82,3 +83,32 @@ def test_a_lost_request_costs_one_more(proxy: Proxy, monkeypatch: pytest.MonkeyP
     lost = iter(["", "500", "500"])  # that for an answer is not lost
     assert ids(f"s3://{bucket}/7.png") == ["7.png"]
     assert proxy.requests == {"HEAD": 4}
+
+
+def test_many_folders_of_a_bucket_are_listed_together(proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of them would take a request; files that lie beside them are listed once."""
+    bucket = s3_server().bucket()
+    names = [f"n{i:03d}/{k}.png" for i in range(60) for k in range(2)] + ["n00.png", "n0001.png", "é/1.png", "z.png"]
+    for name in [*names, "n001/deep/er/1.png", "out/1.png", ".git/1.png", "n002/"]:
+        s3_server().s3.put_object(Bucket=bucket, Key=f"set/{name}", Body=b"-")
+    data = {"dataset": f"s3://{bucket}/set", "without": f"s3://{bucket}/set/out"}
+    one_by_one = scan(**data)
+    assert set(one_by_one["image_id"].to_pylist()) == {*names, "n001/deep/er/1.png"}
+    assert proxy.requests["GET"] > 60
+    monkeypatch.setattr(files, "_FOLDERS", 50)
+    monkeypatch.setattr(files, "_BEGINNINGS", 10)
+    proxy.reset()
+    assert scan(**data).equals(one_by_one)
+    assert proxy.requests["GET"] < 15
+    monkeypatch.setattr(files, "_BEGINNINGS", 1)
+    proxy.reset()
+    assert scan(**data).equals(one_by_one)
+    assert proxy.requests["GET"] < 6
+
+
+def test_beginnings_of_folders() -> None:
+    folders = [f"b/set/n{i:04d}/" for i in range(3000)]
+    assert buckets.beginnings(folders, 256) == [f"b/set/n{i:02d}" for i in range(30)]
+    assert buckets.beginnings(folders, 2) == ["b/set/n"]
+    assert buckets.beginnings(["b/a/", "b/ab/", "b/c/"], 3) == ["b/a/", "b/ab", "b/c/"]
+    assert buckets.beginnings(["b/a/"], 5) == ["b/a/"]

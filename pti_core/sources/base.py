@@ -7,7 +7,7 @@ import re
 import threading
 import time
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, Final, Generic, TypeVar
@@ -40,6 +40,8 @@ LISTED: Final = pa.schema(
 
 CHUNK: Final = 65_536
 """Rows that are turned into columns together."""
+
+_SMALL: Final = 4_096  # rows; tables below are put together
 
 _IMAGE = rf"(?i)\.(?:{'|'.join(sorted(e[1:] for e in EXTENSIONS))})$"
 _HIDDEN = r"(?:^|/)(?:\.[^./]|\.\.[^/]|__MACOSX(?:/|$))"  # `..` of a member of an archive hides nothing
@@ -88,8 +90,25 @@ class Listed:
             found.in_order |= part.in_order
             for kind, files in part.files.items():
                 found.files.setdefault(kind, []).extend(files)
-        found.images = pa.concat_tables(tables) if tables else found.images
+        found.images = pa.concat_tables(_in_larger_pieces(tables)) if tables else found.images
         return found
+
+
+def _in_larger_pieces(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    """The same rows in their order; thousands of small tables take long to sort, and more room than what they hold."""
+    small: list[pa.Table] = []
+    rows = 0
+    for part in tables:
+        if is_small := len(part) < _SMALL:
+            small.append(part)
+            rows += len(part)
+        if small and (not is_small or rows >= CHUNK):
+            yield pa.concat_tables(small).combine_chunks()
+            small, rows = [], 0
+        if not is_small:
+            yield part
+    if small:
+        yield pa.concat_tables(small).combine_chunks()
 
 
 def text(values: Sequence[str | None]) -> pa.Array:

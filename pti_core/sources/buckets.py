@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import os.path
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 Entry = tuple[str, Mapping[str, Any]]
@@ -30,3 +31,20 @@ def objects(fs: Any, start: str, folders: list[str] | None = None) -> Iterator[E
         if not page.get("IsTruncated"):
             return
         more["ContinuationToken"] = page["NextContinuationToken"]
+
+
+def beginnings(folders: Sequence[str], most: int) -> list[str]:
+    """What the folders' paths begin with, as long as there are at most so many; none is the beginning of another.
+
+    Listing by these takes a request for every thousand objects, where each of many small folders would take its own.
+    """
+    different = set(folders)
+    shared = os.path.commonprefix(list(different))  # noqa: RUF071 (letter by letter is meant)
+    found, length = {shared}, len(shared)
+    while len(found) < len(different):
+        length += 1
+        longer = {folder[:length] for folder in different}
+        if len(longer) > most:
+            break
+        found = longer
+    return sorted(found)

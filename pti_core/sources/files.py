@@ -35,6 +35,8 @@ _NO_BUCKET = ("s3://", "s3a://", "gs://", "gcs://")
 _MOST = 1_000_000  # files that braces may name
 _CHUNK = 16_384  # entries that are held at the same time by one thread
 _AT_ONCE = 16
+_FOLDERS = 2_000  # of a bucket that are listed one by one; of more, those whose names begin alike together
+_BEGINNINGS = 256
 
 Result = TypeVar("Result")
 _Lister = Callable[..., Listed]
@@ -214,9 +216,15 @@ def _in_bucket(fs: Any, path: str, root: str, files: _Lister, left_out: LeftOut)
     """A folder of a bucket, its own folders side by side; None where nothing is there."""
     folders: list[str] = []
     parts = [files(root, buckets.objects(fs, f"{path}/", folders), left_out)]
-    if folders:
+    starts = folders if len(folders) <= _FOLDERS else buckets.beginnings(folders, _BEGINNINGS)
+
+    def below(start: str) -> Listed:
+        found = buckets.objects(fs, start)  # files beside the folders may begin alike, and are there already
+        return files(root, (entry for entry in found if "/" in entry[0][len(path) + 1 :]), left_out)
+
+    if starts:
         with ThreadPoolExecutor(_AT_ONCE, "pti-scan") as pool:
-            parts += pool.map(lambda folder: files(root, buckets.objects(fs, folder), left_out), folders)
+            parts += pool.map(below, starts)
     found = Listed.of(parts)
     return found if folders or len(found.images) or found.files or found.others or "/" not in path else None
 
