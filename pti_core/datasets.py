@@ -41,6 +41,7 @@ LISTING: Final = pa.schema(
 """What `scan` returns."""
 
 _AT_ONCE = 16  # archives on a network that are listed at the same time
+_NAMED = 5  # files that a message names
 _SLICE = 1 << 20  # rows; a column of plain strings ends at 2 GB
 
 
@@ -146,13 +147,28 @@ def _find(dataset: str, options: Mapping[str, Any], without: str | None, column:
 def _of_all(list_one: Callable[[Container], Result], chosen: list[Container]) -> list[Result]:
     """Containers on a network are listed side by side."""
 
-    def listed(file: Container) -> Result:
-        return persistent(file.url, lambda: list_one(file))
+    def listed(file: Container) -> Result | DatasetError:
+        try:
+            return persistent(file.url, lambda: list_one(file))
+        except DatasetError as error:
+            return error
 
     if len(chosen) == 1 or local_path(chosen[0].url) is not None:
-        return [listed(file) for file in chosen]
-    with ThreadPoolExecutor(_AT_ONCE, "pti-scan") as pool:
-        return list(pool.map(listed, chosen))
+        found = [listed(file) for file in chosen]
+    else:
+        with ThreadPoolExecutor(_AT_ONCE, "pti-scan") as pool:
+            found = list(pool.map(listed, chosen))
+    if errors := [one for one in found if isinstance(one, DatasetError)]:
+        raise errors[0] if len(errors) == 1 else DatasetError(_several(errors, len(chosen)))
+    return [one for one in found if not isinstance(one, DatasetError)]
+
+
+def _several(errors: list[DatasetError], files: int) -> str:
+    """The errors of several files as one sentence: what is wrong with the first, and each way out once."""
+    reasons, _, ways_out = zip(*(str(error).rpartition("; ") for error in errors[:_NAMED]), strict=True)
+    rest = f", and {len(errors) - _NAMED:,} more" if len(errors) > _NAMED else ""
+    ways = " or ".join(dict.fromkeys(ways_out))
+    return f"{len(errors):,} of {files:,} files cannot be listed: {', '.join(reasons)}{rest}; {ways}"
 
 
 def _prefixed(file: Container, part: Listed) -> Listed:

@@ -301,6 +301,23 @@ def test_damage(tmp_path: Path) -> None:
     assert "1 archive or Parquet file" in refused(tar(tmp_path / "none.tar", {}))
 
 
+def test_several_damaged_archives_are_named_at_once(tmp_path: Path) -> None:
+    whole = {i: tar(tmp_path / f"{i}.tar", {"a.png": b"-" * 600}) for i in range(10)}
+    whole[4].write_bytes(whole[4].read_bytes()[:800])
+    assert re.fullmatch(r"'\S+/4\.tar' is no whole tar archive \(.*\); fetch or make it again", refused(tmp_path))
+    for i in (7, 9):
+        whole[i].write_bytes(b"<html>" * 200)
+    message = refused(tmp_path)
+    each = ", ".join(rf"'\S+/{i}\.tar' is no whole tar archive \([^;]*\)" for i in (4, 7, 9))
+    assert re.fullmatch(rf"3 of 10 files cannot be listed: {each}; fetch or make it again", message)
+    fs = fsspec.filesystem("memory")
+    fs.pipe({f"/damaged/{i}.tar": path.read_bytes()[: None if i == 3 else 800] for i, path in whole.items()})
+    message = refused("memory://damaged")
+    assert message.startswith("9 of 10 files cannot be listed: 'memory:///damaged/0.tar' is")
+    assert message.endswith("), and 4 more; fetch or make it again")
+    assert message.count("is no whole tar archive") == 5
+
+
 def test_two_files_of_one_name(tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "twice.tar", "w") as archive, zipfile.ZipFile(tmp_path / "twice.zip", "w") as other:
         for name in ("a.png", "b.png", "a.png"):
