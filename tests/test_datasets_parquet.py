@@ -174,6 +174,30 @@ def test_null_images_are_empty_and_cost_themselves_only(tmp_path: Path) -> None:
     assert list(contents(write(tmp_path / "b.parquet", image=[None, b"2"])).values()) == [b"", b"2"]
 
 
+def test_a_file_without_rows_says_nothing(tmp_path: Path) -> None:
+    write(tmp_path / "1.parquet", image=column(["a.png", "b.png"]), key=["a", "b"])
+    for i, empty in enumerate(({}, {"image": pa.nulls(0)}, {"x": pa.array([], pa.binary()), "y": pa.nulls(0)})):
+        write(tmp_path / f"2{i}.parquet", **empty)
+    assert contents(tmp_path) == {"a.png": IMAGES[0], "b.png": IMAGES[1]}
+    assert "holds no image (3 archive or Parquet files)" in refused(tmp_path / "2*.parquet")
+
+
+def test_a_column_without_values_is_what_it_is_in_other_files(tmp_path: Path) -> None:
+    """As pandas writes one: without a type."""
+    write(tmp_path / "1.parquet", image=IMAGES[:2], mask=[b"m", b"m"], key=["a", "b"])
+    write(tmp_path / "2.parquet", image=pa.nulls(2), mask=[b"m", b"m"], note=pa.nulls(2), key=["c", "d"])
+    write(tmp_path / "3.parquet", image=pa.nulls(1), key=["e"])
+    expected = {"a": IMAGES[0], "b": IMAGES[1], "c": b"", "d": b"", "e": b""}
+    assert contents(tmp_path) == contents(f"parquet://image::{tmp_path}/*.parquet") == expected
+    assert [row["bytes"] for row in rows(tmp_path)][2:] == [0, 0, 0]
+    assert set(contents(tmp_path / "2.parquet").values()) == {b"m"}  # where no other file tells
+    assert "there are: key, mask, note" in refused(tmp_path, group_by="column:note")
+    none = refused(tmp_path / "3.parquet")
+    assert "no column with images among 'image', 'key' (bytes or struct{bytes, path} expected); name the files" in none
+    write(tmp_path / "4.parquet", image=column(["p.png"]), key=["f"])  # with paths, which those without values have not
+    assert list(contents(tmp_path)) == ["a", "b", "c", "d", "e", "f"]
+
+
 def test_damage(tmp_path: Path) -> None:
     path = write(tmp_path / "a.parquet", image=[os.urandom(1000) for _ in range(20)])
     found, whole = rows(path), path.read_bytes()

@@ -6,7 +6,7 @@ Here they are listed; `parquet_rows` reads a row by its address.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pti_core.sources.base import Container, DatasetError, Listed, joined, quoted, table, text
+from pti_core.sources.base import LISTED, Container, DatasetError, Listed, joined, quoted, table, text
 from pti_core.sources.groups import label
 from pti_core.sources.parquet_rows import id_place, ids_in, leaf, row_counts, sizes, small_column, source
 
@@ -36,30 +36,39 @@ class Rows:
     """What the footer and the small columns of one file say."""
 
     file: Container
-    image: str  # the column that holds the images
+    image: str  # the column that holds the images; empty where only other files may tell
     listed: pa.Table  # as `LISTED`, with numbers for names and addresses
     ids: dict[str, pa.ChunkedArray]  # what may be the image_id, by where it stands; each without nulls
-    fields: set[str]  # columns that `group_by` may name
+    columns: list[str]  # all there are
+    there: list[str]  # those of bytes
+    nulls: list[str]  # those without any value, and so without a type
 
 
 def listing(file: Container, column: str | None = None) -> Rows:
     """The rows of a file. `column`: what `label` holds. No image is read.
 
     `bytes` is a row's share of its row group, since a file does not tell the sizes of its rows. DatasetError for a
-    damaged file, and where it is not clear which column holds the images.
+    damaged file, and where it is not clear which column holds the images. A file without rows may have any columns, and
+    what a column without values would hold is settled by `named`.
     """
     try:
         content = pq.ParquetFile(source(file.url, file.options))
         with content:
-            image = _image_column(file, content.schema_arrow)
+            schema = content.schema_arrow
             number = _numbers(content.metadata.num_rows)
-            columns = {"name": number, "uri": number, "bytes": _shares(content, image)}
+            if not len(number):
+                return Rows(file, "", LISTED.empty_table(), {}, [], [], [])
+            there = [f.name for f in schema if _is_bytes(f.type)]
+            nulls = [f.name for f in schema if pa.types.is_null(f.type)]
+            image = _image_column(file, schema.names, there, unsure=bool(nulls))
+            shares = _shares(content, image) if image else pa.repeat(0, len(number))
+            columns = {"name": number, "uri": number, "bytes": shares}
             columns["etag"] = pa.repeat(pa.scalar(file.etag, pa.large_string()), len(number))
             if column:
                 columns["label"] = _labels(file, content, column)
             places = {name: id_place(image, name) for name in ("path", *IDS)}
             ids = {name: found for name, place in places.items() if (found := ids_in(content, place)) is not None}
-            return Rows(file, image, table(columns), ids, set(content.schema_arrow.names) - {image})
+            return Rows(file, image, table(columns), ids, schema.names, there, nulls)
     except (pa.ArrowException, UnicodeError) as error:
         reason = " ".join(str(error).split())
         raise DatasetError(f"{file.url!r} is no whole Parquet file ({reason}); fetch or make it again") from error
@@ -70,8 +79,9 @@ def named(files: Sequence[Rows]) -> Listed:
 
     A name is the first of the image's own path and the columns `IDS` that is in every file, as names that may be shown,
     and differs in all rows, or in the rows of each file: then the file's name goes before. Else it is the file's name
-    and the number of the row.
+    and the number of the row. DatasetError where even all files together do not tell which column holds the images.
     """
+    files = _settled([rows for rows in files if len(rows.listed)])
     names = [joined(f"{rows.file.stem}/", pc.utf8_lpad(rows.listed["name"], 6, "0")) for rows in files]
     field = None
     for place in ("path", *IDS):
@@ -88,8 +98,24 @@ def named(files: Sequence[Rows]) -> Listed:
     parts = []
     for rows, name in zip(files, names, strict=True):
         listed = rows.listed.set_column(0, "name", name).set_column(1, "uri", _addresses(rows, field))
-        parts.append(Listed(listed, fields=rows.fields))
+        parts.append(Listed(listed, fields={*rows.columns} - {rows.image}))
     return Listed.of(parts)
+
+
+def _settled(files: Sequence[Rows]) -> list[Rows]:
+    """A column without any value in one file is one of images if it is in another: pandas writes it without a type."""
+    known = {name for rows in files for name in rows.there}
+    settled = []
+    for rows in files:
+        if rows.nulls:
+            there = [name for name in rows.columns if name in rows.there or (name in rows.nulls and name in known)]
+            image = _image_column(rows.file, rows.columns, there)
+            if image != rows.image:  # it has no values, and so no paths
+                sizes = rows.listed.schema.get_field_index("bytes"), "bytes", pa.repeat(0, len(rows.listed))
+                ids = {name: ids for name, ids in rows.ids.items() if name != "path"}
+                rows = replace(rows, image=image, listed=rows.listed.set_column(*sizes), ids=ids)
+        settled.append(rows)
+    return settled
 
 
 def _addresses(rows: Rows, field: str | None) -> Any:
@@ -101,9 +127,13 @@ def _addresses(rows: Rows, field: str | None) -> Any:
     return joined(head, f"{field}=", ids, "!", row, f"::{rows.file.url}")
 
 
-def _image_column(file: Container, schema: pa.Schema) -> str:
-    """The column that holds the images."""
-    there = [f.name for f in schema if _is_bytes(f.type)]
+def _image_column(file: Container, columns: Sequence[str], there: list[str], unsure: bool = False) -> str:
+    """The column that holds the images, of `there`; where other files may tell better (`unsure`) perhaps none."""
+    if unsure:
+        try:
+            return _image_column(file, columns, there)
+        except DatasetError:
+            return ""
     if file.inside:
         if file.inside not in there:
             raise DatasetError(f"{file.url!r}: no column {file.inside!r} with images; there are {_words(there)}")
@@ -118,8 +148,9 @@ def _image_column(file: Container, schema: pa.Schema) -> str:
             there = found
             break
     if not there:
-        expected = "a column of bytes or struct{bytes, path} expected"
-        raise DatasetError(f"{file.url!r}: no column with images among {_words(schema.names)}; {expected}")
+        way_out = "name the files that have one by a pattern such as 'train-*.parquet'"
+        expected = f"(bytes or struct{{bytes, path}} expected); {way_out}"
+        raise DatasetError(f"{file.url!r}: no column with images among {_words(columns)} {expected}")
     way_out = f"choose one by parquet://{there[0]}::{file.url}"
     raise DatasetError(f"{file.url!r}: columns {_words(there)} may all hold the images; {way_out}")
 
