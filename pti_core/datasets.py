@@ -165,10 +165,12 @@ def _of_all(list_one: Callable[[Container], Result], chosen: list[Container]) ->
 
 def _several(errors: list[DatasetError], files: int) -> str:
     """The errors of several files as one sentence: what is wrong with the first, and each way out once."""
-    reasons, _, ways_out = zip(*(str(error).rpartition("; ") for error in errors[:_NAMED]), strict=True)
+    parts = [str(error).rpartition("; ") for error in errors[:_NAMED]]
+    reasons = ", ".join(reason or all_of_it for reason, _, all_of_it in parts)
     rest = f", and {len(errors) - _NAMED:,} more" if len(errors) > _NAMED else ""
-    ways = " or ".join(dict.fromkeys(ways_out))
-    return f"{len(errors):,} of {files:,} files cannot be listed: {', '.join(reasons)}{rest}; {ways}"
+    ways_out = " or ".join(dict.fromkeys(way for reason, _, way in parts if reason))
+    found = f"{len(errors):,} of {files:,} files cannot be listed: {reasons}{rest}"
+    return f"{found}; {ways_out}" if ways_out else found
 
 
 def _prefixed(file: Container, part: Listed) -> Listed:
