@@ -54,7 +54,7 @@ def test_a_weekly_schedule_that_ships_inactive_and_extends(name):
     assert schedule["active"] is False
     assert schedule["cron"].split()[-1] == "0"
     assert flow_of(deployment).validate_parameters(deployment["parameters"] | schedule["parameters"])
-    assert schedule["parameters"] == {"existing": "extend"}
+    assert schedule["parameters"] == {"existing": "extend", "retry_rejects": True}
 
 
 def test_what_needs_a_gpu_has_a_pool_of_its_own():

@@ -102,7 +102,7 @@ def test_deployed_as_prefect_yaml_says(server, name):
     deployed = server.deployment(name)
     (schedule,) = deployed["schedules"]
     assert schedule["active"] is False
-    assert schedule["parameters"] == {"existing": "extend"}
+    assert schedule["parameters"] == {"existing": "extend", "retry_rejects": True}
     assert deployed["global_concurrency_limit"]["limit"] == 1
     assert deployed["concurrency_options"]["collision_strategy"] == "ENQUEUE"
     assert deployed["work_pool_name"] == {"demo": "pti-cpu", "ffhq": "pti-gpu"}[name]
@@ -127,7 +127,8 @@ def test_a_schedule_adds_what_is_new_in_the_data_set_and_does_nothing_twice(serv
 
     deployment = server.deployment("demo")["id"]
     every = {"interval": 20, "anchor_date": datetime.now(UTC).isoformat()}
-    schedule = {"schedule": every, "active": True, "parameters": parameters | {"existing": "extend"}}
+    weekly = {"existing": "extend", "retry_rejects": True}
+    schedule = {"schedule": every, "active": True, "parameters": parameters | weekly}
     (created,) = server.api("POST", f"deployments/{deployment}/schedules", [schedule])
     try:
         ended = server.wait(server.scheduled(deployment, 2))
