@@ -4,30 +4,30 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, Literal
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from pti_core.addresses import canonical, redact, refusal
+from pti_core.beside import remarks_on_others
 from pti_core.config import RunConfig
 from pti_core.datasets import DatasetError, read_bytes, scan
 from pti_core.encoder.files import LoadedEncoder
-from pti_core.encoder.kept import encoder_of_config, encoder_of_job, keep_encoder
+from pti_core.encoder.kept import encoder_of_job, keep_encoder
 from pti_core.extension import Changes, changes, extension
 from pti_core.generators.cache import FETCHABLE_NAMES
 from pti_core.generators.checkpoints import ALIASES, BUILT_IN, LoadedGenerator
+from pti_core.group_sizes import remarks_on_groups
 from pti_core.known_runs import RunError, left_unfrozen, lost_config, lost_results
 from pti_core.runs import Run, load_run, loaded_now
 from pti_core.status import others_at_work
 from pti_core.store import Store, run_id
 from pti_core.tables import assign_shards
 from pti_core.tuning import tuned_names
-from pti_core.words import counted
 
 Existing = Literal["resume", "extend", "overwrite"]
 
@@ -70,6 +70,7 @@ def freeze(
     if group_by is not None and config.mode != "multi":
         way = "add --mode multi (mode=multi)"
         raise RunError(f"group_by {group_by!r}: only in mode 'multi' do groups share a generator; {way}")
+    asked_groups = group_by is not None
     if config.mode == "multi":
         group_by = group_by or "folder"
     store.check_writable()
@@ -103,8 +104,8 @@ def freeze(
         _check_readable(inputs, dataset)
         manifest = assign_shards(inputs, shard_size)
         sha256 = encoder.sha256 if encoder else None
-        beside = _beside(store, config, dataset, found.sha256, sha256) if not known else []
-        beside += _alone(inputs, group_by)
+        beside = remarks_on_others(store, config, dataset, found.sha256, sha256) if not known else []
+        beside += remarks_on_groups(inputs, group_by, asked_groups)
         if known and (others := others_at_work(store, name, range(store.manifest(name).shards))):
             beside.append(others)
         ready()
@@ -123,7 +124,7 @@ def freeze(
         keep_encoder(store, found.sha256, encoder)  # runs of before have none in their root
     run = load_run(output, name)
     if known and existing == "extend":
-        remarks += _extend(run, changes(run, listing(), limit), shard_size, group_by)
+        remarks += _extend(run, changes(run, listing(), limit), shard_size, group_by, asked_groups)
     elif known and existing == "resume":
         remarks += _changed(run, lambda: changes(run, listing(), limit, LOOKED_AT))
     return replace(run, remarks=tuple(remarks))
@@ -197,7 +198,7 @@ def _check_readable(inputs: pa.Table, dataset: str) -> None:
         pass
 
 
-def _extend(run: Run, found: Changes, shard_size: int, group_by: str | None) -> list[str]:
+def _extend(run: Run, found: Changes, shard_size: int, group_by: str | None, asked_groups: bool) -> list[str]:
     """Append what is new or has changed as new shards; say what was done."""
     rows = extension(found, shard_size, run.manifest.shards)
     unread = (
@@ -206,12 +207,12 @@ def _extend(run: Run, found: Changes, shard_size: int, group_by: str | None) -> 
     left = [f"{unread} whether the content is another, and left out; extend again later"] if found.unread else []
     if not len(rows):
         return left
+    of_groups = remarks_on_groups(rows, group_by, asked_groups)
     first, last = run.manifest.shards, rows["shard"][-1].as_py()
     run.store.write_manifest(run.name, rows)
     del run.__dict__["manifest"]  # read again, now longer
     shards = f"shard {first}" if first == last else f"shards {first} to {last}"
-    remarks = [f"{found.counts()} appended as {shards}", *left]
-    remarks += _alone(rows, group_by)
+    remarks = [f"{found.counts()} appended as {shards}", *left, *of_groups]
     if found.grown:
         one = found.grown == 1
         remarks.append(
@@ -241,56 +242,3 @@ def _changed(run: Run, compare: Callable[[], Changes]) -> list[str]:
         gone = f"{found.gone} of this run's {run.manifest.rows} files {'is' if found.gone == 1 else 'are'}"
         remarks.append(f"{gone} gone from the data set")
     return remarks
-
-
-def _beside(
-    store: Store, config: RunConfig, dataset: str, generator_sha256: str, encoder_sha256: str | None
-) -> list[str]:
-    """That this is a new run although the same images were inverted here before, and by what it differs."""
-    best: tuple[int, str, list[str]] | None = None
-    for name in store.runs():
-        other = store.read_config(name)
-        if other.get("dataset") != redact(dataset):
-            continue
-        differs = _differences(other["config"], config.model_dump(mode="json"))
-        if other["generator"]["sha256"] != generator_sha256:
-            differs.insert(0, "another generator")
-        elif encoder_of_config(other) != encoder_sha256:
-            differs.insert(0, "another encoder" if encoder_sha256 else "no encoder")
-        if best is None or len(differs) < best[0]:
-            best = (len(differs), name, differs)
-    if best is None:
-        return []
-    _, name, differs = best
-    shown = ", ".join(differs[:3]) + (f" and {len(differs) - 3} more" if len(differs) > 3 else "")
-    return [f"a new run beside {name}, which stays as it is ({shown or 'another limit or other groups'})"]
-
-
-def _alone(inputs: pa.Table, group_by: str | None) -> list[str]:
-    """That groups of one image share nothing: of a folder without subfolders all are, say.
-
-    Nothing of groups by number, whose size was asked for: only the last can have fewer images.
-    """
-    if group_by is None or group_by.startswith("count:"):
-        return []
-    counts = pc.value_counts(inputs["group"]).field("counts")
-    alone = pc.sum(pc.equal(counts, 1)).as_py()
-    if not alone:
-        return []
-    have = "has one image and gets" if alone == 1 else "have one image and get"
-    whose = "its" if alone == 1 else "their"
-    return [
-        f"{alone} of {counted(len(counts), 'group')} {have} a generator of {whose} own; `--group-by folder`, "
-        "`column:NAME`, `regex:PATTERN` or `count:N` says who shares one"
-    ]
-
-
-def _differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """Settings that differ, as `tuning.steps 28, now 30`."""
-    found = []
-    for key in [key for key in new if key != "batch"]:
-        if isinstance(new[key], dict):
-            found += _differences(old.get(key) or {}, new[key], f"{prefix}{key}.")
-        elif old.get(key) != new[key]:
-            found.append(f"{prefix}{key} {old.get(key)}, now {new[key]}")
-    return found

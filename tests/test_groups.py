@@ -11,6 +11,7 @@ from pti_core.engine import Engine
 from pti_core.freezing import freeze
 from pti_core.images import to_float
 from pti_core.inversions import Inversion, Target
+from pti_core.known_runs import RunError
 from pti_core.presets import configure
 
 
@@ -45,8 +46,9 @@ def test_neither_the_order_of_images_in_a_group_nor_the_batch_changes_anything(t
 def begin(tmp_path, tiny_checkpoint):
     """A function that freezes a run of a folder in a mode, and gives its remarks."""
 
-    def remarks(folder, **more):
-        config = configure("demo", QUICK_SETTINGS | {"mode": more.pop("mode", "multi")})
+    def remarks(folder, preset="demo", **more):
+        settings = QUICK_SETTINGS if preset == "demo" else {}
+        config = configure(preset, settings | {"mode": more.pop("mode", "multi")})
         return freeze(str(folder), str(tmp_path / "out"), tiny_checkpoint, config, **more).remarks
 
     return remarks
@@ -76,3 +78,47 @@ def test_the_last_group_by_number_may_have_one_image(dataset, begin, pictures):
     remarks = begin(flat, group_by="count:2", existing="extend")
     assert remarks[0] == "1 new file is appended as shard 1"
     assert not [remark for remark in remarks if "one image" in remark]
+
+
+@pytest.fixture
+def crowd(dataset):
+    """A function that puts copies of a picture into a folder of the data set, up to so many."""
+    picture = (dataset(1) / "0.png").read_bytes()
+
+    def fill(folder, count):
+        folder.mkdir(parents=True, exist_ok=True)
+        for i in range(count):
+            (folder / f"{i}.png").write_bytes(picture)
+        return folder.parent
+
+    return fill
+
+
+def test_a_large_group_is_told_with_its_size(begin, crowd, tmp_path):
+    data = crowd(tmp_path / "set/anna", 64)
+    crowd(data / "ben", 2)
+    assert begin(data, "noop") == ()
+    crowd(data / "ben", 65)
+    (remark,) = begin(data, "noop", limit=1000)[1:]
+    assert remark.startswith(
+        "group 'ben' has 65 images, which share one generator and are held in memory together; `--"
+    )
+    crowd(data / "carl", 70)  # what is appended is looked at, and nothing else
+    remarks = begin(data, "noop", limit=1000, existing="extend")
+    assert [remark[:27] for remark in remarks] == ["70 new files are appended a", "group 'carl' has 70 images,"]
+
+
+def test_a_group_that_is_hardly_meant_has_to_be_asked_for(begin, crowd, tmp_path):
+    data = crowd(tmp_path / "set/anna", 1001)
+    says = (
+        r"^group 'anna' \(by folder, the default\) has 1,001 images, .* at most 1,000 expected; .*`folder` if it is all"
+    )
+    with pytest.raises(RunError, match=says):
+        begin(data, "noop")
+    assert not list((tmp_path / "out").rglob("*.*"))
+    assert begin(data, "noop", mode="single") == ()
+    assert [remark[:12] for remark in begin(data, "noop", group_by="folder")] == ["a new run be", "group 'anna'"]
+    crowd(data / "ben", 1001)
+    with pytest.raises(RunError, match="group 'ben'"):
+        begin(data, "noop", existing="extend")
+    assert len(begin(data, "noop", group_by="folder", existing="extend")) == 2
