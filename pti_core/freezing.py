@@ -13,7 +13,7 @@ from typing import Any, Final, Literal
 import pyarrow as pa
 
 from pti_core.addresses import canonical, redact, refusal
-from pti_core.beside import remarks_on_others
+from pti_core.beside import Job, check_extended, remarks_on_others
 from pti_core.config import RunConfig
 from pti_core.datasets import DatasetError, read_bytes, scan
 from pti_core.encoder.files import LoadedEncoder
@@ -56,7 +56,8 @@ def freeze(
     The name is the first 12 hex digits of the digest of config, data set, limit, groups and generator, so that the
     same job resumes and a changed job makes a new run beside the old one. A run that is found again keeps its list of
     inputs (`resume`), gets new and changed files of the data set as new shards (`extend`), or is made anew
-    (`overwrite`). Whoever overwrites may say who they are (`by`, a flow run's id): the second time they resume.
+    (`overwrite`). `extend` makes a new run where there is none to extend, but not beside one that only settings or the
+    encoder tell from it. Whoever overwrites may say who they are (`by`, a flow run's id): the second time they resume.
     `ready` is called before anything of a new run is written: where it raises, there is none, and an old one stays.
     `remarks` of the result says what a person may want to know about it.
 
@@ -97,14 +98,16 @@ def freeze(
 
     if not known and existing != "overwrite" and lost_results(store, name):
         raise RunError(lost_config(store, name))
+    job = Job(dataset, limit, group_by, found.sha256, encoder.sha256 if encoder else None, config)
+    if not known and existing == "extend":
+        check_extended(store, job)
     remarks: list[str] = []
     if not known or existing == "overwrite":
         # The inputs are listed first: where that fails, nothing is lost.
         inputs = listing(limit)
         _check_readable(inputs, dataset)
         manifest = assign_shards(inputs, shard_size)
-        sha256 = encoder.sha256 if encoder else None
-        beside = remarks_on_others(store, config, dataset, found.sha256, sha256) if not known else []
+        beside = remarks_on_others(store, job) if not known else []
         beside += remarks_on_groups(inputs, group_by, asked_groups)
         if known and (others := others_at_work(store, name, range(store.manifest(name).shards))):
             beside.append(others)

@@ -40,8 +40,9 @@ range, is one sentence before any work begins. A deployment takes the same as it
 `{"tuning.steps": 200}`. `mode`, `seed` and `image.convert` have options of their own too (`--mode`, `--seed`,
 `--convert`); where both are given, `--set` wins.
 
-All but `batch` decide results, and so the name of a run: with another value a new run begins beside the old one. A run
-keeps the `batch` that it began with, or got by `--overwrite`.
+All but `batch` decide results, and so the name of a run: with another value a new run begins beside the old one,
+but `--extend` is refused where only settings tell it from a run that is there. A run keeps the `batch` that it began
+with, or got by `--overwrite`.
 [speed.md](speed.md) says what the values of `fast` and `demo` bring, [paper.md](paper.md) how `paper` differs from the
 authors' program. A test keeps this page as the code is; what writes it anew:
 

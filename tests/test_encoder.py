@@ -268,6 +268,11 @@ def test_a_run_records_its_encoder_and_another_encoder_is_another_run(
     path = save_encoder(trained.encoder, loaded.sha256, {})
     with_it = frozen(data, out, tiny_checkpoint)
     assert with_it.name != without.name
+    save_encoder(trained.encoder, loaded.sha256, {"note": "a third one"})
+    says = rf"but another encoder \({with_it.encoder_sha256[:12]}…, now .*or go on with that one by the encoder that it"
+    with pytest.raises(RunError, match=says):
+        freeze(str(data), str(out), tiny_checkpoint, with_it.config, existing="extend")
+    save_encoder(trained.encoder, loaded.sha256, {})
     assert any("another encoder" in remark for remark in with_it.remarks)
     content = with_it.store.read_config(with_it.name)
     assert content["encoder"]["sha256"] == with_it.encoder_sha256 == read_encoder(path, loaded).sha256

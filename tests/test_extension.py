@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import re
 import tarfile
@@ -15,6 +16,7 @@ from conftest import QUICK_SETTINGS
 from PIL import Image
 
 from pti_core.freezing import freeze
+from pti_core.generators.checkpoints import save_generator
 from pti_core.known_runs import RunError
 from pti_core.presets import configure
 from pti_core.shards import invert_shard, measure_shard
@@ -23,9 +25,9 @@ from pti_core.tables import schema, to_parquet
 
 @pytest.fixture
 def begin(tmp_path, tiny_checkpoint):
-    def freeze_into(dataset, preset="demo", settings=None, **options):
+    def freeze_into(dataset, preset="demo", settings=None, generator=tiny_checkpoint, **options):
         config = configure(preset, (QUICK_SETTINGS if preset == "demo" else {}) | (settings or {}))
-        return freeze(str(dataset), str(tmp_path / "out"), tiny_checkpoint, config, shard_size=2, **options)
+        return freeze(str(dataset), str(tmp_path / "out"), generator, config, shard_size=2, **options)
 
     return freeze_into
 
@@ -69,6 +71,36 @@ def test_new_and_changed_files_become_new_shards_and_what_was_done_stays(dataset
 def test_extend_of_a_run_that_was_never_made_makes_it(dataset, begin):
     run = begin(dataset(2), existing="extend")
     assert (run.pending(), run.manifest.rows) == ([0], 2)
+
+
+def test_extend_does_not_begin_anew_where_only_settings_differ(dataset, begin, tmp_path, tiny_generator):
+    folder, other = dataset(2), {"tuning.steps": 7, "measure.alphas": [20]}
+    first = begin(folder)
+    differs = r"run {} is of the same data set, .*, but tuning\.steps 5, now 7, measure\.alphas \[15\.0, 30\.0, 60\.0\]"
+    ways = r"do it once without --extend .* by --set tuning\.steps=5 --set measure\.alphas=\[15\.0,30\.0,60\.0\] \(set"
+    with pytest.raises(RunError, match=differs.format(first.name) + ".*" + ways):
+        begin(folder, settings=other, existing="extend")
+    assert first.store.runs() == [first.name]
+    begun = begin(folder, settings=other)
+    assert begin(folder, settings=other, existing="extend").name == begun.name
+    with pytest.raises(RunError, match=f"run {begun.name} .*, but tuning.steps 7, now 8; "):  # the nearest is named
+        begin(folder, settings=other | {"tuning.steps": 8}, existing="extend")
+    another = str(tmp_path / "another.safetensors")
+    save_generator(tiny_generator, another, {"note": "another file"})
+    for options in ({"preset": "noop"}, {"settings": {"mode": "multi"}}, {"limit": 1}, {"generator": another}):
+        assert begin(folder, **options, existing="extend").remarks[0].startswith("a new run beside")
+
+
+def test_a_run_of_another_version_is_named_without_settings_that_cannot_be_given(dataset, begin, tmp_path):
+    folder = dataset(1)
+    run = begin(folder, settings={"tuning.steps": 7})
+    path = tmp_path / "out/runs" / run.name / "config.json"
+    content = json.loads(path.read_text())
+    content["config"]["of_before"] = content["config"].pop("codec")
+    path.write_text(json.dumps(content))
+    says = "codec not there, now adaptive, tuning.steps 7, now 5, of_before adaptive, now not there; .* a new run$"
+    with pytest.raises(RunError, match=says):
+        begin(folder, existing="extend")
 
 
 def test_a_limit_holds_for_extensions_too(dataset, begin, pictures):
