@@ -38,6 +38,9 @@ LISTED_AGAIN: Final = 100_000
 LOOKED_AT: Final = 100
 """At most so many files of another size or date are read for that."""
 
+_listed_now: set[tuple[str, str]] = set()
+"""Runs, by name and time, that this process has frozen for a flow to come, which need not list the data set again."""
+
 
 def freeze(
     dataset: str,
@@ -57,7 +60,8 @@ def freeze(
     same job resumes and a changed job makes a new run beside the old one. A run that is found again keeps its list of
     inputs (`resume`), gets new and changed files of the data set as new shards (`extend`), or is made anew
     (`overwrite`). `extend` makes a new run where there is none to extend, but not beside one that only settings or the
-    encoder tell from it. Whoever overwrites may say who they are (`by`, a flow run's id): the second time they resume.
+    encoder tell from it. A flow says which of its runs it is (`by`): where that one has overwritten the run it
+    resumes it, and where this process has just made or extended the run for it, the data set is not listed again.
     `ready` is called before anything of a new run is written: where it raises, there is none, and an old one stays.
     `remarks` of the result says what a person may want to know about it.
 
@@ -126,10 +130,16 @@ def freeze(
     elif encoder is not None:
         keep_encoder(store, found.sha256, encoder)  # runs of before have none in their root
     run = load_run(output, name)
+    frozen = name, run.created
+    if by is None and (not known or existing != "resume"):
+        _listed_now.add(frozen)
     if known and existing == "extend":
         remarks += _extend(run, changes(run, listing(), limit), shard_size, group_by, asked_groups)
     elif known and existing == "resume":
-        remarks += _changed(run, lambda: changes(run, listing(), limit, LOOKED_AT))
+        if by is not None and frozen in _listed_now:
+            _listed_now.remove(frozen)
+        else:
+            remarks += _changed(run, lambda: changes(run, listing(), limit, LOOKED_AT))
     return replace(run, remarks=tuple(remarks))
 
 

@@ -200,6 +200,21 @@ def test_a_run_that_is_overwritten_twice_by_the_same_is_resumed(dataset, begin, 
     assert begin(folder, preset="noop", existing="overwrite").pending() == [0, 1]
 
 
+@pytest.mark.parametrize("existing", ["resume", "extend"])
+def test_the_flow_of_a_command_does_not_list_the_data_set_that_the_command_has_just_listed(
+    dataset, begin, pictures, existing
+):
+    folder = dataset(2)
+    if existing == "extend":
+        begin(folder, preset="noop", by="flow run 0")
+    begin(folder, preset="noop", existing=existing)
+    Image.fromarray(pictures[5]).save(folder / "9.png")
+    assert begin(folder, preset="noop", by="flow run 1").remarks == ()
+    for by in ("flow run 1", "flow run 2", None):
+        (remark,) = begin(folder, preset="noop", by=by).remarks
+        assert remark.startswith("1 new file is not in this run")
+
+
 def test_a_changed_configuration_makes_a_new_run_and_says_so(dataset, begin):
     folder = dataset(2)
     first = begin(folder)
