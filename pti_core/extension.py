@@ -1,15 +1,15 @@
 """What a data set has that a run has not: new files, and files that are no longer what was inverted.
 
 A changed file is another image: it is appended as `photo.png@2` and what was found for `photo.png` stays, so that no
-image has two rows and nothing that was paid for is lost. So is what comes to a group that the run has: it makes a group
-`anna@2`, with a generator of its own beside the one that `anna` has.
+image has two rows and nothing that was paid for is lost. Where only its address is another, nothing is.
+What comes to a group that the run has makes a group `anna@2`, with a generator of its own beside the one that `anna`
+has.
 """
 
 from __future__ import annotations
 
 import hashlib
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Final
@@ -18,13 +18,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pti_core import images
-from pti_core.addresses import lasting, row_in, split_chain
+from pti_core.addresses import lasting
+from pti_core.readdressed import as_listed, check_addresses, namesakes
 from pti_core.reading import read_bytes
 from pti_core.runs import Run
 from pti_core.tables import assign_shards
 
-_NUMBER: Final = re.compile(r"!\w+=[^!]*!(\d+)::")  # of a row in an address that has its id
-_NUMBERED: Final = re.compile(r"/\d{6,}$")  # an image_id that was made of a row's number
 _AT_ONCE: Final = 16  # files that are read at the same time
 _ANY_SIZE: Final = 16  # pixels: whether an image can be brought to one size says whether to all
 
@@ -36,6 +35,8 @@ class Changes:
     new: pa.Table  # rows of the listing, image_ids unique in the run
     changed: pa.Table  # with another content than was inverted
     gone: int  # inputs of the run that the data set has no more
+    first_gone: str = ""  # the image_id of one
+    moved: int = 0  # inputs of the run that the data set has at other addresses, as they were
     grown: int = 0  # groups of the run that have more images now
     sure: bool = True  # whether the content of changed ones was looked at; else it is their size or date that differs
     unread: int = 0  # files that look changed and could not be read to see whether they are
@@ -62,84 +63,72 @@ def changes(run: Run, listing: pa.Table, limit: int | None = None, most_read: in
     is neither the pivot's nor that of the image_id which it has in the listing: touching a file, making an archive
     anew, or changing a file before its shard read it, is no change. Nor is one of a file that was refused and still is,
     and of one that cannot be read (`unread`). Only files of finished shards count, since the others will be read as
-    they are then. More than `most_read` such files are not read, and the result is not `sure`.
+    they are then.
+
+    A file at a new address is read as well where its image_id is that of an input whose address is gone, as where a
+    data set was cut into other Parquet files: it has moved where its content is the same, and has changed otherwise.
+    More than `most_read` files are not read, and the result is not `sure`.
+
+    Raises RunError where all images have other addresses for a reason that the run should not follow.
     """
     frozen = run.manifest.table(["image_id", "uri", "group", "shard", "bytes", "etag"])
     listed = [lasting(uri) for uri in listing["uri"].to_pylist()]
-    uris = _as_listed(frozen, listing, listed)
+    uris = as_listed(frozen, listing, listed)
+    check_addresses(run.name, uris, listed)
     last = dict(zip(uris, range(len(uris)), strict=True))  # the last row of an address is its newest version
     unfinished = set(run.pending())
     shard, size, etag = frozen["shard"].to_pylist(), frozen["bytes"].to_pylist(), frozen["etag"].to_pylist()
-    new, changed, unread = [], [], 0
+    name, called = frozen["image_id"].to_pylist(), listing["image_id"].to_pylist()
+    gone = last.keys() - set(listed)
+    moved_from = namesakes(name, uris, gone)
+    new, changed, moved, unread = [], [], 0, 0
+
+    def known(i: int) -> list[int]:
+        """The rows of the run that a listed one is or may be, the newest first."""
+        return [last[listed[i]]] if listed[i] in last else moved_from.get(called[i], [])
+
     for i, (uri, bytes_, tag) in enumerate(
         zip(listed, listing["bytes"].to_pylist(), listing["etag"].to_pylist(), strict=True)
     ):
         row = last.get(uri)
         if row is None:
-            if limit is None or i < limit:
+            if called[i] in moved_from:
+                changed.append(i)
+                gone -= {uris[row] for row in known(i)}
+            elif limit is None or i < limit:
                 new.append(i)
         elif (size[row], etag[row]) != (bytes_, tag) and shard[row] not in unfinished:
             changed.append(i)
     sure = most_read is None or len(changed) <= most_read
     if sure and changed:
-        name = frozen["image_id"].to_pylist()
-        address, called = listing["uri"].to_pylist(), listing["image_id"].to_pylist()
+        address = listing["uri"].to_pylist()
         also = {called[i] for i in changed}
-        was = _inverted(
-            run,
-            {shard[last[listed[i]]] for i in changed}
-            | {number for own, number in zip(name, shard, strict=True) if own in also and number not in unfinished},
-        )
+        read = {shard[row] for i in changed for row in known(i)}
+        read |= {number for own, number in zip(name, shard, strict=True) if own in also}
+        was = _inverted(run, read - unfinished)
 
         def differs(i: int) -> bool | None:
-            image_id = name[last[listed[i]]]
-            return _differs(run, address[i], image_id, was.get(image_id), was.get(called[i]))
+            names = [name[row] for row in known(i)]
+            if shard[known(i)[0]] in unfinished:  # it has moved before its shard has read it, and is not there any more
+                return True
+            return _differs(run, address[i], names[0], *map(was.get, [*names, called[i]]))
 
         with ThreadPoolExecutor(_AT_ONCE, "pti-changed") as pool:
             found = list(pool.map(differs, changed))
         unread = found.count(None)
+        moved = sum(other is False and listed[i] not in last for i, other in zip(changed, found, strict=True))
         changed = [i for i, other in zip(changed, found, strict=True) if other]
-    gone = len(last.keys() - set(listed))
-    taken, groups = set(frozen["image_id"].to_pylist()), set(frozen["group"].to_pylist())
-    known: dict[str, str] = {}
+    first_gone = next((own for own, uri in zip(name, uris, strict=True) if uri in gone), "")
+    taken, groups = set(name), set(frozen["group"].to_pylist())
+    grown: dict[str, str] = {}
     if run.config.mode == "multi":
         used = groups | set(listing["group"].to_pylist())
         for group in pc.unique(listing.take(pa.array(new + changed, pa.int64()))["group"]).to_pylist():
             if group in groups - taken:  # what is called as an image is named with it
-                known[group] = _free(group, used)
-                used.add(known[group])
-    added, renewed = (_named(listing, rows, taken, known) for rows in (new, changed))
-    return Changes(added, renewed, gone, len(known), sure, unread)
-
-
-def _as_listed(frozen: pa.Table, listing: pa.Table, listed: Sequence[str]) -> list[str]:
-    """The lasting addresses of a run's inputs: what it has by the number of a row as the listing has it by its id.
-
-    Runs of before knew all rows of Parquet by their numbers, and by names made of them where ids were categorical.
-    """
-    uris = [lasting(uri) for uri in frozen["uri"].to_pylist()]
-    old = [i for i, uri in enumerate(uris) if _by_number(uri)]
-    if not old:
-        return uris
-    file = re.compile(r"^parquet://.*?::", re.DOTALL)
-    with_id = [i for i, uri in enumerate(listed) if uri.startswith("parquet://") and not _by_number(uri)]
-    names, places = listing["image_id"].to_pylist(), listing["uri"].to_pylist()
-    known = {(names[i], file.sub("", listed[i])): listed[i] for i in with_id}
-    numbered = {_NUMBER.sub(r"!\1::", places[i], count=1): listed[i] for i in with_id}
-    own = frozen["image_id"].to_pylist()
-    for i in old:
-        where = file.sub("", uris[i])
-        first = re.sub(r"@\d+$", "", own[i])  # of which it is a newer version, unless an image is so named
-        by_name = known.get((own[i], where)) or known.get((first, where))
-        uris[i] = by_name or (numbered.get(uris[i]) if _NUMBERED.search(first) else None) or uris[i]
-    return uris
-
-
-def _by_number(uri: str) -> bool:
-    """Whether this is a row of Parquet without an id."""
-    chain = split_chain(uri) if uri.startswith("parquet://") else None
-    row = row_in(chain[0].removeprefix("parquet://")) if chain else None
-    return row is not None and row.field is None
+                grown[group] = _free(group, used)
+                used.add(grown[group])
+    added, renewed = (_named(listing, rows, taken, grown) for rows in (new, changed))
+    return Changes(added, renewed, len(gone), first_gone, moved, len(grown), sure, unread)
 
 
 def _inverted(run: Run, shards: set[int]) -> dict[str, str]:

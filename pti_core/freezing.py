@@ -28,6 +28,7 @@ from pti_core.status import others_at_work
 from pti_core.store import Store, run_id
 from pti_core.tables import assign_shards
 from pti_core.tuning import tuned_names
+from pti_core.words import counted
 
 Existing = Literal["resume", "extend", "overwrite"]
 
@@ -218,6 +219,12 @@ def _extend(run: Run, found: Changes, shard_size: int, group_by: str | None, ask
         f"{found.unread} {'file' if found.unread == 1 else 'files'} of another date or size could not be read to see"
     )
     left = [f"{unread} whether the content is another, and left out; extend again later"] if found.unread else []
+    if found.moved:
+        at = "is at another address now" if found.moved == 1 else "are at other addresses now"
+        left.append(f"{counted(found.moved, 'image')} {at}, with the same content, and not appended again")
+    if found.gone:
+        which = f"{found.first_gone!r}; it stays" if found.gone == 1 else f"{found.first_gone!r} first; they stay"
+        left.append(f"{_gone(run, found)}, {which} in the run")
     if not len(rows):
         return left
     of_groups = remarks_on_groups(rows, group_by, asked_groups)
@@ -246,12 +253,18 @@ def _changed(run: Run, compare: Callable[[], Changes]) -> list[str]:
         if run.pending():
             raise
         return ["the data set cannot be listed now"]
+    except RunError as error:  # it cannot be extended, but what is frozen can be done
+        return [str(error)]
     remarks = []
     if counts := found.counts():
         these = "it" if found.single else "them"
         adds = these if found.sure else f"{these}, but for those whose content is still the same"
         remarks.append(f"{counts} not in this run; `--extend` (existing=extend) adds {adds}")
     if found.gone:
-        gone = f"{found.gone} of this run's {run.manifest.rows} files {'is' if found.gone == 1 else 'are'}"
-        remarks.append(f"{gone} gone from the data set")
+        remarks.append(_gone(run, found))
     return remarks
+
+
+def _gone(run: Run, found: Changes) -> str:
+    these = f"{found.gone} of this run's {run.manifest.rows} files {'is' if found.gone == 1 else 'are'}"
+    return f"{these} gone from the data set"

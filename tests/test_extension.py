@@ -54,7 +54,8 @@ def test_new_and_changed_files_become_new_shards_and_what_was_done_stays(dataset
     (folder / "0.png").unlink()
     extended = begin(folder, existing="extend")
     assert extended.name == first.name
-    assert extended.remarks == ("1 new and 1 changed files are appended as shard 2",)
+    gone = "1 of this run's {} files is gone from the data set, '0.png'; it stays in the run"
+    assert extended.remarks == ("1 new and 1 changed files are appended as shard 2", gone.format(3))
     assert ids(extended) == ["0.png", "1.png", "2.png", "7.png", "1.png@2"]
     assert finish(extended) == [2]
     assert {p: p.stat().st_mtime_ns for p in before} == before
@@ -63,7 +64,7 @@ def test_new_and_changed_files_become_new_shards_and_what_was_done_stays(dataset
     assert pivots.loc["1.png", "uri"] == pivots.loc["1.png@2", "uri"]
     assert pivots.loc["1.png", "sha256"] != pivots.loc["1.png@2", "sha256"]
     again = begin(folder, existing="extend")
-    assert (again.remarks, again.pending(), again.manifest.rows) == ((), [], 5)
+    assert (again.remarks, again.pending(), again.manifest.rows) == ((gone.format(5),), [], 5)
     Image.fromarray(pictures[7]).save(folder / "1.png")
     assert ids(begin(folder, existing="extend"))[-1] == "1.png@3"
 
@@ -310,7 +311,8 @@ def test_a_row_more_anywhere_in_a_parquet_file_gives_one_new_image(begin, rows_o
     assert ids(extended) == ["a", "b", "c", "new", "c@2"]
     finish(extended)
     path = rows_of(("a", 0), ("b", 1), ("c", 2))  # as it was
-    assert begin(path, preset="noop", existing="extend").remarks == ()
+    (remark,) = begin(path, preset="noop", existing="extend").remarks
+    assert remark == "1 of this run's 5 files is gone from the data set, 'new'; it stays in the run"
 
 
 @pytest.mark.parametrize("by_names_of_numbers", [False, True])

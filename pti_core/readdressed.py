@@ -1,0 +1,119 @@
+"""Images that a data set has at other addresses than those at which a run knows them."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Final
+
+import pyarrow as pa
+
+from pti_core.addresses import lasting, redact, row_in, split_chain
+from pti_core.known_runs import RunError
+
+_NUMBER: Final = re.compile(r"!\w+=[^!]*!(\d+)::")  # of a row in an address that has its id
+_NUMBERED: Final = re.compile(r"/\d{6,}$")  # an image_id that was made of a row's number
+_VERSION: Final = re.compile(r"@\d+$")  # of a newer version in an image_id, unless an image is so named
+_CONTAINERS: Final = ("tar", "zip", "parquet")
+
+_Form = tuple[str, str | None]  # how rows of Parquet are told apart: the column of images, and the field with the id
+
+
+def as_listed(frozen: pa.Table, listing: pa.Table, listed: Sequence[str]) -> list[str]:
+    """The lasting addresses of a run's inputs: what it has by the number of a row as the listing has it by its id.
+
+    Runs of before knew all rows of Parquet by their numbers, and by names made of them where ids were categorical.
+    """
+    uris = [lasting(uri) for uri in frozen["uri"].to_pylist()]
+    old = [i for i, uri in enumerate(uris) if _by_number(uri)]
+    if not old:
+        return uris
+    file = re.compile(r"^parquet://.*?::", re.DOTALL)
+    with_id = [i for i, uri in enumerate(listed) if uri.startswith("parquet://") and not _by_number(uri)]
+    names, places = listing["image_id"].to_pylist(), listing["uri"].to_pylist()
+    known = {(names[i], file.sub("", listed[i])): listed[i] for i in with_id}
+    numbered = {_NUMBER.sub(r"!\1::", places[i], count=1): listed[i] for i in with_id}
+    own = frozen["image_id"].to_pylist()
+    for i in old:
+        where = file.sub("", uris[i])
+        first = _VERSION.sub("", own[i])
+        by_name = known.get((own[i], where)) or known.get((first, where))
+        uris[i] = by_name or (numbered.get(uris[i]) if _NUMBERED.search(first) else None) or uris[i]
+    return uris
+
+
+def namesakes(names: Sequence[str], uris: Sequence[str], gone: Collection[str]) -> dict[str, list[int]]:
+    """Rows of a run whose addresses are gone, by each name that they may have in a data set now; the newest first."""
+    found: dict[str, list[int]] = defaultdict(list)
+    if gone:
+        for row in range(len(uris) - 1, -1, -1):
+            if uris[row] in gone:
+                for name in {names[row], _VERSION.sub("", names[row])}:
+                    found[name].append(row)
+    return found
+
+
+def check_addresses(run: str, uris: Collection[str], listed: Collection[str]) -> None:
+    """Raise RunError where a data set gives its images other kinds of addresses than when the run was frozen.
+
+    All of them would be new then. `uris` and `listed`: lasting addresses of the run and of the data set.
+    """
+    there, known = set(listed), set(uris)
+    if known.isdisjoint(there) and not any(map(_is_member, listed)) and all(map(_is_member, uris)):
+        raise RunError(
+            f"run {run}: its images are in archives or Parquet files, and the data set has pictures of its own now "
+            f"({redact(next(iter(listed)))!r}, say), beside which no archive is read; move these pictures elsewhere to "
+            "go on, or begin a new run of them with another --output"
+        )
+    if any(uri.startswith("parquet://") for uri in known - there):
+        _check_forms(run, _forms(uris), _forms(listed))
+
+
+def _check_forms(run: str, before: Mapping[str, set[_Form]], now: Mapping[str, set[_Form]]) -> None:
+    """Of the files that both have: which rows are told apart otherwise now, by another column or by their numbers."""
+    for file, forms in before.items():
+        if not forms.isdisjoint(now.get(file, forms)):
+            continue
+        (old, new), added = (_in_words(min(some, key=str)) for some in (forms, now[file])), now.keys() - before.keys()
+        since = f" ({redact(min(added))!r} is new beside it)" if added else ""
+        raise RunError(
+            f"run {run}: it knows the images in {redact(file)!r} by {old}, and the data set lists them by {new} now"
+            f"{since}, so that all would be inverted again; make the files as they were (a column counts where every "
+            "file has it, without nulls and repeated values), or begin a new run with another --output"
+        )
+
+
+def _forms(uris: Iterable[str]) -> dict[str, set[_Form]]:
+    """How the rows of each Parquet file are told apart."""
+    found: dict[str, set[_Form]] = defaultdict(set)
+    for uri in uris:
+        chain = split_chain(uri) if uri.startswith("parquet://") else None
+        if chain and (form := _form(chain[0])):
+            found[chain[1]].add(form)
+    return dict(found)
+
+
+def _form(head: str) -> _Form | None:
+    """Of the first part of an address, whose row may have been taken out."""
+    inside = head.removeprefix("parquet://")
+    row = row_in(inside) or row_in(f"{inside}!0")
+    return (row.column, row.field) if row else None
+
+
+def _in_words(form: _Form) -> str:
+    column, field = form
+    by = {None: "the numbers of rows", "path": "their own paths"}.get(field, f"column {field!r}")
+    return f"{by} (images of column {column!r})"
+
+
+def _by_number(uri: str) -> bool:
+    """Whether this is a row of Parquet without an id."""
+    chain = split_chain(uri) if uri.startswith("parquet://") else None
+    row = row_in(chain[0].removeprefix("parquet://")) if chain else None
+    return row is not None and row.field is None
+
+
+def _is_member(uri: str) -> bool:
+    """Whether this is in an archive or a Parquet file."""
+    return uri.startswith(tuple(f"{kind}://" for kind in _CONTAINERS)) and split_chain(uri) is not None
