@@ -23,6 +23,7 @@ from pti_core.reading import DEMO_FOLDER, DEMO_URL, persistent, read_bytes
 from pti_core.sources import files, parquet, tars, zips
 from pti_core.sources.base import EXTENSIONS, Container, DatasetError, Listed, images_in, joined, table, text
 from pti_core.sources.groups import Grouping
+from pti_core.sources.told import left_out, nothing_found
 
 __all__ = ["DEMO", "DEMO_FOLDER", "EXTENSIONS", "LISTING", "DatasetError", "inputs_digest", "natural_key"]
 __all__ += ["read_bytes", "redact", "scan"]
@@ -51,6 +52,7 @@ def scan(
     group_by: str | None = None,
     storage_options: dict[str, Any] | None = None,
     without: str | None = None,
+    note: Callable[[str], object] = lambda remark: None,
 ) -> pa.Table:
     """List the images of a dataset as `LISTING`, the first `limit` of them.
 
@@ -63,7 +65,7 @@ def scan(
     `regex:PATTERN` (what it captures of the image_id) or `count:N` (that many neighbours in the list); where an image
     has no such group, it is the image_id.
     `storage_options` go to the file system; credentials are better left to the environment. `without` is a folder
-    whose files are left out: the output, where it lies in the dataset.
+    whose files are left out: the output, where it lies in the dataset. `note` is told what a person may want to know.
 
     Raises DatasetError where nothing usable is found, with the reason, and for an address that holds a secret.
     """
@@ -75,18 +77,22 @@ def scan(
         raise DatasetError(refused)
     grouping = Grouping.parse(group_by)
     in_order = False
+    remarks: list[str] = []
     if dataset == DEMO:
         found = _demo()
     else:
         options = storage_options or {}
-        found = _explained(dataset, options, lambda: _find(dataset, options, without, grouping.column))
+        found = _explained(dataset, options, lambda: _find(dataset, options, without, grouping.column, remarks))
         in_order = found.in_order
     if not len(found.images):
-        raise DatasetError(_nothing_found(dataset, found))
+        raise DatasetError(nothing_found(dataset, found))
     if grouping.column and not pc.any(pc.is_valid(found.images["label"])).as_py():
         there = ", ".join(sorted(found.fields)[:20]) or "none"
         raise DatasetError(f"group_by {group_by!r}: no image of dataset {redact(dataset)!r} has it; there are: {there}")
-    return _listing(dataset, found.images, grouping, in_order, limit)
+    listed = _listing(dataset, found.images, grouping, in_order, limit)
+    for remark in remarks:
+        note(remark)
+    return listed
 
 
 def inputs_digest(listing: pa.Table) -> str:
@@ -112,8 +118,10 @@ def _number_key(match: re.Match[str]) -> str:
     return f"\x02{chr(0x30 + min(len(digits), 0xD000))}{digits}"  # the more digits, the larger
 
 
-def _find(dataset: str, options: Mapping[str, Any], without: str | None, column: str | None) -> Listed:
-    """All images of a dataset."""
+def _find(
+    dataset: str, options: Mapping[str, Any], without: str | None, column: str | None, remarks: list[str]
+) -> Listed:
+    """All images of a dataset; what may be worth a remark is added to these."""
     address, inside, kind = canonical(dataset), "", None
     if (chain := split_chain(address)) and (head := chain[0].partition("://"))[0] in ("tar", "zip", "parquet"):
         (kind, _, inside), address = head, chain[1]
@@ -122,6 +130,7 @@ def _find(dataset: str, options: Mapping[str, Any], without: str | None, column:
     if kind is not None:
         chosen = found.files.get(kind, [])
     elif len(found.images):
+        remarks += left_out(dataset, found)
         return _labelled(found, address, options, column)
     else:
         kind, chosen = _one_kind(dataset, found.files)
@@ -284,12 +293,3 @@ def _why(error: Exception, options: Mapping[str, Any]) -> str:
         return f" cannot be listed: {short}"
     reason = " ".join(f"{type(error).__name__}: {text}".split())
     return f" cannot be listed ({reason}); check the address and credentials"
-
-
-def _nothing_found(dataset: str, found: Listed) -> str:
-    """What is there instead."""
-    containers = [file for kind in found.files.values() for file in kind]
-    hidden = found.others.pop("hidden", 0)
-    there = [f"{len(containers)} archive or Parquet file{'s' * (len(containers) > 1)}"] if containers else []
-    there += [f"{count} {kind}" for kind, count in found.others.most_common(5)] + [f"{hidden} hidden"] * (hidden > 0)
-    return f"dataset {redact(dataset)!r} holds no image ({', '.join(there) or 'no file'}); {files.LOOKED_FOR}"

@@ -98,8 +98,10 @@ def freeze(
     if known and existing == "overwrite" and by is not None and store.read_config(name).get("overwritten_by") == by:
         existing = "resume"  # the same flow run, tried again: what it has done since stays
 
+    noted: list[str] = []
+
     def listing(limit: int | None = None) -> pa.Table:
-        return scan(dataset, limit=limit, group_by=group_by, without=output)
+        return scan(dataset, limit=limit, group_by=group_by, without=output, note=noted.append)
 
     if not known and existing != "overwrite" and lost_results(store, name):
         raise RunError(lost_config(store, name))
@@ -127,7 +129,7 @@ def freeze(
         if by is not None and existing == "overwrite":
             content["overwritten_by"] = by
         store.write_config(name, content)
-        remarks += beside
+        remarks += [*beside, *noted]
     elif encoder is not None:
         keep_encoder(store, found.sha256, encoder)  # runs of before have none in their root
     run = load_run(output, name)
@@ -135,7 +137,7 @@ def freeze(
     if by is None and (not known or existing != "resume"):
         _listed_now.add(frozen)
     if known and existing == "extend":
-        remarks += _extend(run, changes(run, listing(), limit), shard_size, group_by, asked_groups)
+        remarks += [*_extend(run, changes(run, listing(), limit), shard_size, group_by, asked_groups), *noted]
     elif known and existing == "resume":
         if by is not None and frozen in _listed_now:
             _listed_now.remove(frozen)

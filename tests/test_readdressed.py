@@ -164,3 +164,24 @@ def test_pictures_beside_the_archives_of_a_run_are_refused(
     assert remark.startswith(f"run {run.name}: its images are in archives")
     stray.unlink()
     assert begin(folder, existing="extend").remarks == ()
+
+
+def test_archives_beside_pictures_are_told(begin: Any, pictures: list[Any], dataset: Any, tmp_path: Path) -> None:
+    folder = dataset(2)
+    (folder / "more").mkdir()
+    with tarfile.open(folder / "more/b.tar.gz", "w:gz") as tar:
+        tar.add(dataset(1, "packed"), ".")
+    run = begin(folder)
+    assert run.remarks == (
+        f"1 archive or Parquet file of dataset '{folder}' is left out, since there are pictures beside it (the first "
+        "is 'more/b.tar.gz'); name them by a pattern such as '*.tar.gz' to read them instead",
+    )
+    assert ids(run) == ["0.png", "1.png"]
+    assert begin(folder).remarks == ()  # once is enough
+    pq.write_table(pa.table({"image": [b""]}), folder / "a.parquet")
+    (folder / "new.png").write_bytes(encoded(pictures[3]))
+    (appended, remark) = begin(folder, existing="extend").remarks
+    assert appended == "1 new file is appended as shard 1"
+    assert remark.startswith("2 archive or Parquet files of dataset ")
+    assert remark.endswith("first is 'a.parquet'); name them by a pattern such as '*.parquet' to read them instead")
+    assert begin(f"{folder}/*/*.tar.gz").remarks == ()
