@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import platform
 import subprocess
@@ -52,7 +53,7 @@ def run_side(side: str, preset: str, args: argparse.Namespace, settings: dict[st
 
 
 def summary(sides: dict[str, dict[str, Any]]) -> pd.DataFrame:
-    """Medians over the images, a row a side; `times` are of the first one's images an hour."""
+    """Medians over the images, a row a side; `times` are of the plain loop's images an hour, empty without it."""
     lines = []
     for name, found in sides.items():
         rows = pd.DataFrame(found["rows"])
@@ -74,7 +75,8 @@ def summary(sides: dict[str, dict[str, Any]]) -> pd.DataFrame:
             }
         )
     table = pd.DataFrame(lines).set_index("side")
-    table.insert(2, "times", table["images an hour"] / table["images an hour"].iloc[0])
+    plain = [name for name in sides if name.startswith(PLAIN)]
+    table.insert(2, "times", table["images an hour"] / (table.loc[plain[0], "images an hour"] if plain else math.nan))
     return table
 
 
@@ -132,8 +134,9 @@ def machine(device: str) -> str:
 
 
 def about(args: argparse.Namespace) -> dict[str, str]:
-    """What sides must have in common to be compared, beside their images."""
-    return {"generator": args.generator, "machine": machine(args.device)}
+    """What sides must have in common to be compared."""
+    images = args.images if args.limit is None else f"the first {args.limit} of {args.images}"
+    return {"generator": args.generator, "images": images, "machine": machine(args.device)}
 
 
 def kept_from(path: Path, args: argparse.Namespace) -> dict[str, Any]:
@@ -141,8 +144,10 @@ def kept_from(path: Path, args: argparse.Namespace) -> dict[str, Any]:
     if not path.exists():
         raise ValueError(f"{path} does not exist, there is no plain loop to keep; leave out --again")
     kept: dict[str, Any] | None = json.loads(path.read_text()).get(PAPER)
-    if kept is None or kept.get("about") != about(args):
-        was = "; ".join((kept or {}).get("about", {}).values()) or "something unknown"
+    if kept is None:
+        raise ValueError(f"{path} has no plain loop to keep; leave out --again")
+    if kept.get("about") != about(args):
+        was = "; ".join(kept.get("about", {}).values()) or "something unknown"
         now = "; ".join(about(args).values())
         raise ValueError(f"the plain loop of {path} is of {was}, and not of {now}; leave out --again")
     return kept
@@ -164,7 +169,7 @@ def add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--images", default="demo")
     parser.add_argument("--generator", default="pocket")
     parser.add_argument("--limit", type=int, help="only the first images")
-    parser.add_argument("--device", default=best_device())
+    parser.add_argument("--device", help="default: as a run chooses it")
 
 
 def main() -> None:
@@ -176,11 +181,13 @@ def main() -> None:
     parser.add_argument(
         "--set", type=set_option, action="append", default=[], metavar="NAME=VALUE", help="of the engine"
     )
-    parser.add_argument("--output", type=Path, default=Path("out/bench"))
+    parser.add_argument("--output", type=Path, help="default: out/bench, or out/engine without the plain loop")
     plain = parser.add_mutually_exclusive_group()
     plain.add_argument("--again", action="store_true", help="keep the plain loop's rows of the last table there")
     plain.add_argument("--no-plain", action="store_true", help="leave out the plain loop, which takes most of the time")
     args = parser.parse_args()
+    args.device = args.device or best_device()
+    args.output = args.output or Path("out/engine" if args.no_plain else "out/bench")
     settings, last = dict(args.set), args.output / "bench.json"
     sides: dict[str, dict[str, Any]] = {}
     if args.again:

@@ -137,11 +137,12 @@ def main() -> None:
     """Parse the arguments, time, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--generator", default="pocket")
-    parser.add_argument("--device", default=best_device())
+    parser.add_argument("--device", help="default: as a run chooses it")
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--plain-malloc", action="store_true", help="one image, with malloc as it comes")
     args = parser.parse_args()
+    args.device = args.device or best_device()
     torch.set_num_threads(1)
     if args.plain_malloc:
         work = {ONE: works(args.generator, args.device, False)[ONE]}
