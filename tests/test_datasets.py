@@ -6,14 +6,12 @@ import os
 import zipfile
 from collections import namedtuple
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, ClassVar
+from typing import Any
 
 import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from fsspec.implementations.memory import MemoryFileSystem
 
 from pti_core.addresses import canonical
 from pti_core.datasets import (
@@ -156,39 +154,6 @@ def test_etag_and_digest_follow_the_file(folder: Path) -> None:
     assert changed == ["10.png"]
     assert inputs_digest(before) != inputs_digest(after)
     assert inputs_digest(before[:2]) != inputs_digest(before)
-
-
-class Told(MemoryFileSystem):
-    """A file system that tells of its files what a test says."""
-
-    protocol = "told"
-    cachable = False
-    about: ClassVar[dict[str, Any]] = {}
-
-    @classmethod
-    def _strip_protocol(cls, path: str) -> str:
-        return super()._strip_protocol(path.replace("told://", "memory://"))
-
-    def info(self, path: str, **options: Any) -> dict[str, Any]:
-        return super().info(path, **options) | self.about
-
-
-def test_a_checksum_of_the_content_goes_before_an_etag() -> None:
-    """With what gcsfs, adlfs and s3fs tell of a file; an etag of the first two changes with an object's metadata."""
-    fsspec.register_implementation("told", Told, clobber=True)
-    fsspec.filesystem("memory").pipe("/ds-told/1.png", b"1")
-
-    def etag(**about: Any) -> str:
-        Told.about = about
-        (entry,) = rows("told://ds-told/1.png")
-        return entry.etag
-
-    assert etag(etag="CJ/1", md5Hash="xMpC", crc32c="AAA=", generation="1") == "xMpC"
-    assert etag(etag="CJ/1", crc32c="AAA=") == "AAA="  # a composite object
-    for md5 in (b"\x01\xab", bytearray(b"\x01\xab"), "Aas="):
-        assert etag(etag='"0x8D"', content_settings=SimpleNamespace(content_md5=md5)) == "Aas="
-    assert etag(etag='"0x8D"', content_settings=SimpleNamespace(content_md5=None)) == "0x8D"
-    assert etag(ETag='"c4ca"', md5Hash="xMpC") == "c4ca"
 
 
 def test_archives(folder: Path, tmp_path: Path) -> None:

@@ -6,7 +6,6 @@ import functools
 import itertools
 import os
 import re
-from base64 import b64encode
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
@@ -29,9 +28,7 @@ from pti_core.sources.folders import KINDS, LeftOut, kind_of, size_and_time, wal
 
 LOOKED_FOR: Final = f"files named {' '.join(sorted(EXTENSIONS))} are looked for, or {' '.join(KINDS)} with images"
 
-# S3 and HTTP; GCS, where composite objects have the last one only; others. An etag of GCS or Azure also changes with
-# an object's metadata or storage class.
-_CHECKSUMS = ("ETag", "md5Hash", "content_md5", "md5", "checksum", "crc32c", "etag", "CRC")
+_CHECKSUMS = ("ETag", "etag", "md5Hash", "md5", "checksum", "crc32c", "CRC")  # S3, GCS, Azure, archives
 _MODIFIED = ("mtime", "LastModified", "last_modified", "updated", "modified", "date_time")
 _BRACES = re.compile(r"\{(?:(\d+)\.\.(\d+)|([^{}]*,[^{}]*))\}")
 _NO_BUCKET = ("s3://", "s3a://", "gs://", "gcs://")
@@ -282,9 +279,7 @@ def _size_and_etag(local: str | None, info: Mapping[str, Any]) -> tuple[int, str
         size, time = size_and_time(Path(local)) or (0, None)
         return size, f"{size}-{time or ''}"
     size = int(info.get("size") or 0)
-    if settings := info.get("content_settings"):  # adlfs keeps what Azure tells of the content in an object of its own
-        info = {**info, "content_md5": getattr(settings, "content_md5", None)}
     for key in _CHECKSUMS:
-        if value := info.get(key):
-            return size, b64encode(value).decode() if isinstance(value, bytes | bytearray) else str(value).strip('"')
+        if info.get(key):
+            return size, str(info[key]).strip('"')
     return size, f"{size}-{next((info[key] for key in _MODIFIED if info.get(key)), '')}"
