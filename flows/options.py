@@ -30,9 +30,7 @@ RunName = Annotated[str | None, typer.Option("--run", help="Name of a run; the n
 ShardsPerTask = Annotated[int, typer.Option(min=1, help="Shards that one task does.")]
 Runner = Annotated[RunnerKind, typer.Option(help="Where tasks run: here, or on a cluster.")]
 Address = Annotated[str | None, typer.Option(help="Of the Dask scheduler or the Ray head.")]
-Workers = Annotated[
-    int | None, typer.Option(min=1, help="Tasks at once; without: what cores or cluster have room for.")
-]
+Workers = Annotated[int | None, typer.Option(min=1, help="Tasks at once: 1 here, all that a cluster has room for.")]
 Resource = Annotated[
     list[str] | None, typer.Option(metavar="NAME=AMOUNT", help="What a task takes of a cluster's worker: GPU=1.")
 ]

@@ -66,8 +66,8 @@ def pti(
         shards_per_task: shards that one task does; more cost less.
         runner: where tasks run: in this process ('threads'), or on a Dask or Ray cluster.
         address: of the Dask scheduler or the Ray head; without one a cluster is started here.
-        workers: tasks that compute at once; by default what a cluster has room for; in threads 1 on a GPU, and on a
-            CPU as many as its cores need. In threads half as many more read ahead and write behind.
+        workers: tasks that compute at once; by default what a cluster has room for; in threads 1, but on a CPU in
+            mode 'single' one for every `batch` cores. In threads half as many more read ahead and write behind.
         resources: what a task takes of a cluster's worker, e.g. {"GPU": 1}.
         credentials: name of a Prefect Secret block with storage options as JSON; never the secrets themselves.
         settings: single settings over the preset's, e.g. {"tuning.steps": 100}; docs/settings.md lists all.
@@ -75,9 +75,9 @@ def pti(
     overrides = {"mode": mode, "seed": seed, "image.convert": convert, **(settings or {})}
     chosen = configure(preset, overrides)
     config = chosen.model_dump(mode="json")
-    if workers is None and runner == "threads":
-        # A group is tuned as one, by one core.
-        workers = tasks_for_all_cores(1 if chosen.mode == "multi" else chosen.batch, best_device())
+    if workers is None and runner == "threads" and chosen.mode == "single":
+        # Not in mode multi: a core would have a group, and memory all images of as many groups as there are cores.
+        workers = tasks_for_all_cores(chosen.batch, best_device())
     # The cluster first: where it cannot be had, no run is frozen, which would be the newest one, with nothing in it.
     with started(runner, workers, address, resources) as pool:
         frozen = freeze_manifest(

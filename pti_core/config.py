@@ -195,7 +195,7 @@ class RunConfig(Frozen):
         8,
         ge=1,
         description="Images in a part of a shard, written together. On a GPU they are searched together too: try 64 "
-        "with a small generator. A CPU of more cores than this works on several shards at once.",
+        "with a small generator. A CPU of more cores than this works on several shards at once, but in mode `multi`.",
     )
     image: ImageConfig = ImageConfig()
     pivot: PivotConfig = PivotConfig()

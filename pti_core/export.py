@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Final
@@ -21,7 +20,7 @@ from pti_core.generators.checkpoints import load_generator
 from pti_core.generators.checkpoints.convert import SUFFIXES, check_free, format_for, write_generator
 from pti_core.generators.checkpoints.whole import whole
 from pti_core.known_runs import RunError, run_names
-from pti_core.lookup import rows_of
+from pti_core.lookup import manifest_is_lost, rows_of
 from pti_core.names import (
     apart,
     as_listed,
@@ -34,10 +33,10 @@ from pti_core.names import (
     there,
 )
 from pti_core.parallel import one_at_a_time
-from pti_core.read_back import StoredRows, stored_rows
+from pti_core.read_back import StoredRows, in_turn, stored_rows
 from pti_core.runs import Run, Stored, engine_for, find_run, load_run, read_stored, stored_from_rows
 from pti_core.status import no_pivot, nothing_done
-from pti_core.store import Store
+from pti_core.store import Store, StoreError
 
 
 class ExportError(ValueError):
@@ -132,8 +131,9 @@ def export_images(
 
     All finished images of a run (the newest where `run` is None), or one. Each has its image_id as its path below
     `folder`, with `.png` at the end; those of the run that would share a file, as `a.jpg` and `a.jpg.png`, have a part
-    of their name's checksum before it. What is there is kept unless `overwrite`; so the same call again does the rest.
-    An image whose name the file system does not take is left out and told. `on_progress(done, total)` counts images.
+    of their name's checksum before it. (Where such an image comes later, the file from before stays.) What is there is
+    kept unless `overwrite`; so the same call again does the rest. An image whose name the file system does not take is
+    left out and told. `on_progress(done, total)` counts images.
 
     Raises ExportError for an unknown image or a run without results; RunError for no such run; StoreError where its
     manifest cannot be read.
@@ -156,7 +156,7 @@ def export_images(
         opened, pivot = _find(root, image_id, run)
         wanted, unfinished = {image_id: int(pivot["shard"])}, 0
     # Of all of the run, or a name would depend on what else is exported, and on what is done by then.
-    own = _apart([*wanted, *opened.manifest.table(["image_id"])["image_id"].to_pylist()], Path(folder))
+    own = _apart([*wanted, *_alike(opened, image_id)], Path(folder))
 
     def file(image_id: str) -> Path:
         return Path(folder) / _picture_path(image_id, own.get(image_id, 0))
@@ -192,11 +192,26 @@ def export_images(
         engine = engine_for(opened)
         with one_at_a_time(engine.device):
             pieces = stored_rows(opened, engine, shard, names)
-            for sentence in chain.from_iterable(engine.in_parallel(one, piece) for piece in pieces):
+            for sentence in in_turn(engine, one, pieces):
                 left_out += [sentence] if sentence else []
                 written += not sentence
                 on_progress(kept + written + len(left_out), len(wanted))
     return ExportedImages(opened.name, written, kept, unfinished, left_out)
+
+
+def _alike(run: Run, image_id: str | None) -> list[str]:
+    """The images of a run whose files may be that of one, or all of them."""
+    if image_id is None:
+        names: list[str] = run.manifest.table(["image_id"])["image_id"].to_pylist()
+        return names
+    path, found = _picture_path(image_id).casefold(), []
+    try:
+        for _, rows in run.manifest.windows(_WINDOW, ["image_id"]):
+            found += [name for name in rows["image_id"].to_pylist() if _picture_path(name).casefold() == path]
+    except StoreError as error:
+        if not manifest_is_lost(run.store, run.name, error):  # without it one image can be exported all the same
+            raise
+    return found
 
 
 def _picture_path(image_id: str, own: int = 0) -> str:
@@ -257,6 +272,8 @@ def _stored(run: Run, read: Callable[[Engine], Stored]) -> Stored:
         hint = "`pti run` again makes what is missing; or bring the deltas table and the generator back"
         raise ExportError(f"{error}; {hint}") from error
 
+
+_WINDOW: Final = 100_000  # names that are looked at together
 
 _LONGEST: Final = 200
 """Bytes of a file's name before its endings; most file systems take 255 in all."""

@@ -10,6 +10,7 @@ from typing import Any
 
 import pandas as pd
 
+from pti_core.files import DamagedFile
 from pti_core.store import Store, StoreError
 
 
@@ -18,11 +19,19 @@ def rows_of(
 ) -> pd.DataFrame:
     """The rows of a table of a run that are of these images, as `Store.read` has them.
 
-    Where the run's manifest is lost or damaged they are looked for in all shards.
+    Where the run's manifest is lost or damaged they are looked for in all shards. StoreError where the store cannot be
+    read.
     """
     where: list[tuple[str, str, Any]] = [("image_id", "in", sorted(set(images)))]
     try:
         shards = set(store.manifest(run).shards_of(images).values())
-    except StoreError:
+    except StoreError as error:
+        if not manifest_is_lost(store, run, error):
+            raise
         return store.read(table, run, columns, where)
     return store.read(table, run, columns, [("shard", "in", sorted(shards)), *where])
+
+
+def manifest_is_lost(store: Store, run: str, error: StoreError) -> bool:
+    """Whether an error of reading a run's manifest is not one that may pass."""
+    return isinstance(error, DamagedFile) or not store.exists(f"runs/{run}/manifest.parquet")

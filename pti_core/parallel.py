@@ -112,8 +112,12 @@ def on_idle_cores(function: Callable[[Item], Result], items: Iterable[Item], dev
     if device.type == "cpu":
         yield from map(function, items)
         return
-    with ThreadPoolExecutor(available_cores(), "pti-idle") as pool:
-        yield from pool.map(function, items)
+    threads = torch.get_num_threads()
+    try:
+        with ThreadPoolExecutor(available_cores(), "pti-idle", initializer=_begin_worker) as pool:
+            yield from pool.map(function, items)
+    finally:
+        torch.set_num_threads(threads)  # as in `on_own_cores`
 
 
 def on_own_cores(function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:

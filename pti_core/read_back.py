@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import pyarrow.parquet as pq
 
@@ -16,6 +16,8 @@ from pti_core.markers import part_number
 from pti_core.parallel import available_cores
 from pti_core.runs import Run
 from pti_core.table_files import read_files
+
+Result = TypeVar("Result")
 
 _FILE: Final = "__filename"  # pyarrow's name for the file that a row is of
 
@@ -55,6 +57,15 @@ def stored_rows(run: Run, engine: Engine, shard: int, images: Collection[str]) -
             piece, parts = [], {}
     if piece:
         yield _with_deltas(run, piece, parts)
+
+
+def in_turn(
+    engine: Engine, draw: Callable[[StoredRows, Callable[[], None]], Result], pieces: Iterator[list[StoredRows]]
+) -> Iterator[Result]:
+    """What `draw(rows, check)` returns for each image, as `Engine.in_parallel` does a piece."""
+    while piece := next(pieces, None):
+        yield from engine.in_parallel(draw, piece)
+        del piece  # before the next one is read
 
 
 def _with_deltas(run: Run, pivots: list[dict[str, Any]], parts: dict[str, int]) -> list[StoredRows]:

@@ -14,7 +14,7 @@ from PIL import Image
 from pti_core import status, table_files, tables
 from pti_core.alpha import plans as alpha_plans
 from pti_core.editing import plans as editing_plans
-from pti_core.export import ExportError, export_image
+from pti_core.export import ExportError, export_image, export_images
 from pti_core.freezing import freeze
 from pti_core.lookup import rows_of
 from pti_core.manifests import write
@@ -81,6 +81,7 @@ def test_why_an_image_has_no_pivot_is_told_without_opening_the_files_of_other_sh
 def test_without_its_manifest_a_run_is_searched_as_a_whole(run: Run, tmp_path: Path) -> None:
     (Path(run.store.root) / f"runs/{run.name}/manifest.parquet").unlink()
     assert export_image(run.store.root, "3.png", output=tmp_path / "tuned.safetensors").run == run.name
+    assert export_images(run.store.root, tmp_path / "pictures", "3.png").written == 1
     with pytest.raises(ExportError, match=r"'5.png' was rejected"):
         export_image(run.store.root, "5.png", output=tmp_path / "no.safetensors")
     with pytest.raises(StoreError, match="has no manifest"):

@@ -11,7 +11,6 @@ import io
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from itertools import chain
 from typing import Any, Final
 
 import numpy as np
@@ -27,7 +26,7 @@ from pti_core.directions import Direction, visible_directions
 from pti_core.engine import Engine
 from pti_core.files import MissingFile
 from pti_core.generators.base import Generator
-from pti_core.read_back import StoredRows, stored_rows
+from pti_core.read_back import StoredRows, in_turn, stored_rows
 from pti_core.runs import Run, engine_for, stored_from_rows
 from pti_core.shots import read_shots
 
@@ -132,7 +131,7 @@ def _drawn(
 
     found = {}
     pieces = stored_rows(run, engine, shard, ids)
-    for image_id, sprite in chain.from_iterable(engine.in_parallel(one, piece) for piece in pieces):
+    for image_id, sprite in in_turn(engine, one, pieces):
         found[image_id] = sprite
         on_picture()
     return found

@@ -80,7 +80,10 @@ def _all_of(
 
     fs = _split(names[0], options)[0]
     with ThreadPoolExecutor(1 if isinstance(fs, LocalFileSystem) else _AT_ONCE, "pti-scan") as pool:
-        parts.append(_files(fs, names[0], options, root, entries(pool.map(asked, names)), _none, kind))
+        # In pieces, since a pool makes a job of each name at once.
+        pieces = (names[i : i + _CHUNK] for i in range(0, len(names), _CHUNK))
+        found = itertools.chain.from_iterable(pool.map(asked, piece) for piece in pieces)
+        parts.append(_files(fs, names[0], options, root, entries(found), _none, kind))
     return Listed.of(parts)
 
 
@@ -217,6 +220,8 @@ def _in_bucket(fs: Any, path: str, root: str, files: _Lister, left_out: LeftOut)
     folders: list[str] = []
     parts = [files(root, buckets.objects(fs, f"{path}/", folders), left_out)]
     starts = folders if len(folders) <= _FOLDERS else buckets.beginnings(folders, _BEGINNINGS)
+    if len(starts) < min(_AT_ONCE, len(folders)):  # of too many letters: too few for the pool
+        starts = folders
 
     def below(start: str) -> Listed:
         found = buckets.objects(fs, start)  # files beside the folders may begin alike, and are there already
