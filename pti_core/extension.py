@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 
 from pti_core import images
 from pti_core.addresses import lasting
+from pti_core.markers import temporary_rejects
 from pti_core.readdressed import as_listed, check_addresses, namesakes
 from pti_core.reading import read_bytes
 from pti_core.runs import Run
@@ -63,7 +64,7 @@ def changes(run: Run, listing: pa.Table, limit: int | None = None, most_read: in
     is neither the pivot's nor that of the image_id which it has in the listing: touching a file, making an archive
     anew, or changing a file before its shard read it, is no change. Nor is one of a file that was refused and still is,
     and of one that cannot be read (`unread`). Only files of finished shards count, since the others will be read as
-    they are then.
+    they are then, and so will be those that were refused for a passing reason, by `--retry-rejects`.
 
     A file at a new address is read as well where its image_id is that of an input whose address is gone, as where a
     data set was cut into other Parquet files: it has moved where its content is the same, and has changed otherwise.
@@ -76,7 +77,8 @@ def changes(run: Run, listing: pa.Table, limit: int | None = None, most_read: in
     uris = as_listed(frozen, listing, listed)
     check_addresses(run.name, uris, listed)
     last = dict(zip(uris, range(len(uris)), strict=True))  # the last row of an address is its newest version
-    unfinished = set(run.pending())
+    done = run.store.done(run.name)
+    unfinished = set(range(run.manifest.shards)) - done.keys()
     shard, size, etag = frozen["shard"].to_pylist(), frozen["bytes"].to_pylist(), frozen["etag"].to_pylist()
     name, called = frozen["image_id"].to_pylist(), listing["image_id"].to_pylist()
     gone = last.keys() - set(listed)
@@ -99,6 +101,9 @@ def changes(run: Run, listing: pa.Table, limit: int | None = None, most_read: in
                 new.append(i)
         elif (size[row], etag[row]) != (bytes_, tag) and shard[row] not in unfinished:
             changed.append(i)
+    there = {last[listed[i]] for i in changed if listed[i] in last}
+    retried = _retried(run, {shard[row] for row in there if temporary_rejects(done[shard[row]])})
+    changed = [i for i in changed if listed[i] not in last or name[last[listed[i]]] not in retried]
     sure = most_read is None or len(changed) <= most_read
     if sure and changed:
         address = listing["uri"].to_pylist()
@@ -129,6 +134,13 @@ def changes(run: Run, listing: pa.Table, limit: int | None = None, most_read: in
                 used.add(grown[group])
     added, renewed = (_named(listing, rows, taken, grown) for rows in (new, changed))
     return Changes(added, renewed, len(gone), first_gone, moved, len(grown), sure, unread)
+
+
+def _retried(run: Run, shards: set[int]) -> set[str]:
+    """Images that were refused for a passing reason: `--retry-rejects` inverts them as they are now."""
+    where = [("shard", "in", sorted(shards))]
+    rows = run.store.read_arrow("rejects", run.name, ["image_id", "permanent"], where)
+    return set(rows.filter(pc.invert(rows["permanent"]))["image_id"].to_pylist())
 
 
 def _inverted(run: Run, shards: set[int]) -> dict[str, str]:

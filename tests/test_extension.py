@@ -19,6 +19,7 @@ from pti_core.freezing import freeze
 from pti_core.generators.checkpoints import save_generator
 from pti_core.known_runs import RunError
 from pti_core.presets import configure
+from pti_core.runs import Run
 from pti_core.shards import invert_shard, measure_shard
 from pti_core.tables import schema, to_parquet
 
@@ -176,6 +177,33 @@ def test_a_refused_file_is_appended_again_only_when_it_has_become_an_image(datas
         assert ids(begin(folder, preset="noop", existing="extend")) == ["0.png", "1.png"]
     Image.fromarray(pictures[5]).save(folder / "1.png")
     assert ids(begin(folder, preset="noop", existing="extend")) == ["0.png", "1.png", "1.png@2"]
+
+
+def test_a_file_that_was_refused_for_a_passing_reason_is_tried_again_and_not_appended_as_well(
+    dataset, begin, pictures, tmp_path, monkeypatch
+):
+    folder = dataset(3)
+    (folder / "2.png").write_bytes(b"no image")
+    read = Run.read_input
+
+    def away(run, uri, *rest):
+        if uri.endswith("/1.png"):
+            raise OSError("503")
+        return read(run, uri, *rest)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Run, "read_input", away)
+        finish(begin(folder, preset="noop"))
+    for name in ("1.png", "2.png"):
+        Image.fromarray(pictures[5]).save(folder / name)
+    assert begin(folder, preset="noop").remarks[0].startswith("1 changed file is not in this run")
+    run = begin(folder, preset="noop", existing="extend")
+    assert ids(run) == ["0.png", "1.png", "2.png", "2.png@2"]
+    for shard in run.pending(retry_rejects=True):
+        inverted = invert_shard(run, shard, retry_rejects=True)
+        measure_shard(run, shard, inverted["files"], inverted["seconds"])
+    assert set(pd.read_parquet(tmp_path / "out/pivots")["image_id"]) == {"0.png", "1.png", "2.png@2"}
+    assert ids(begin(folder, preset="noop", existing="extend")) == ids(run)
 
 
 def test_overwriting_an_extended_run_leaves_one_manifest(dataset, begin, pictures, tmp_path):
