@@ -75,12 +75,12 @@ def changes(run: Run, listing: pa.Table, limit: int | None = None, most_read: in
     frozen = run.manifest.table(["image_id", "uri", "group", "shard", "bytes", "etag"])
     listed = [lasting(uri) for uri in listing["uri"].to_pylist()]
     uris = as_listed(frozen, listing, listed)
-    check_addresses(run.name, uris, listed)
+    name, called = frozen["image_id"].to_pylist(), listing["image_id"].to_pylist()
+    check_addresses(run.name, uris, listed, not set(name).isdisjoint(called))
     last = dict(zip(uris, range(len(uris)), strict=True))  # the last row of an address is its newest version
     done = run.store.done(run.name)
     unfinished = set(range(run.manifest.shards)) - done.keys()
     shard, size, etag = frozen["shard"].to_pylist(), frozen["bytes"].to_pylist(), frozen["etag"].to_pylist()
-    name, called = frozen["image_id"].to_pylist(), listing["image_id"].to_pylist()
     gone = last.keys() - set(listed)
     moved_from = namesakes(name, uris, gone)
     new, changed, moved, unread = [], [], 0, 0

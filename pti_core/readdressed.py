@@ -54,20 +54,33 @@ def namesakes(names: Sequence[str], uris: Sequence[str], gone: Collection[str]) 
     return found
 
 
-def check_addresses(run: str, uris: Collection[str], listed: Collection[str]) -> None:
+def check_addresses(
+    run: str, uris: Collection[str], listed: Collection[str], names_shared: bool = False, left_out: bool = True
+) -> None:
     """Raise RunError where a data set gives its images other kinds of addresses than when the run was frozen.
 
-    All of them would be new then. `uris` and `listed`: lasting addresses of the run and of the data set.
+    All of them would be new then. `uris` and `listed`: lasting addresses of the run and of the data set;
+    `names_shared`: whether some images of both have one name, by which they are found; `left_out`: whether the data set
+    has archives or Parquet files that were not listed, for pictures beside them.
     """
     there, known = set(listed), set(uris)
-    if known.isdisjoint(there) and not any(map(_is_member, listed)) and all(map(_is_member, uris)):
+    if left_out and known.isdisjoint(there) and not any(map(_is_member, listed)) and all(map(_is_member, uris)):
         raise RunError(
             f"run {run}: its images are in archives or Parquet files, and the data set has pictures of its own now "
             f"({redact(next(iter(listed)))!r}, say), beside which no archive is read; move these pictures elsewhere to "
             "go on, or begin a new run of them with another --output"
         )
     if any(uri.startswith("parquet://") for uri in known - there):
-        _check_forms(run, _forms(uris), _forms(listed))
+        before, now = _forms(uris), _forms(listed)
+        _check_forms(run, before, now)
+        if not names_shared and before.keys().isdisjoint(now):
+            _check_renamed(run, set().union(*before.values()), now)
+
+
+_WAYS_OUT: Final = (
+    "so that all would be inverted again; make the files as they were (a column counts where every file has it, "
+    "without nulls and repeated values), or begin a new run with another --output"
+)
 
 
 def _check_forms(run: str, before: Mapping[str, set[_Form]], now: Mapping[str, set[_Form]]) -> None:
@@ -79,9 +92,20 @@ def _check_forms(run: str, before: Mapping[str, set[_Form]], now: Mapping[str, s
         since = f" ({redact(min(added))!r} is new beside it)" if added else ""
         raise RunError(
             f"run {run}: it knows the images in {redact(file)!r} by {old}, and the data set lists them by {new} now"
-            f"{since}, so that all would be inverted again; make the files as they were (a column counts where every "
-            "file has it, without nulls and repeated values), or begin a new run with another --output"
+            f"{since}, {_WAYS_OUT}"
         )
+
+
+def _check_renamed(run: str, before: set[_Form], now: Mapping[str, set[_Form]]) -> None:
+    """The same where all files have other names now: they may be the same images, or those of another week."""
+    forms = set().union(*now.values())
+    if not now or not before.isdisjoint(forms):
+        return
+    old, new = (_in_words(min(some, key=str)) for some in (before, forms))
+    raise RunError(
+        f"run {run}: it knows images in Parquet files by {old}, and the data set has none of these files and lists "
+        f"others ({redact(min(now))!r}, say) by {new} now, {_WAYS_OUT}"
+    )
 
 
 def _forms(uris: Iterable[str]) -> dict[str, set[_Form]]:

@@ -143,7 +143,33 @@ def test_a_run_that_was_extended_so_by_an_earlier_version_goes_on() -> None:
         check_addresses("r", before, now)
     check_addresses("r", before + now, now)
     check_addresses("r", before + now, before)
-    check_addresses("r", ["parquet://image!key=a::other.parquet"], now)
+
+
+def test_files_that_were_renamed_and_lost_their_ids_at_once_are_refused(begin: Any, push: Any) -> None:
+    run = finish(begin(push([("a", 0), ("b", 1)], [("c", 2)])))
+    hub = push([("a", 0)], [("b", 1)], [("c", 2), ("c", 3)], ids="key")
+    says = (
+        f"^run {run.name}: it knows images in Parquet files by their own paths .*, and the data set has none of these "
+        rf"files and lists others \('{hub}/train-00000-of-00003.parquet', say\) by the numbers of rows .* now, so that"
+    )
+    with pytest.raises(RunError, match=says):
+        begin(hub, existing="extend")
+    assert begin(hub).remarks[0].startswith(f"run {run.name}: it knows images in Parquet files by their own paths")
+
+
+@pytest.mark.parametrize("first", ["a", None])
+def test_a_folder_with_other_files_every_week_goes_on(begin: Any, push: Any, first: str | None) -> None:
+    finish(begin(push([(first, 0), ("b", 1)], ids="key")))
+    extended = begin(push([(first and "c", 2)], [("d", 3)], ids="key"), existing="extend")
+    assert extended.remarks[0] == "2 new files are appended as shard 1"
+    assert extended.remarks[1].startswith("2 of this run's 2 files are gone from the data set, ")
+
+
+def test_rows_that_a_run_of_before_knows_by_numbers_in_files_of_other_names_are_found_by_their_names() -> None:
+    before, now = ["parquet://image!0::old.parquet"], ["parquet://image!key=a::new.parquet"]
+    check_addresses("r", before, now, names_shared=True)
+    with pytest.raises(RunError, match="by the numbers of rows .* by column 'key' "):
+        check_addresses("r", before, now)
 
 
 def test_pictures_beside_the_archives_of_a_run_are_refused(
