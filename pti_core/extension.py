@@ -54,10 +54,13 @@ class Changes:
         return f"{found} {'file is' if self.single else 'files are'}" if found else ""
 
 
-def changes(run: Run, listing: pa.Table, limit: int | None = None, most_read: int | None = None) -> Changes:
+def changes(
+    run: Run, listing: pa.Table, limit: int | None = None, most_read: int | None = None, left_out: bool = False
+) -> Changes:
     """Compare the listing of a whole data set (`datasets.scan`) with a run's inputs.
 
-    With `limit` only what is new among the first so many files is new.
+    With `limit` only what is new among the first so many files is new. `left_out`: whether the listing is without
+    archives or Parquet files that are beside pictures.
 
     A file is known by its address (a member of an archive by its name, and a row of Parquet by its id, wherever they
     lie). Where its size or etag is another than when the run was frozen it is read, and has changed where its SHA-256
@@ -76,7 +79,7 @@ def changes(run: Run, listing: pa.Table, limit: int | None = None, most_read: in
     listed = [lasting(uri) for uri in listing["uri"].to_pylist()]
     uris = as_listed(frozen, listing, listed)
     name, called = frozen["image_id"].to_pylist(), listing["image_id"].to_pylist()
-    check_addresses(run.name, uris, listed, not set(name).isdisjoint(called))
+    check_addresses(run.name, uris, listed, not set(name).isdisjoint(called), left_out)
     last = dict(zip(uris, range(len(uris)), strict=True))  # the last row of an address is its newest version
     done = run.store.done(run.name)
     unfinished = set(range(run.manifest.shards)) - done.keys()

@@ -103,6 +103,10 @@ def freeze(
     def listing(limit: int | None = None) -> pa.Table:
         return scan(dataset, limit=limit, group_by=group_by, without=output, note=noted.append)
 
+    def compared(most_read: int | None = None) -> Changes:
+        whole = listing()
+        return changes(run, whole, limit, most_read, left_out=bool(noted))  # archives beside pictures are all it notes
+
     if not known and existing != "overwrite" and lost_results(store, name):
         raise RunError(lost_config(store, name))
     job = Job(dataset, limit, group_by, found.sha256, encoder.sha256 if encoder else None, config)
@@ -137,12 +141,12 @@ def freeze(
     if by is None and (not known or existing != "resume"):
         _listed_now.add(frozen)
     if known and existing == "extend":
-        remarks += [*_extend(run, changes(run, listing(), limit), shard_size, group_by, asked_groups), *noted]
+        remarks += [*_extend(run, compared(), shard_size, group_by, asked_groups), *noted]
     elif known and existing == "resume":
         if by is not None and frozen in _listed_now:
             _listed_now.remove(frozen)
         else:
-            remarks += _changed(run, lambda: changes(run, listing(), limit, LOOKED_AT))
+            remarks += _changed(run, lambda: compared(LOOKED_AT))
     return replace(run, remarks=tuple(remarks))
 
 

@@ -55,7 +55,7 @@ def namesakes(names: Sequence[str], uris: Sequence[str], gone: Collection[str]) 
 
 
 def check_addresses(
-    run: str, uris: Collection[str], listed: Collection[str], names_shared: bool = False, left_out: bool = True
+    run: str, uris: Collection[str], listed: Collection[str], names_shared: bool = False, left_out: bool = False
 ) -> None:
     """Raise RunError where a data set gives its images other kinds of addresses than when the run was frozen.
 

@@ -168,7 +168,7 @@ def test_a_folder_with_other_files_every_week_goes_on(begin: Any, push: Any, fir
 def test_rows_that_a_run_of_before_knows_by_numbers_in_files_of_other_names_are_found_by_their_names() -> None:
     before, now = ["parquet://image!0::old.parquet"], ["parquet://image!key=a::new.parquet"]
     check_addresses("r", before, now, names_shared=True)
-    with pytest.raises(RunError, match="by the numbers of rows .* by column 'key' "):
+    with pytest.raises(RunError, match=r"by the numbers of rows .* by column 'key' "):
         check_addresses("r", before, now)
 
 
@@ -190,6 +190,23 @@ def test_pictures_beside_the_archives_of_a_run_are_refused(
     assert remark.startswith(f"run {run.name}: its images are in archives")
     stray.unlink()
     assert begin(folder, existing="extend").remarks == ()
+
+
+def test_archives_that_were_unpacked_later_are_no_pictures_beside_archives(
+    begin: Any, pictures: list[Any], dataset: Any, tmp_path: Path
+) -> None:
+    folder = tmp_path / "set"
+    (folder / "a").mkdir(parents=True)
+    with tarfile.open(folder / "a.tar", "w") as tar:
+        tar.add(dataset(3), ".")
+    finish(begin(folder))
+    (folder / "a.tar").rename(tmp_path / "a.tar")
+    with tarfile.open(tmp_path / "a.tar") as tar:
+        tar.extractall(folder / "a", filter="data")
+    (folder / "new.png").write_bytes(encoded(pictures[4]))
+    extended = begin(folder, existing="extend")
+    assert ids(extended) == ["a/0.png", "a/1.png", "a/2.png", "new.png"]
+    assert extended.remarks[1] == "3 images are at other addresses now, with the same content, and not appended again"
 
 
 def test_archives_beside_pictures_are_told(begin: Any, pictures: list[Any], dataset: Any, tmp_path: Path) -> None:
