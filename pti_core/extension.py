@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 
 from pti_core import images
 from pti_core.addresses import lasting
+from pti_core.files import DamagedFile
 from pti_core.markers import temporary_rejects
 from pti_core.readdressed import as_listed, check_addresses, namesakes
 from pti_core.reading import read_bytes
@@ -71,7 +72,7 @@ def changes(
 
     A file at a new address is read as well where its image_id is that of an input whose address is gone, as where a
     data set was cut into other Parquet files: it has moved where its content is the same, and has changed otherwise.
-    More than `most_read` files are not read, and the result is not `sure`.
+    Where its shard was still to invert it, it is appended unread. More than `most_read` files are not read, and the result is not `sure`.
 
     Raises RunError where all images have other addresses for a reason that the run should not follow.
     """
@@ -89,8 +90,12 @@ def changes(
     new, changed, moved, unread = [], [], 0, 0
 
     def known(i: int) -> list[int]:
-        """The rows of the run that a listed one is or may be, the newest first."""
-        return [last[listed[i]]] if listed[i] in last else moved_from.get(called[i], [])
+        """The rows of the run that a listed one is or may be: that of its address, and those of its name, newest first.
+
+        Both, since a data set may be cut back into the files of before.
+        """
+        own = [last[listed[i]]] if listed[i] in last else []
+        return own + moved_from.get(called[i], [])
 
     for i, (uri, bytes_, tag) in enumerate(
         zip(listed, listing["bytes"].to_pylist(), listing["etag"].to_pylist(), strict=True)
@@ -104,6 +109,7 @@ def changes(
                 new.append(i)
         elif (size[row], etag[row]) != (bytes_, tag) and shard[row] not in unfinished:
             changed.append(i)
+            gone -= {uris[row] for row in known(i)}
     there = {last[listed[i]] for i in changed if listed[i] in last}
     retried = _retried(run, {shard[row] for row in there if temporary_rejects(done[shard[row]])})
     changed = [i for i in changed if listed[i] not in last or name[last[listed[i]]] not in retried]
@@ -113,13 +119,14 @@ def changes(
         also = {called[i] for i in changed}
         read = {shard[row] for i in changed for row in known(i)}
         read |= {number for own, number in zip(name, shard, strict=True) if own in also}
-        was = _inverted(run, read - unfinished)
+        was = _inverted(run, read - unfinished) | _inverted_so_far(run, read & unfinished)
 
         def differs(i: int) -> bool | None:
             names = [name[row] for row in known(i)]
-            if shard[known(i)[0]] in unfinished:  # it has moved before its shard has read it, and is not there any more
-                return True
-            return _differs(run, address[i], names[0], *map(was.get, [*names, called[i]]))
+            sums = [*map(was.get, [*names, called[i]])]
+            if shard[known(i)[0]] in unfinished and not any(sums):
+                return True  # it has moved before its shard has read it, and is not there any more
+            return _differs(run, address[i], names[0], *sums)
 
         with ThreadPoolExecutor(_AT_ONCE, "pti-changed") as pool:
             found = list(pool.map(differs, changed))
@@ -151,6 +158,21 @@ def _inverted(run: Run, shards: set[int]) -> dict[str, str]:
     where = [("shard", "in", sorted(shards))]
     rows = run.store.read_arrow("pivots", run.name, ["image_id", "sha256"], where)
     return dict(zip(rows["image_id"].to_pylist(), rows["sha256"].to_pylist(), strict=True))
+
+
+def _inverted_so_far(run: Run, shards: set[int]) -> dict[str, str]:
+    """The same of shards that are not done: of the parts whose metrics are there, which are written last.
+
+    A damaged file is no reason to stop: whoever does its shard makes the part again.
+    """
+    where = [("shard", "in", sorted(shards))]
+    try:
+        sealed = set(run.store.read_arrow("metrics", run.name, ["image_id"], where)["image_id"].to_pylist())
+        return {own: sha256 for own, sha256 in _inverted(run, shards).items() if own in sealed}
+    except DamagedFile:
+        if len(shards) == 1:
+            return {}
+        return {own: sha256 for shard in shards for own, sha256 in _inverted_so_far(run, {shard}).items()}
 
 
 def _differs(run: Run, uri: str, image_id: str, *sha256: str | None) -> bool | None:

@@ -23,8 +23,9 @@ from pti_core.shards import invert_shard, measure_shard
 
 @pytest.fixture
 def begin(tmp_path: Path, tiny_checkpoint: str) -> Callable[..., Run]:
+    config = configure("noop", {"batch": 1})
     return lambda dataset, **options: freeze(
-        str(dataset), str(tmp_path / "out"), tiny_checkpoint, configure("noop"), shard_size=2, **options
+        str(dataset), str(tmp_path / "out"), tiny_checkpoint, config, shard_size=2, **options
     )
 
 
@@ -100,6 +101,34 @@ def test_what_moved_before_its_shard_read_it_is_appended(begin: Any, push: Any) 
     extended = begin(push([("a", 0), ("b", 1), ("c", 2)]), existing="extend")
     assert extended.remarks[0] == "1 changed file is appended as shard 2"
     assert ids(extended) == ["a", "b", "c", "c@2"]
+
+
+def test_what_moved_after_its_part_was_inverted_is_not_appended_though_its_shard_is_not_done(
+    begin: Any, push: Any, tmp_path: Path
+) -> None:
+    run = finish(begin(push([("a", 0), ("b", 1)], [("c", 2), ("d", 3)], [("e", 4)])))
+    for marker in (tmp_path / "out/runs" / run.name).glob("done/*.json"):
+        marker.unlink()
+    assert run.pending() == [0, 1, 2]
+    parts = tmp_path / "out" / "{}" / f"run={run.name}"
+    (last,) = Path(str(parts).format("metrics")).glob("shard=*1/part-*1.parquet")
+    last.unlink()  # killed before the part of `d` was whole
+    (damaged,) = Path(str(parts).format("pivots")).glob("shard=*2/part-*0.parquet")
+    damaged.write_bytes(b"PAR1")
+    moved = push([("a", 0), ("b", 5), ("c", 2)], [("d", 3), ("e", 4)])
+    extended = begin(moved, existing="extend")
+    assert ids(extended)[5:] == ["b@2", "d@2", "e@2"]
+    assert extended.remarks[1].startswith("2 images are at other addresses now, with the same content")
+
+
+def test_a_data_set_that_is_cut_back_into_files_of_before_has_nothing_new(begin: Any, push: Any) -> None:
+    finish(begin(push([("a", 0), ("b", 1)], [("c", 2)])))
+    finish(begin(push([("a", 0)], [("b", 5)], [("c", 2)]), existing="extend"))
+    back = push([("a", 0), ("b", 5)], [("c", 2)])
+    assert begin(back).remarks == ()
+    extended = begin(back, existing="extend")
+    assert (extended.remarks, ids(extended)) == ((), ["a", "b", "c", "b@2"])
+    assert ids(begin(push([("a", 0), ("b", 4)], [("c", 2)]), existing="extend"))[4:] == ["b@3"]
 
 
 def test_moved_images_are_too_many_to_be_read_for_a_remark(
