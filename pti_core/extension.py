@@ -72,7 +72,8 @@ def changes(
 
     A file at a new address is read as well where its image_id is that of an input whose address is gone, as where a
     data set was cut into other Parquet files: it has moved where its content is the same, and has changed otherwise.
-    Where its shard was still to invert it, it is appended unread. More than `most_read` files are not read, and the result is not `sure`.
+    Where its shard was still to invert it, it is appended unread. More than `most_read` files are not read, and the
+    result is not `sure`.
 
     Raises RunError where all images have other addresses for a reason that the run should not follow.
     """

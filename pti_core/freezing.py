@@ -221,9 +221,7 @@ def _check_readable(inputs: pa.Table, dataset: str) -> None:
 def _extend(run: Run, found: Changes, shard_size: int, group_by: str | None, asked_groups: bool) -> list[str]:
     """Append what is new or has changed as new shards; say what was done."""
     rows = extension(found, shard_size, run.manifest.shards)
-    unread = (
-        f"{found.unread} {'file' if found.unread == 1 else 'files'} of another date or size could not be read to see"
-    )
+    unread = f"{counted(found.unread, 'file')} that may have changed or moved could not be read to see"
     left = [f"{unread} whether the content is another, and left out; extend again later"] if found.unread else []
     if found.moved:
         at = "is at another address now" if found.moved == 1 else "are at other addresses now"

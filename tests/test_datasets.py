@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import zipfile
 from collections import namedtuple
@@ -176,6 +177,21 @@ def test_memory_file_system_and_duplicates() -> None:
     assert read_bytes(entries[0].uri) == b"22"
     fs.pipe({"/ds-test/a//1.png": b"1"})
     assert "two files have the image_id 'a/1.png'" in refused("memory://ds-test")
+
+
+def test_hidden_archives_are_none_but_those_that_are_named(tmp_path: Path) -> None:
+    zipped = io.BytesIO()
+    with zipfile.ZipFile(zipped, "w") as archive:
+        archive.writestr("1.png", b"1")
+    fs = fsspec.filesystem("memory")
+    fs.pipe({f"/ds-hidden/{name}": zipped.getvalue() for name in (".cache/x.zip", ".y.zip")})
+    assert "holds no image (2 hidden)" in refused("memory://ds-hidden")
+    fs.pipe({"/ds-hidden/2.png": b"22"})
+    noted: list[str] = []
+    assert scan("memory://ds-hidden", note=noted.append)["image_id"].to_pylist() == ["2.png"]
+    assert noted == []
+    for named in (".cache/x.zip", ".y.zip", ".cache/*.zip", ".cache"):
+        assert [e.image_id.rpartition("/")[2] for e in rows(f"memory://ds-hidden/{named}")] == ["1.png"]
 
 
 def test_refusals(folder: Path, tmp_path: Path) -> None:

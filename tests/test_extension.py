@@ -160,8 +160,8 @@ def test_touched_files_that_cannot_be_read_now_are_not_taken_for_changed(dataset
         extended = begin(folder, preset="noop", existing="extend")
     assert ids(extended) == ["0.png", "1.png", "2.png"]
     assert extended.remarks == (
-        "2 files of another date or size could not be read to see whether the content is another, and left out; "
-        "extend again later",
+        "2 files that may have changed or moved could not be read to see whether the content is another, and left "
+        "out; extend again later",
     )
     Image.fromarray(pictures[5]).save(folder / "2.png")
     assert ids(begin(folder, preset="noop", existing="extend")) == ["0.png", "1.png", "2.png", "2.png@2"]

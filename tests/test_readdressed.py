@@ -246,7 +246,7 @@ def test_archives_beside_pictures_are_told(begin: Any, pictures: list[Any], data
     run = begin(folder)
     assert run.remarks == (
         f"1 archive or Parquet file of dataset '{folder}' is left out, since there are pictures beside it (the first "
-        "is 'more/b.tar.gz'); name them by a pattern such as '*.tar.gz' to read them instead",
+        "is 'more/b.tar.gz'); name them by a pattern such as '**/*.tar.gz' to read them instead",
     )
     assert ids(run) == ["0.png", "1.png"]
     assert begin(folder).remarks == ()  # once is enough
@@ -256,4 +256,5 @@ def test_archives_beside_pictures_are_told(begin: Any, pictures: list[Any], data
     assert appended == "1 new file is appended as shard 1"
     assert remark.startswith("2 archive or Parquet files of dataset ")
     assert remark.endswith("first is 'a.parquet'); name them by a pattern such as '*.parquet' to read them instead")
+    assert ids(begin(f"{folder}/**/*.tar.gz")) == ["more/b/0.png"]
     assert begin(f"{folder}/*/*.tar.gz").remarks == ()

@@ -146,6 +146,11 @@ def images_in(listed: pa.Table, inside: str = "") -> Listed:
     return Listed(listed.filter(keep), others)
 
 
+def is_hidden(name: str) -> bool:
+    """Whether a file or a folder in its path is hidden, as for `images_in`."""
+    return bool(re.search(_HIDDEN, name))
+
+
 def extension(name: str) -> str:
     """A file's extension in small letters, for messages."""
     return PurePosixPath(name).suffix.lower() or "without extension"

@@ -21,7 +21,7 @@ from pti_core import connections
 from pti_core.addresses import local_path, redact, split_chain, without_query
 from pti_core.connections import file_system
 from pti_core.reading import persistent
-from pti_core.sources import buckets
+from pti_core.sources import base, buckets
 from pti_core.sources.base import EXTENSIONS, Container, DatasetError, Listed, extension, images_in, table, text
 from pti_core.sources.buckets import Entry
 from pti_core.sources.folders import KINDS, LeftOut, kind_of, size_and_time, walk, written
@@ -268,7 +268,9 @@ def _files(
             name = str(PurePosixPath(without_query(path)[len(root) :].lstrip("/")))
             uri = f"{head.partition('://')[0]}://{path}::{chain}" if chain else fs.unstrip_protocol(path)
             size, etag = _size_and_etag(path if local else None, info)
-            if is_a := kind or kind_of(name):
+            if (is_a := kind or kind_of(name)) and left_out is not _none and base.is_hidden(name):
+                part.others["hidden"] += 1
+            elif is_a:
                 file = Container(name, path if local else uri, size, etag, options=options)
                 part.files.setdefault(is_a, []).append(file)
             else:

@@ -25,11 +25,12 @@ def left_out(dataset: str, found: Listed) -> list[str]:
         return []
     first = containers[0]
     ending = next(ending for ending in KINDS if first.lower().endswith(ending))
+    deep = any("/" in name for name in containers if name.lower().endswith(ending))
     one = len(containers) == 1
     return [
         f"{counted(len(containers), 'archive or Parquet file')} of dataset {redact(dataset)!r} "
         f"{'is' if one else 'are'} left out, since there are pictures beside {'it' if one else 'them'} (the first is "
-        f"{first!r}); name them by a pattern such as {'*' + ending!r} to read them instead"
+        f"{first!r}); name them by a pattern such as {('**/*' if deep else '*') + ending!r} to read them instead"
     ]
 
 
