@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -39,8 +40,11 @@ LISTED_AGAIN: Final = 100_000
 LOOKED_AT: Final = 100
 """At most so many files of another size or date are read for that."""
 
-_listed_now: set[tuple[str, str]] = set()
-"""Runs, by name and time, that this process has frozen for a flow to come, which need not list the data set again."""
+_FLOW_COMES: Final = 300.0
+"""Seconds in which the flow is expected that a command has frozen a run for; later the data set may be another."""
+
+_listed_now: dict[tuple[str, str], float] = {}
+"""When this process has listed the data sets of runs, by name and time, for a flow to come, which need not do so."""
 
 
 def freeze(
@@ -138,15 +142,14 @@ def freeze(
         keep_encoder(store, found.sha256, encoder)  # runs of before have none in their root
     run = load_run(output, name)
     frozen = name, run.created
-    if by is None and (not known or existing != "resume"):
-        _listed_now.add(frozen)
     if known and existing == "extend":
         remarks += [*_extend(run, compared(), shard_size, group_by, asked_groups), *noted]
     elif known and existing == "resume":
-        if by is not None and frozen in _listed_now:
-            _listed_now.remove(frozen)
-        else:
+        listed = _listed_now.pop(frozen, None) if by is not None else None
+        if listed is None or time.monotonic() - listed > _FLOW_COMES:
             remarks += _changed(run, lambda: compared(LOOKED_AT))
+    if by is None and (not known or existing != "resume"):
+        _listed_now[frozen] = time.monotonic()
     return replace(run, remarks=tuple(remarks))
 
 

@@ -15,6 +15,7 @@ import pytest
 from conftest import QUICK_SETTINGS
 from PIL import Image
 
+from pti_core.datasets import DatasetError
 from pti_core.freezing import freeze
 from pti_core.generators.checkpoints import save_generator
 from pti_core.known_runs import RunError
@@ -242,6 +243,20 @@ def test_the_flow_of_a_command_does_not_list_the_data_set_that_the_command_has_j
     for by in ("flow run 1", "flow run 2", None):
         (remark,) = begin(folder, preset="noop", by=by).remarks
         assert remark.startswith("1 new file is not in this run")
+
+
+def test_a_flow_that_comes_late_or_after_a_failed_extension_lists_the_data_set(dataset, begin, pictures, monkeypatch):
+    folder = dataset(2)
+    begin(folder, preset="noop")
+    Image.fromarray(pictures[5]).save(folder / "9.png")
+    with monkeypatch.context() as patched:
+        patched.setattr("pti_core.freezing._FLOW_COMES", -1.0)
+        assert len(begin(folder, preset="noop", by="flow run 1").remarks) == 1
+    away = folder.rename(folder.parent / "away")
+    with pytest.raises(DatasetError):
+        begin(folder, preset="noop", existing="extend")
+    away.rename(folder)
+    assert len(begin(folder, preset="noop", by="flow run 1").remarks) == 1
 
 
 def test_a_changed_configuration_makes_a_new_run_and_says_so(dataset, begin):
