@@ -124,7 +124,7 @@ def changes(
 
         def differs(i: int) -> bool | None:
             names = [name[row] for row in known(i)]
-            sums = [*map(was.get, [*names, called[i]])]
+            sums = list(map(was.get, [*names, called[i]]))
             if shard[known(i)[0]] in unfinished and not any(sums):
                 return True  # it has moved before its shard has read it, and is not there any more
             return _differs(run, address[i], names[0], *sums)

@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
-from conftest import QUICK_SETTINGS
+from conftest import QUICK_SETTINGS, finish
 from disks import LARGE, PAGE, Disk
 from PIL import Image
 
@@ -37,13 +37,6 @@ def begin(pictures: Any, tiny_checkpoint: str, tmp_path_factory: Any) -> Callabl
 @pytest.fixture(scope="module")
 def undisturbed(begin: Any, tmp_path_factory: Any) -> Run:
     return finish(begin(tmp_path_factory.mktemp("undisturbed")))
-
-
-def finish(run: Run) -> Run:
-    for shard in run.pending():
-        inverted = invert_shard(run, shard)
-        measure_shard(run, shard, inverted["files"], inverted["seconds"])
-    return run
 
 
 def check_no_half_file(folder: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from conftest import finish
 from PIL import Image
 
 from pti_core.freezing import freeze
@@ -63,13 +64,6 @@ def push(write: Any, tmp_path: Path) -> Callable[..., Path]:
         return folder
 
     return files_of
-
-
-def finish(run: Run) -> Run:
-    for shard in run.pending():
-        inverted = invert_shard(run, shard)
-        measure_shard(run, shard, inverted["files"], inverted["seconds"])
-    return run
 
 
 def ids(run: Run) -> list[str]:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import QUICK_SETTINGS
+from conftest import QUICK_SETTINGS, finish
 from faulty_proxy import Proxy, proxy_to
 from s3_server import S3Server, s3_server, use
 
@@ -20,7 +20,6 @@ from pti_core.files import Files
 from pti_core.freezing import freeze
 from pti_core.presets import configure
 from pti_core.runs import Run, engine_for, load_run, read_stored
-from pti_core.shards import invert_shard, measure_shard
 from pti_core.status import run_status
 from pti_core.store import Store
 
@@ -46,13 +45,6 @@ def begin(tiny_checkpoint: str) -> Callable[..., Run]:
         return freeze(data, out, tiny_checkpoint, configure("demo", QUICK_SETTINGS | {"batch": 2}), shard_size=4)
 
     return freeze_into
-
-
-def finish(run: Run) -> Run:
-    for shard in run.pending():
-        inverted = invert_shard(run, shard)
-        measure_shard(run, shard, inverted["files"], inverted["seconds"])
-    return run
 
 
 def test_a_run_from_s3_to_s3(server: S3Server, begin: Any, dataset: Any) -> None:

@@ -8,23 +8,16 @@ from collections.abc import Iterator
 
 import pytest
 from faulty_proxy import Proxy, proxy_to
-from s3_server import S3Server, s3_server, use
+from s3_server import s3_server, use
 
 from pti_core.datasets import DatasetError, scan
 from pti_core.sources import buckets, files
 
 
 @pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> S3Server:
-    """The server, found by the environment."""
-    use(monkeypatch, s3_server().url)
-    return s3_server()
-
-
-@pytest.fixture
-def proxy(server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
-    """A proxy before the server, which the environment names instead; what fails is not tried again by the client."""
-    with proxy_to(server.url) as state:
+def proxy(monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
+    """A proxy before the server, found by the environment; what fails is not tried again by the client."""
+    with proxy_to(s3_server().url) as state:
         use(monkeypatch, state.url, AWS_MAX_ATTEMPTS="1")
         yield state
 
@@ -44,7 +37,9 @@ def ids(dataset: str) -> list[str]:
     return scan(dataset)["image_id"].to_pylist()
 
 
-def test_braces_in_the_place_of_the_bucket(server: S3Server) -> None:
+def test_braces_in_the_place_of_the_bucket(monkeypatch: pytest.MonkeyPatch) -> None:
+    server = s3_server()
+    use(monkeypatch, server.url)
     for bucket in ("braces-cats", "braces-dogs"):
         server.bucket(bucket)
         server.s3.put_object(Bucket=bucket, Key="x.tar", Body=tar("1.png", "2.png"))
