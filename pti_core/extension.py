@@ -8,8 +8,7 @@ has.
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Final
@@ -19,6 +18,7 @@ import pyarrow.compute as pc
 
 from pti_core import images
 from pti_core.addresses import lasting
+from pti_core.compared import Compared, Seen
 from pti_core.files import DamagedFile
 from pti_core.markers import temporary_rejects
 from pti_core.readdressed import as_listed, check_addresses, namesakes
@@ -42,6 +42,7 @@ class Changes:
     grown: int = 0  # groups of the run that have more images now
     sure: bool = True  # whether the content of changed ones was looked at; else it is their size or date that differs
     unread: int = 0  # files that look changed and could not be read to see whether they are
+    remember: Callable[[], None] = lambda: None  # so that what was read and is the same is not read again
 
     @property
     def single(self) -> bool:
@@ -67,8 +68,9 @@ def changes(
     lie). Where its size or etag is another than when the run was frozen it is read, and has changed where its SHA-256
     is neither the pivot's nor that of the image_id which it has in the listing: touching a file, making an archive
     anew, or changing a file before its shard read it, is no change. Nor is one of a file that was refused and still is,
-    and of one that cannot be read (`unread`). Only files of finished shards count, since the others will be read as
-    they are then, and so will be those that were refused for a passing reason, by `--retry-rejects`.
+    and of one that cannot be read (`unread`). What a former comparison has found (`remember`) is not read again. Only
+    files of finished shards count, since the others will be read as they are then, and so will be those that were
+    refused for a passing reason, by `--retry-rejects`.
 
     A file at a new address is read as well where its image_id is that of an input whose address is gone, as where a
     data set was cut into other Parquet files: it has moved where its content is the same, and has changed otherwise.
@@ -78,63 +80,35 @@ def changes(
     Raises RunError where all images have other addresses for a reason that the run should not follow.
     """
     frozen = run.manifest.table(["image_id", "uri", "group", "shard", "bytes", "etag"])
-    listed = [lasting(uri) for uri in listing["uri"].to_pylist()]
-    uris = as_listed(frozen, listing, listed)
-    name, called = frozen["image_id"].to_pylist(), listing["image_id"].to_pylist()
-    check_addresses(run.name, uris, listed, not set(name).isdisjoint(called), left_out)
-    last = dict(zip(uris, range(len(uris)), strict=True))  # the last row of an address is its newest version
+    uri = [lasting(address) for address in listing["uri"].to_pylist()]
+    listed = _Listed(uri, listing["image_id"].to_pylist(), listing["bytes"].to_pylist(), listing["etag"].to_pylist())
+    uris, name = as_listed(frozen, listing, uri), frozen["image_id"].to_pylist()
+    check_addresses(run.name, uris, uri, not set(name).isdisjoint(listed.image_id), left_out)
     done = run.store.done(run.name)
-    unfinished = set(range(run.manifest.shards)) - done.keys()
-    shard, size, etag = frozen["shard"].to_pylist(), frozen["bytes"].to_pylist(), frozen["etag"].to_pylist()
-    gone = last.keys() - set(listed)
-    moved_from = namesakes(name, uris, gone)
-    new, changed, moved, unread = [], [], 0, 0
-
-    def known(i: int) -> list[int]:
-        """The rows of the run that a listed one is or may be: that of its address, and those of its name, newest first.
-
-        Both, since a data set may be cut back into the files of before.
-        """
-        own = [last[listed[i]]] if listed[i] in last else []
-        return own + moved_from.get(called[i], [])
-
-    for i, (uri, bytes_, tag) in enumerate(
-        zip(listed, listing["bytes"].to_pylist(), listing["etag"].to_pylist(), strict=True)
-    ):
-        row = last.get(uri)
+    inputs = _Inputs(name, uris, frozen["shard"].to_pylist(), set(uris) - set(uri), done.keys())
+    size, etag = frozen["bytes"].to_pylist(), frozen["etag"].to_pylist()
+    new, differing, gone = [], [], set(inputs.gone)
+    for i, own in enumerate(uri):
+        row = inputs.last.get(own)
         if row is None:
-            if called[i] in moved_from:
-                changed.append(i)
-                gone -= {uris[row] for row in known(i)}
+            if listed.image_id[i] in inputs.moved_from:
+                differing.append(i)
             elif limit is None or i < limit:
                 new.append(i)
-        elif (size[row], etag[row]) != (bytes_, tag) and shard[row] not in unfinished:
-            changed.append(i)
-            gone -= {uris[row] for row in known(i)}
-    there = {last[listed[i]] for i in changed if listed[i] in last}
-    retried = _retried(run, {shard[row] for row in there if temporary_rejects(done[shard[row]])})
-    changed = [i for i in changed if listed[i] not in last or name[last[listed[i]]] not in retried]
-    sure = most_read is None or len(changed) <= most_read
-    if sure and changed:
-        address = listing["uri"].to_pylist()
-        also = {called[i] for i in changed}
-        read = {shard[row] for i in changed for row in known(i)}
-        read |= {number for own, number in zip(name, shard, strict=True) if own in also}
-        was = _inverted(run, read - unfinished) | _inverted_so_far(run, read & unfinished)
-
-        def differs(i: int) -> bool | None:
-            names = [name[row] for row in known(i)]
-            sums = list(map(was.get, [*names, called[i]]))
-            if shard[known(i)[0]] in unfinished and not any(sums):
-                return True  # it has moved before its shard has read it, and is not there any more
-            return _differs(run, address[i], names[0], *sums)
-
-        with ThreadPoolExecutor(_AT_ONCE, "pti-changed") as pool:
-            found = list(pool.map(differs, changed))
-        unread = found.count(None)
-        moved = sum(other is False and listed[i] not in last for i, other in zip(changed, found, strict=True))
-        changed = [i for i, other in zip(changed, found, strict=True) if other]
-    first_gone = next((own for own, uri in zip(name, uris, strict=True) if uri in gone), "")
+        elif (size[row], etag[row]) != (listed.bytes[i], listed.etag[i]) and not inputs.unfinished(row):
+            differing.append(i)
+    gone -= {uris[row] for i in differing for row in inputs.rows(uri[i], listed.image_id[i])}
+    there = {inputs.last[uri[i]] for i in differing if uri[i] in inputs.last}
+    retried = _retried(run, {inputs.shard[row] for row in there if temporary_rejects(done[inputs.shard[row]])})
+    differing = [i for i in differing if uri[i] not in inputs.last or name[inputs.last[uri[i]]] not in retried]
+    compared = Compared(run.store, run.name)
+    sure = most_read is None or sum(listed.seen(i) not in compared for i in differing) <= most_read
+    other: dict[int, bool | None] = dict.fromkeys(differing, True)
+    if sure and differing:
+        other = _by_content(run, inputs, listed, differing, listing["uri"].to_pylist(), compared)
+    same = [i for i in differing if other[i] is False]
+    changed = [i for i in differing if other[i]]
+    first_gone = next((own for own, address in zip(name, uris, strict=True) if address in gone), "")
     taken, groups = set(name), set(frozen["group"].to_pylist())
     grown: dict[str, str] = {}
     if run.config.mode == "multi":
@@ -144,7 +118,82 @@ def changes(
                 grown[group] = _free(group, used)
                 used.add(grown[group])
     added, renewed = (_named(listing, rows, taken, grown) for rows in (new, changed))
-    return Changes(added, renewed, len(gone), first_gone, moved, len(grown), sure, unread)
+    return Changes(
+        added,
+        renewed,
+        len(gone),
+        first_gone,
+        moved=sum(uri[i] not in inputs.last for i in same),
+        grown=len(grown),
+        sure=sure,
+        unread=sum(found is None for found in other.values()),
+        remember=lambda: compared.keep(listed.seen(i) for i in same),
+    )
+
+
+@dataclass(frozen=True)
+class _Listed:
+    """What a data set has now, by the rows of its listing."""
+
+    uri: list[str]  # lasting addresses
+    image_id: list[str]
+    bytes: list[int | None]
+    etag: list[str]
+
+    def seen(self, i: int) -> Seen:
+        return self.uri[i], self.bytes[i], self.etag[i]
+
+
+class _Inputs:
+    """What a run has, by the rows of its manifest, and how they are found again."""
+
+    def __init__(
+        self, name: list[str], uris: list[str], shard: list[int], gone: set[str], done: Collection[int]
+    ) -> None:
+        """`uris`: lasting addresses, of which the data set has those in `gone` no more; `done`: finished shards."""
+        self.name, self.shard, self.gone, self._done = name, shard, gone, done
+        self.last = dict(zip(uris, range(len(uris)), strict=True))  # the last row of an address is its newest version
+        self.moved_from = namesakes(name, uris, gone)
+
+    def unfinished(self, row: int) -> bool:
+        """Whether a row's shard is still to be done, or to be done again."""
+        return self.shard[row] not in self._done
+
+    def rows(self, uri: str, image_id: str) -> list[int]:
+        """The rows that a listed image is or may be: that of its address, and those of its name, newest first.
+
+        Both, since a data set may be cut back into the files of before.
+        """
+        own = [self.last[uri]] if uri in self.last else []
+        return own + self.moved_from.get(image_id, [])
+
+
+def _by_content(
+    run: Run, inputs: _Inputs, listed: _Listed, differing: list[int], address: list[str], compared: Compared
+) -> dict[int, bool | None]:
+    """Whether listed images have another content than their rows; None for one that cannot be read now."""
+    known = {i: inputs.rows(listed.uri[i], listed.image_id[i]) for i in differing}
+    also, rows = {listed.image_id[i] for i in differing}, {row for some in known.values() for row in some}
+    rows |= {row for row, own in enumerate(inputs.name) if own in also}
+    was = _inverted(run, {inputs.shard[row] for row in rows if not inputs.unfinished(row)})
+    was |= _inverted_so_far(run, {inputs.shard[row] for row in rows if inputs.unfinished(row)})
+
+    def differs(i: int) -> bool | None:
+        names = [inputs.name[row] for row in known[i]]
+        sums = list(map(was.get, [*names, listed.image_id[i]]))
+        if inputs.unfinished(known[i][0]) and not any(sums):
+            return True  # it has moved before its shard has read it, and is not there any more
+        try:
+            own = compared.sha256(listed.seen(i), address[i])
+            if own in sums or sums[0] is not None:
+                return own not in sums
+            # Its newest version has no pivot: it was refused, and is the same as long as it is no image to invert.
+            return _invertible(read_bytes(address[i]), names[0], run)
+        except OSError:
+            return None  # which says nothing
+
+    with ThreadPoolExecutor(_AT_ONCE, "pti-changed") as pool:
+        return dict(zip(differing, pool.map(differs, differing), strict=True))
 
 
 def _retried(run: Run, shards: set[int]) -> set[str]:
@@ -176,20 +225,7 @@ def _inverted_so_far(run: Run, shards: set[int]) -> dict[str, str]:
         return {own: sha256 for shard in shards for own, sha256 in _inverted_so_far(run, {shard}).items()}
 
 
-def _differs(run: Run, uri: str, image_id: str, *sha256: str | None) -> bool | None:
-    """Whether a file is another than its pivots were found for; None where it cannot be read now, which says nothing.
-
-    Where the first `sha256` is None its newest version has no pivot: it was refused, and is the same to a reader as
-    long as it is no image to invert.
-    """
-    try:
-        data = read_bytes(uri)
-    except OSError:
-        return None
-    if hashlib.sha256(data).hexdigest() in sha256:
-        return False
-    if sha256[0] is not None:
-        return True
+def _invertible(data: bytes, image_id: str, run: Run) -> bool:
     try:
         images.fit(images.decode(data, image_id, run.config.image), _ANY_SIZE, image_id, run.config.image)
     except images.ImageError:

@@ -223,6 +223,7 @@ def _check_readable(inputs: pa.Table, dataset: str) -> None:
 
 def _extend(run: Run, found: Changes, shard_size: int, group_by: str | None, asked_groups: bool) -> list[str]:
     """Append what is new or has changed as new shards; say what was done."""
+    found.remember()
     rows = extension(found, shard_size, run.manifest.shards)
     unread = f"{counted(found.unread, 'file')} that may have changed or moved could not be read to see"
     left = [f"{unread} whether the content is another, and left out; extend again later"] if found.unread else []

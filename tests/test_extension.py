@@ -147,6 +147,43 @@ def test_files_that_were_only_touched_are_not_inverted_again(dataset, begin, pic
     assert begin(folder, preset="noop", existing="extend").remarks == ("1 changed file is appended as shard 2",)
 
 
+def test_touched_files_are_read_once(dataset, begin, tmp_path, monkeypatch):
+    folder = dataset(3)
+    run = begin(folder, preset="noop")
+    finish(run)
+    (folder / "2.png").unlink()
+
+    def touch(second):
+        for name in ("0.png", "1.png"):
+            os.utime(folder / name, ns=(second, second))
+
+    def extended():
+        return ids(begin(folder, preset="noop", existing="extend"))
+
+    touch(1)
+    assert extended() == ["0.png", "1.png", "2.png"]
+    data = bytearray((folder / "1.png").read_bytes())
+    data[-1] ^= 1
+    (folder / "1.png").write_bytes(data)
+    touch(1)  # of the size and date that were compared, so that only reading would tell
+    assert extended() == ["0.png", "1.png", "2.png"]
+    monkeypatch.setattr("pti_core.freezing.LOOKED_AT", 0)
+    assert len(begin(folder, preset="noop").remarks) == 1  # of the one that is gone
+    touch(2)
+    assert "2 touched files" in begin(folder, preset="noop").remarks[0]
+    assert extended()[3:] == ["1.png@2"]
+    # What is appended needs no memory, the other is in it.
+    memory = tmp_path / "out/runs" / run.name / "compared.parquet"
+    assert pd.read_parquet(memory)["uri"].str.rpartition("/")[2].tolist() == ["0.png"]
+    for content in (b"garbage", None):
+        if content is None:
+            memory.unlink()
+        else:
+            memory.write_bytes(content)
+        assert extended()[3:] == ["1.png@2"]
+        assert pd.read_parquet(memory)["etag"].str.endswith("-2").all()
+
+
 def test_touched_files_that_cannot_be_read_now_are_not_taken_for_changed(dataset, begin, pictures, monkeypatch):
     folder = dataset(3)
     finish(begin(folder, preset="noop"))
@@ -157,7 +194,7 @@ def test_touched_files_that_cannot_be_read_now_are_not_taken_for_changed(dataset
         raise OSError("503")
 
     with monkeypatch.context() as patched:
-        patched.setattr("pti_core.extension.read_bytes", away)
+        patched.setattr("pti_core.compared.read_bytes", away)
         extended = begin(folder, preset="noop", existing="extend")
     assert ids(extended) == ["0.png", "1.png", "2.png"]
     assert extended.remarks == (

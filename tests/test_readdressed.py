@@ -81,6 +81,8 @@ def test_a_data_set_that_was_cut_into_other_files_is_not_inverted_again(begin: A
     gone = "1 of this run's 4 files is gone from the data set, 'd'; it stays in the run"
     assert extended.remarks == ("1 new and 1 changed files are appended as shard 2", moved.format(2), gone)
     assert ids(finish(extended)) == ["a", "b", "c", "d", "new", "b@2"]
+    known = extended.store.root + f"/runs/{extended.name}/compared.parquet"
+    assert len(pq.read_table(known)) == 2  # which are not read again
     assert begin(hub, existing="extend").remarks[:1] == (moved.format(2),)
     hub = push([("a", 0)], [("b", 5)], [("c", 2)], [("d", 3), ("new", 4)])  # all of both times
     assert begin(hub).remarks == ()
