@@ -8,19 +8,21 @@ has.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from pti_core import images
-from pti_core.addresses import lasting
 from pti_core.compared import Compared, Seen
 from pti_core.files import DamagedFile
 from pti_core.markers import temporary_rejects
+from pti_core.matching import are_in, differ, last_places, lasting_column, whole
 from pti_core.readdressed import as_listed, check_addresses, namesakes
 from pti_core.reading import read_bytes
 from pti_core.runs import Run
@@ -80,120 +82,111 @@ def changes(
     Raises RunError where all images have other addresses for a reason that the run should not follow.
     """
     frozen = run.manifest.table(["image_id", "uri", "group", "shard", "bytes", "etag"])
-    uri = [lasting(address) for address in listing["uri"].to_pylist()]
-    listed = _Listed(uri, listing["image_id"].to_pylist(), listing["bytes"].to_pylist(), listing["etag"].to_pylist())
-    uris, name = as_listed(frozen, listing, uri), frozen["image_id"].to_pylist()
-    check_addresses(run.name, uris, uri, not set(name).isdisjoint(listed.image_id), left_out)
+    uri, name = lasting_column(listing["uri"]), listing["image_id"]
+    own = as_listed(frozen, listing, uri)
+    row, gone_rows = last_places(uri, own), np.flatnonzero(~are_in(own, uri))  # the last is the newest version
+    if _may_be_renamed(own, gone_rows, left_out):
+        shared = bool(are_in(name, frozen["image_id"]).any())
+        check_addresses(run.name, own.to_pylist(), uri.to_pylist(), shared, left_out)
     done = run.store.done(run.name)
-    inputs = _Inputs(name, uris, frozen["shard"].to_pylist(), set(uris) - set(uri), done.keys())
-    size, etag = frozen["bytes"].to_pylist(), frozen["etag"].to_pylist()
-    new, differing, gone = [], [], set(inputs.gone)
-    for i, own in enumerate(uri):
-        row = inputs.last.get(own)
-        if row is None:
-            if listed.image_id[i] in inputs.moved_from:
-                differing.append(i)
-            elif limit is None or i < limit:
-                new.append(i)
-        elif (size[row], etag[row]) != (listed.bytes[i], listed.etag[i]) and not inputs.unfinished(row):
-            differing.append(i)
-    gone -= {uris[row] for i in differing for row in inputs.rows(uri[i], listed.image_id[i])}
-    there = {inputs.last[uri[i]] for i in differing if uri[i] in inputs.last}
-    retried = _retried(run, {inputs.shard[row] for row in there if temporary_rejects(done[inputs.shard[row]])})
-    differing = [i for i in differing if uri[i] not in inputs.last or name[inputs.last[uri[i]]] not in retried]
+    inputs = _Inputs(frozen, gone_rows, done.keys())
+    there = np.flatnonzero(row >= 0)
+    before, now = (one.select(["bytes", "etag"]).take(rows) for one, rows in ((frozen, row[there]), (listing, there)))
+    other = differ(before["bytes"], now["bytes"]) | differ(before["etag"], now["etag"])
+    touched = there[other & inputs.done[row[there]]]
+    moved = (row < 0) & are_in(name, pa.array(inputs.moved_from, pa.large_string()))
+    new = np.flatnonzero((row < 0) & ~moved & (np.arange(len(row)) < (len(row) if limit is None else limit)))
+    places = sorted([*touched.tolist(), *np.flatnonzero(moved).tolist()])
+    listed = [_Listed(i, uri[i].as_py(), name[i].as_py(), int(row[i]), listing) for i in places]
+    gone = {own[i].as_py() for i in gone_rows} - {own[i].as_py() for one in listed for i in inputs.rows(one)}
+    first_gone = next((inputs.name(i) for i in gone_rows if own[i].as_py() in gone), "")
+    shards = {inputs.shard(one.row) for one in listed if one.row >= 0}
+    retried = _retried(run, {shard for shard in shards if temporary_rejects(done[shard])})
+    listed = [one for one in listed if one.row < 0 or inputs.name(one.row) not in retried]
     compared = Compared(run.store, run.name)
-    sure = most_read is None or sum(listed.seen(i) not in compared for i in differing) <= most_read
-    other: dict[int, bool | None] = dict.fromkeys(differing, True)
-    if sure and differing:
-        other = _by_content(run, inputs, listed, differing, listing["uri"].to_pylist(), compared)
-    same = [i for i in differing if other[i] is False]
-    changed = [i for i in differing if other[i]]
-    first_gone = next((own for own, address in zip(name, uris, strict=True) if address in gone), "")
-    taken, groups = set(name), set(frozen["group"].to_pylist())
-    grown: dict[str, str] = {}
-    if run.config.mode == "multi":
-        used = groups | set(listing["group"].to_pylist())
-        for group in pc.unique(listing.take(pa.array(new + changed, pa.int64()))["group"]).to_pylist():
-            if group in groups - taken:  # what is called as an image is named with it
-                grown[group] = _free(group, used)
-                used.add(grown[group])
-    added, renewed = (_named(listing, rows, taken, grown) for rows in (new, changed))
+    sure = most_read is None or sum(one.seen not in compared for one in listed) <= most_read
+    differing = _by_content(run, inputs, listed, compared) if sure and listed else [True] * len(listed)
+    same = [one for one, differs in zip(listed, differing, strict=True) if differs is False]
+    changed = [one.place for one, differs in zip(listed, differing, strict=True) if differs]
+    added, renewed, grown = _appended(run, frozen, listing, new.tolist(), changed)
     return Changes(
         added,
         renewed,
         len(gone),
         first_gone,
-        moved=sum(uri[i] not in inputs.last for i in same),
-        grown=len(grown),
+        moved=sum(one.row < 0 for one in same),
+        grown=grown,
         sure=sure,
-        unread=sum(found is None for found in other.values()),
-        remember=lambda: compared.keep(listed.seen(i) for i in same),
+        unread=sum(differs is None for differs in differing),
+        remember=lambda: compared.keep(one.seen for one in same),
     )
 
 
-@dataclass(frozen=True)
+def _may_be_renamed(own: pa.Array, gone_rows: NDArray[np.int64], left_out: bool) -> bool:
+    """Whether to ask `check_addresses`, which wants all addresses as Python's: where it could find anything wrong."""
+    gone = own.take(gone_rows)
+    return (left_out and len(gone) == len(own)) or bool(pc.any(pc.starts_with(gone, "parquet://")).as_py())
+
+
 class _Listed:
-    """What a data set has now, by the rows of its listing."""
+    """An image of the listing that may be another than the run has."""
 
-    uri: list[str]  # lasting addresses
-    image_id: list[str]
-    bytes: list[int | None]
-    etag: list[str]
-
-    def seen(self, i: int) -> Seen:
-        return self.uri[i], self.bytes[i], self.etag[i]
+    def __init__(self, place: int, uri: str, image_id: str, row: int, listing: pa.Table) -> None:
+        """`place`: its row in the listing; `uri`: lasting; `row`: that of its address in the manifest, or -1."""
+        self.place, self.uri, self.image_id, self.row = place, uri, image_id, row
+        self.address: str = listing["uri"][place].as_py()
+        self.seen: Seen = uri, listing["bytes"][place].as_py(), listing["etag"][place].as_py()
 
 
 class _Inputs:
-    """What a run has, by the rows of its manifest, and how they are found again."""
+    """What a run has, by the rows of its manifest."""
 
-    def __init__(
-        self, name: list[str], uris: list[str], shard: list[int], gone: set[str], done: Collection[int]
-    ) -> None:
-        """`uris`: lasting addresses, of which the data set has those in `gone` no more; `done`: finished shards."""
-        self.name, self.shard, self.gone, self._done = name, shard, gone, done
-        self.last = dict(zip(uris, range(len(uris)), strict=True))  # the last row of an address is its newest version
-        self.moved_from = namesakes(name, uris, gone)
+    def __init__(self, frozen: pa.Table, gone: NDArray[np.int64], done: Collection[int]) -> None:
+        """`gone`: rows whose addresses the data set has no more; `done`: finished shards."""
+        self.names = whole(frozen["image_id"])
+        self._shards = frozen["shard"].to_numpy()
+        self.done = np.isin(self._shards, list(done))  # whether a row's shard is; others are still to be read
+        self.moved_from = namesakes([self.name(i) for i in gone], gone.tolist())
 
-    def unfinished(self, row: int) -> bool:
-        """Whether a row's shard is still to be done, or to be done again."""
-        return self.shard[row] not in self._done
+    def name(self, row: int | np.integer[Any]) -> str:
+        """The image_id of a row."""
+        return str(self.names[row].as_py())
 
-    def rows(self, uri: str, image_id: str) -> list[int]:
+    def shard(self, row: int) -> int:
+        """The shard of a row."""
+        return int(self._shards[row])
+
+    def rows(self, one: _Listed) -> list[int]:
         """The rows that a listed image is or may be: that of its address, and those of its name, newest first.
 
         Both, since a data set may be cut back into the files of before.
         """
-        own = [self.last[uri]] if uri in self.last else []
-        return own + self.moved_from.get(image_id, [])
+        return [one.row] * (one.row >= 0) + self.moved_from.get(one.image_id, [])
 
 
-def _by_content(
-    run: Run, inputs: _Inputs, listed: _Listed, differing: list[int], address: list[str], compared: Compared
-) -> dict[int, bool | None]:
+def _by_content(run: Run, inputs: _Inputs, listed: Sequence[_Listed], compared: Compared) -> list[bool | None]:
     """Whether listed images have another content than their rows; None for one that cannot be read now."""
-    known = {i: inputs.rows(listed.uri[i], listed.image_id[i]) for i in differing}
-    also, rows = {listed.image_id[i] for i in differing}, {row for some in known.values() for row in some}
-    rows |= {row for row, own in enumerate(inputs.name) if own in also}
-    was = _inverted(run, {inputs.shard[row] for row in rows if not inputs.unfinished(row)})
-    was |= _inverted_so_far(run, {inputs.shard[row] for row in rows if inputs.unfinished(row)})
+    known = [inputs.rows(one) for one in listed]
+    also = np.flatnonzero(are_in(inputs.names, pa.array([one.image_id for one in listed], pa.large_string())))
+    rows = {row for some in known for row in some} | set(also.tolist())
+    was = _inverted(run, {inputs.shard(row) for row in rows if inputs.done[row]})
+    was |= _inverted_so_far(run, {inputs.shard(row) for row in rows if not inputs.done[row]})
 
-    def differs(i: int) -> bool | None:
-        names = [inputs.name[row] for row in known[i]]
-        sums = list(map(was.get, [*names, listed.image_id[i]]))
-        if inputs.unfinished(known[i][0]) and not any(sums):
+    def differs(one: _Listed, rows: list[int]) -> bool | None:
+        sums = [was.get(name) for name in (*map(inputs.name, rows), one.image_id)]
+        if not inputs.done[rows[0]] and not any(sums):
             return True  # it has moved before its shard has read it, and is not there any more
         try:
-            own = compared.sha256(listed.seen(i), address[i])
+            own = compared.sha256(one.seen, one.address)
             if own in sums or sums[0] is not None:
                 return own not in sums
             # Its newest version has no pivot: it was refused, and is the same as long as it is no image to invert.
-            return _invertible(read_bytes(address[i]), names[0], run)
+            return _invertible(read_bytes(one.address), inputs.name(rows[0]), run)
         except OSError:
             return None  # which says nothing
 
     with ThreadPoolExecutor(_AT_ONCE, "pti-changed") as pool:
-        return dict(zip(differing, pool.map(differs, differing), strict=True))
+        return list(pool.map(differs, listed, known))
 
 
 def _retried(run: Run, shards: set[int]) -> set[str]:
@@ -231,6 +224,30 @@ def _invertible(data: bytes, image_id: str, run: Run) -> bool:
     except images.ImageError:
         return False
     return True
+
+
+def _appended(
+    run: Run, frozen: pa.Table, listing: pa.Table, new: list[int], changed: list[int]
+) -> tuple[pa.Table, pa.Table, int]:
+    """The rows of the listing to append, under names that are free in the run; how many groups of the run grow so."""
+    chosen = pa.concat_arrays([pa.array(new, pa.int64()), pa.array(changed, pa.int64())])
+    candidates = listing.take(chosen)
+    # Of the run's names those that are in the way, and newer versions.
+    versions = pc.match_substring_regex(frozen["image_id"], r"@\d+$").to_numpy()
+    taken = set(
+        frozen["image_id"].filter(pa.array(are_in(frozen["image_id"], candidates["image_id"]) | versions)).to_pylist()
+    )
+    grown: dict[str, str] = {}
+    if run.config.mode == "multi":
+        groups = pc.unique(frozen["group"])
+        used = set(groups.to_pylist()) | set(pc.unique(listing["group"]).to_pylist())
+        shared = set(groups.filter(pa.array(~are_in(groups, frozen["image_id"]))).to_pylist())
+        for group in pc.unique(candidates["group"]).to_pylist():
+            if group in shared:  # what is called as an image is named with it
+                grown[group] = _free(group, used)
+                used.add(grown[group])
+    added, renewed = (_named(listing, rows, taken, grown) for rows in (new, changed))
+    return added, renewed, len(grown)
 
 
 def _free(name: str, taken: set[str]) -> str:

@@ -7,10 +7,13 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Final
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from pti_core.addresses import lasting, redact, row_in, split_chain
+from pti_core.addresses import redact, row_in, split_chain
 from pti_core.known_runs import RunError
+from pti_core.matching import lasting_column, texts
 
 _NUMBER: Final = re.compile(r"!\w+=[^!]*!(\d+)::")  # of a row in an address that has its id
 _NUMBERED: Final = re.compile(r"/\d{6,}$")  # an image_id that was made of a row's number
@@ -20,38 +23,43 @@ _CONTAINERS: Final = ("tar", "zip", "parquet")
 _Form = tuple[str, str | None]  # how rows of Parquet are told apart: the column of images, and the field with the id
 
 
-def as_listed(frozen: pa.Table, listing: pa.Table, listed: Sequence[str]) -> list[str]:
+def as_listed(frozen: pa.Table, listing: pa.Table, listed: pa.Array) -> pa.Array:
     """The lasting addresses of a run's inputs: what it has by the number of a row as the listing has it by its id.
 
-    Runs of before knew all rows of Parquet by their numbers, and by names made of them where ids were categorical.
+    `listed`: those of the listing. Runs of before knew all rows of Parquet by their numbers, and by names made of them
+    where ids were categorical.
     """
-    uris = [lasting(uri) for uri in frozen["uri"].to_pylist()]
-    old = [i for i, uri in enumerate(uris) if _by_number(uri)]
+    column = lasting_column(frozen["uri"])
+    may_be = np.flatnonzero(pc.match_substring_regex(column, r"(?s)^parquet://.*![0-9]+::"))
+    old = [int(i) for i, uri in zip(may_be, texts(column.take(may_be)), strict=True) if _by_number(uri)]
     if not old:
-        return uris
+        return column
+    uris = column.to_pylist()
     file = re.compile(r"^parquet://.*?::", re.DOTALL)
-    with_id = [i for i, uri in enumerate(listed) if uri.startswith("parquet://") and not _by_number(uri)]
+    addresses = listed.to_pylist()
+    with_id = [i for i, uri in enumerate(addresses) if uri.startswith("parquet://") and not _by_number(uri)]
     names, places = listing["image_id"].to_pylist(), listing["uri"].to_pylist()
-    known = {(names[i], file.sub("", listed[i])): listed[i] for i in with_id}
-    numbered = {_NUMBER.sub(r"!\1::", places[i], count=1): listed[i] for i in with_id}
+    known = {(names[i], file.sub("", addresses[i])): addresses[i] for i in with_id}
+    numbered = {_NUMBER.sub(r"!\1::", places[i], count=1): addresses[i] for i in with_id}
     own = frozen["image_id"].to_pylist()
     for i in old:
         where = file.sub("", uris[i])
         first = _VERSION.sub("", own[i])
         by_name = known.get((own[i], where)) or known.get((first, where))
         uris[i] = by_name or (numbered.get(uris[i]) if _NUMBERED.search(first) else None) or uris[i]
-    return uris
+    return pa.array(uris, pa.large_string())
 
 
-def namesakes(names: Sequence[str], uris: Sequence[str], gone: Collection[str]) -> dict[str, list[int]]:
-    """Rows of a run whose addresses are gone, by each name that they may have in a data set now; the newest first."""
+def namesakes(names: Sequence[str], rows: Sequence[int]) -> dict[str, list[int]]:
+    """Rows of a run whose addresses are gone, by each name that they may have in a data set now; the newest first.
+
+    `names`: what they are called in the run, oldest first.
+    """
     found: dict[str, list[int]] = defaultdict(list)
-    if gone:
-        for row in range(len(uris) - 1, -1, -1):
-            if uris[row] in gone:
-                for name in {names[row], _VERSION.sub("", names[row])}:
-                    found[name].append(row)
-    return found
+    for name, row in zip(reversed(names), reversed(rows), strict=True):
+        for known in {name, _VERSION.sub("", name)}:
+            found[known].append(row)
+    return dict(found)
 
 
 def check_addresses(
