@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import os
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +17,7 @@ from fsspec.asyn import AsyncFileSystem
 from fsspec.core import has_magic
 from fsspec.implementations.local import LocalFileSystem
 
-from pti_core import connections
+from pti_core import connections, whole_files
 from pti_core.addresses import redact, refusal
 from pti_core.connections import file_system, harmless, read_whole, tried_again, without_secrets
 from pti_core.file_errors import DamagedFile, MissingFile, OutputRefused, StoreError, explanation
@@ -154,6 +153,21 @@ class Files:
         with self.explained("written"):
             return tried_again(lambda: self._put_once(relative, data), () if self.local else UPLOAD_WAITS)
 
+    def create(self, relative: str, data: bytes) -> bool:
+        """Write a file only where there is none yet; whether the file has this content now. StoreError in the end.
+
+        Of several processes that do so at once one has its way, on disks and on S3; on a file system that has no such
+        thing the last one may.
+        """
+
+        def once() -> bool:
+            if self.local:
+                return whole_files.create(Path(self.at(relative)), data)
+            return whole_files.create_object(self.fs, self.at(relative), data)
+
+        with self.explained("written"):
+            return tried_again(once, () if self.local else UPLOAD_WAITS)
+
     def remove(self, relative: str) -> None:
         """Remove a file, or a folder with all in it; one that is not there is fine."""
 
@@ -187,7 +201,7 @@ class Files:
 
     def _put_once(self, relative: str, data: bytes, **options: Any) -> FileInfo:
         if self.local:
-            _write_atomic(Path(self.at(relative)), data)
+            whole_files.write(Path(self.at(relative)), data)
         else:
             self.fs.pipe_file(self.at(relative), data, **options)
         return FileInfo.of(relative, data)
@@ -242,26 +256,3 @@ class _ExactReads(pyarrow.fs.FSSpecHandler):  # type: ignore[misc] # pyarrow has
         if path in self.small:
             return pyarrow.BufferReader(read_whole(self.fs, path))
         return pyarrow.PythonFile(_open_exact(self.fs, path), mode="r")
-
-
-def _write_atomic(path: Path, data: bytes) -> None:
-    """All of the file or nothing, also after a power cut: temporary file beside it, fsync, rename, fsync of the folder.
-
-    The name is hidden and does not end in .parquet, so that no reader takes it for a part.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{uuid.uuid4().hex[:12]}.tmp")  # without its name, which may have no room for more
-    try:
-        with temporary.open("xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    with suppress(OSError):  # some network file systems cannot sync a folder
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)

@@ -14,6 +14,7 @@ from typing import Any, Final, Literal
 import pyarrow as pa
 
 from pti_core.addresses import canonical, redact, refusal
+from pti_core.beginning import begin
 from pti_core.beside import Job, check_extended, remarks_on_others
 from pti_core.config import RunConfig
 from pti_core.datasets import DatasetError, read_bytes, scan
@@ -131,12 +132,10 @@ def freeze(
             keep_encoder(store, found.sha256, encoder)
         if known or left_unfrozen(store, name):
             store.clear_run(name)
-        store.write_manifest(name, manifest)
-        # The configuration is written last: a run that has one is frozen.
         content = _content(name, digest, dataset, limit, group_by, generator, found, config, encoder)
         if by is not None and existing == "overwrite":
             content["overwritten_by"] = by
-        store.write_config(name, content)
+        begin(store, name, manifest, content)
         remarks += [*beside, *noted]
     elif encoder is not None:
         keep_encoder(store, found.sha256, encoder)  # runs of before have none in their root

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from pti_core import tables
 from pti_core.files import DamagedFile, FileInfo, Files, StoreError
 
+MEANWHILE: Final = "another process has begun or extended this run meanwhile; run it again"
 _WAY_OUT: Final = "bring it back, or `pti run` with --overwrite (existing=overwrite) does all of the run again"
 _NAME: Final = re.compile(r"manifest(?:-(\d{5,}))?\.parquet")
 
@@ -170,13 +171,26 @@ class Manifest:
 
 
 def write(files: Files, run: str, manifest: pa.Table) -> FileInfo:
-    """Write a manifest: that of a new run, or rows to append, whose shards go on where the last file ended."""
-    first = int(manifest["shard"][0].as_py()) if len(manifest) else 0
-    return files.put(_path(run, first), tables.to_parquet("manifest", manifest))
+    """Append rows, whose shards go on where the last file ended. StoreError where another process was first."""
+    path, data = path_of(run, first_shard(manifest)), tables.to_parquet("manifest", manifest)
+    if not files.create(path, data):
+        raise StoreError(f"run {run!r} has another manifest: {MEANWHILE}")
+    return FileInfo.of(path, data)
 
 
-def _path(run: str, first_shard: int) -> str:
-    return f"runs/{run}/manifest{f'-{first_shard:05d}' if first_shard else ''}.parquet"
+def replace(files: Files, run: str, manifest: pa.Table) -> FileInfo:
+    """Write the manifest of a run without a configuration, over one that was left there."""
+    return files.put(path_of(run, first_shard(manifest)), tables.to_parquet("manifest", manifest))
+
+
+def first_shard(manifest: pa.Table) -> int:
+    """The number of the first shard of rows of a manifest."""
+    return int(manifest["shard"][0].as_py()) if len(manifest) else 0
+
+
+def path_of(run: str, first: int) -> str:
+    """The file of the shards `first` and on."""
+    return f"runs/{run}/manifest{f'-{first:05d}' if first else ''}.parquet"
 
 
 def _paths(files: Files, run: str) -> list[str]:

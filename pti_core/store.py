@@ -62,16 +62,18 @@ class Store:
     def write_config(self, run: str, config: Mapping[str, Any]) -> FileInfo:
         """Write the resolved config; one of the same `digest` that is there already stays, with its `created`.
 
+        So of several processes that freeze a run at once all have the one that was first.
+
         StoreError where the run has one with another digest.
         """
-        path = f"runs/{checked(run)}/config.json"
-        if path in self.files.find(f"runs/{run}", maxdepth=1):
-            old = self.read_config(run).get("digest")
-            if old == config.get("digest"):
-                return self.file_info(path)
-            found = f"digest {str(old)[:12]!r} there, {str(config.get('digest'))[:12]!r} now"
-            raise StoreError(f"run {run!r} exists with another configuration ({found}); choose another run name")
-        return self.files.put(path, _json(config))
+        path, data = f"runs/{checked(run)}/config.json", _json(config)
+        if self.files.create(path, data):
+            return FileInfo.of(path, data)
+        old = self.read_config(run).get("digest")
+        if old == config.get("digest"):
+            return self.file_info(path)
+        found = f"digest {str(old)[:12]!r} there, {str(config.get('digest'))[:12]!r} now"
+        raise StoreError(f"run {run!r} exists with another configuration ({found}); choose another run name")
 
     def read_config(self, run: str) -> dict[str, Any]:
         """The run's config. StoreError where there is none."""
@@ -92,19 +94,18 @@ class Store:
         """
         here = {f"runs/{checked(run)}/{name}" for name in ("config.json", "manifest.parquet")}
         if here <= self.files.find(f"runs/{run}", maxdepth=1).keys():
-            old, first = self.manifest(run), int(pc.min(manifest["shard"]).as_py() or 0)
+            old, first = self.manifest(run), manifests.first_shard(manifest)
             if first < old.shards:
                 there = old.table()
                 there = there.filter(pc.greater_equal(there["shard"], first))
                 if not there.equals(manifest):
                     found = f"{there.num_rows} images there, {manifest.num_rows} now, or other files or shards"
-                    raise StoreError(
-                        f"run {run!r} has another manifest ({found}): another process has begun or extended this run "
-                        "meanwhile; run it again"
-                    )
-            elif first > old.shards:
+                    raise StoreError(f"run {run!r} has another manifest ({found}): {manifests.MEANWHILE}")
+                return self.file_info(manifests.path_of(run, first))
+            if first > old.shards:
                 raise StoreError(f"run {run!r} has {old.shards} shards; shard {first} cannot follow")
-        return manifests.write(self.files, run, manifest)
+            return manifests.write(self.files, run, manifest)
+        return manifests.replace(self.files, run, manifest)
 
     def manifest(self, run: str) -> Manifest:
         """The run's inputs. StoreError where there are none."""

@@ -25,7 +25,7 @@ Job = tuple[str, str, str, int, dict[str, Any]]
 
 
 class Moments:
-    """Counts the moments of a process: files of `output` opened or renamed, steps of the engine; kills it at one."""
+    """Counts the moments of a process: files of `output` opened or named, steps of the engine; kills it at one."""
 
     def __init__(self, output: str, kill_at: int | None, writes_only: bool) -> None:
         self.output, self.kill_at, self.writes_only = output, kill_at, writes_only
@@ -33,8 +33,8 @@ class Moments:
         sys.addaudithook(self.hook)
 
     def hook(self, event: str, arguments: tuple[Any, ...]) -> None:
-        """`os.rename` is told before the file has its name, `open` before it is there."""
-        wanted = event == "os.rename" or (event == "open" and not self.writes_only)
+        """`os.rename` and `os.link` are told before the file has its name, `open` before it is there."""
+        wanted = event in ("os.rename", "os.link") or (event == "open" and not self.writes_only)
         if wanted and str(arguments[0]).startswith(self.output):
             self.next()
 
