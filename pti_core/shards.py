@@ -2,34 +2,37 @@
 
 A part is `config.batch` images, or a whole group in mode "multi"; the engine may take fewer at once. Every file name is
 a function of run, shard and part; a part that is there and whole (see `parts`) is not done again, apart from its images
-that another try may help.
+that another try may help. Nor is a shard that another process has finished meanwhile (see `meanwhile`).
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any, Final
 
-import pandas as pd
-
 from pti_core import tables
-from pti_core.files import DamagedFile
-from pti_core.inputs import Inputs, check_not_all_unreadable, read_inputs
+from pti_core.meanwhile import (
+    Marker,
+    WrittenByAnother,
+    check_unchanged,
+    finished_by_another,
+    is_finished,
+    read_known,
+)
 from pti_core.measure import measure_locality
 from pti_core.memory import halved
 from pti_core.notes import NoteBook
 from pti_core.originals import check_originals
 from pti_core.overlap import read_ahead, write_behind
 from pti_core.parallel import one_at_a_time
-from pti_core.parts import INVERTED, Part, part_table, whole_locality, whole_parts, write_locality, write_part
+from pti_core.part_jobs import Job, plan_parts, read_job, write_job
+from pti_core.parts import INVERTED, Part, whole_locality, whole_parts, write_locality
 from pti_core.progress import Progress
-from pti_core.rows import added, inverted_rows, rejected_ids
-from pti_core.runs import Run, any_engine_for, engine_for, stored_from_rows
-from pti_core.shots import write_shots
+from pti_core.rows import inverted_rows
+from pti_core.runs import Run, engine_for, stored_from_rows
 from pti_core.store import FileInfo, StoreError, make_marker
 from pti_core.tables import Row
 
@@ -54,37 +57,10 @@ class ShardProgress:
         return self.doing or (f"{self.now.stage} LPIPS {self.now.lpips:.3f}" if self.now else "")
 
 
+LAST_WRITTEN: Final = ("metrics/", "locality/")
+"""What tells whether another process has written a part meanwhile: they come last, and hold the others' checksums."""
+
 OnShardProgress = Callable[[ShardProgress], None]
-
-
-def plan_parts(rows: Sequence[Row], batch: int, multi: bool) -> list[list[Row]]:
-    """Split a shard's manifest rows into parts: `batch` rows each, or whole groups in mode "multi"."""
-    if not multi:
-        return [list(rows[i : i + batch]) for i in range(0, len(rows), batch)]
-    groups: dict[str, list[Row]] = {}
-    for row in rows:
-        groups.setdefault(row["group"], []).append(row)
-    return list(groups.values())
-
-
-@dataclass(frozen=True)
-class _Job:
-    """One part to do: all of its images, or of a part that was done `before` only those that another try may help."""
-
-    number: int
-    rows: Sequence[Row]
-    before: Part | None
-
-    @property
-    def tries(self) -> Mapping[str, int]:
-        """How often an image was tried before, by image_id."""
-        return self.before.temporary if self.before else {}
-
-    def rejects_before(self, tried: int) -> int:
-        """How many rejects of before are replaced where so many of its images are tried."""
-        if self.before is None:
-            return 0
-        return len(self.before.temporary) if tried < len(self.rows) else self.before.rows["rejects"]
 
 
 def invert_shard(
@@ -93,23 +69,66 @@ def invert_shard(
     """Invert a shard's images; write pivots, deltas, rejects and metrics.
 
     Parts that are there and whole stay as they are, but with `retry_rejects` their images that failed for a passing
-    reason are tried again. While one part is inverted the next is read and the last is written.
+    reason are tried again. While one part is inverted the next is read and the last is written. A shard that another
+    process has finished is left as it is, also where that happens while this one is at work on it.
 
     Returns the shard, its images, the counts of its rows, the seconds that its parts took (in this call or an earlier
-    one) and all their files.
+    one) and all their files; of one that was finished those of its locality too, so that it is not measured again.
     Raises InputsUnreadable where no input can be read, and where this machine cannot open or unpack one.
     """
-    rows = run.manifest.shard(shard)
+    rows, marker = run.manifest.shard(shard), run.store.marker(run.name, shard)
+    if marker is not None and is_finished(run, shard, marker, retry_rejects):
+        return _as_finished(shard, len(rows), marker, on_progress)
     parts = plan_parts(rows, run.config.batch, run.config.mode == "multi")
     whole = whole_parts(run, shard, [[row["image_id"] for row in part] for part in parts])
     jobs = [
-        _Job(number, part, whole.get(number))
+        Job(number, part, whole.get(number))
         for number, part in enumerate(parts)
         if number not in whole or (retry_rejects and whole[number].temporary)
     ]
     if jobs:
         check_originals(run, shard, [job.number for job in jobs if job.before is None])
-        run.store.unmark(run.name, shard, {job.number for job in jobs})
+        if marker is not None:
+            run.store.unmark(run.name, shard, {job.number for job in jobs})
+    try:
+        _invert(run, shard, rows, jobs, whole, on_progress, retry_rejects)
+    except _FinishedMeanwhile as found:
+        return _as_finished(shard, len(rows), found.marker, on_progress)
+    return {
+        "shard": shard,
+        "images": len(rows),
+        "counts": _counts(whole.values()),
+        "seconds": sum(part.seconds for part in whole.values()),
+        "files": [asdict(file) for number in range(len(parts)) for file in whole[number].info()],
+    }
+
+
+class _FinishedMeanwhile(Exception):
+    """Another process has finished the shard: nothing of it is written any more."""
+
+    def __init__(self, marker: Marker) -> None:
+        self.marker = marker
+
+
+def _as_finished(shard: int, images: int, marker: Marker, on_progress: OnShardProgress | None) -> dict[str, Any]:
+    if on_progress is not None:
+        on_progress(ShardProgress(shard, images, images, None))
+    counts = {"pivots": 0, "rejects": 0, "temporary": 0} | marker["counts"]
+    del counts["manifest"]
+    files = list(marker["files"])
+    return {"shard": shard, "images": images, "counts": counts, "seconds": marker["seconds"], "files": files}
+
+
+def _invert(
+    run: Run,
+    shard: int,
+    rows: Sequence[Row],
+    jobs: Sequence[Job],
+    whole: dict[int, Part],
+    on_progress: OnShardProgress | None,
+    retry_rejects: bool,
+) -> None:
+    """Do the jobs of a shard, whose parts are then `whole`. Raises _FinishedMeanwhile."""
     note, waiting = NoteBook(run.store.files, run.name, shard), sum(len(job.rows) for job in jobs)
 
     rejected = sum(part.rows["rejects"] for part in whole.values())
@@ -122,7 +141,7 @@ def invert_shard(
     done = len(rows) - waiting
     say(done, doing=PREPARING if jobs else None)
     with note, write_behind() as write:
-        for job, found in read_ahead(jobs, lambda job: _read(run, job)):
+        for job, found in read_ahead(jobs, lambda job: read_job(run, job)):
             start, finished, size = time.perf_counter(), done, len(job.rows)
             done += size
             if found is None:
@@ -135,18 +154,13 @@ def invert_shard(
             seconds = time.perf_counter() - start
             rejected += len(new["rejects"]) - job.rejects_before(len(found.targets) + len(found.rejects))
 
-            def store(job: _Job = job, new: Any = new, shots: Any = shots, seconds: float = seconds) -> None:
-                whole[job.number] = _write(run, shard, job, new, shots, seconds)
+            def store(job: Job = job, new: Any = new, shots: Any = shots, seconds: float = seconds) -> None:
+                if theirs := finished_by_another(run, shard, retry_rejects):
+                    raise _FinishedMeanwhile(theirs)
+                whole[job.number] = write_job(run, shard, job, new, shots, seconds)
 
             write(store)
             say(done)
-    return {
-        "shard": shard,
-        "images": len(rows),
-        "counts": _counts(whole.values()),
-        "seconds": sum(part.seconds for part in whole.values()),
-        "files": [asdict(file) for number in range(len(parts)) for file in whole[number].info()],
-    }
 
 
 def _counts(parts: Iterable[Part]) -> dict[str, int]:
@@ -156,43 +170,6 @@ def _counts(parts: Iterable[Part]) -> dict[str, int]:
         counts["rejects"] += part.rows["rejects"]
         counts["temporary"] += len(part.temporary)
     return counts
-
-
-def _read(run: Run, job: _Job) -> Inputs | None:
-    """The inputs of a part; None where another try would lose what is there."""
-    resolution = any_engine_for(run).generator.img_resolution
-    found = read_inputs(
-        run, [r for r in job.rows if not job.tries or r["image_id"] in job.tries], resolution, job.tries
-    )
-    if job.before is None:
-        check_not_all_unreadable(run, job.rows, found)
-    elif found.targets and run.config.mode == "multi":  # a group shares its generator: it is done again as a whole
-        found = read_inputs(run, job.rows, resolution, job.tries)
-        if {row["image_id"] for row in found.rejects} - rejected_ids(run, job.before):
-            return None  # now another one cannot be read
-        before = run.store.read_table(job.before.files["pivots"].path)[1].select(["image_id", "sha256"]).to_pylist()
-        if any(found.sha256.get(row["image_id"]) not in (None, row["sha256"]) for row in before):
-            return None  # or has changed since: what was found for it stays
-    return found
-
-
-def _write(
-    run: Run,
-    shard: int,
-    job: _Job,
-    new: Mapping[str, list[dict[str, Any]]],
-    shots: Mapping[str, bytes],
-    seconds: float,
-) -> Part:
-    contents = {table: part_table(run, table, rows) for table, rows in new.items()}
-    some = len(new["pivots"]) + len(new["rejects"]) < len(job.rows)  # else all of it was done again
-    if job.before is not None:
-        seconds += job.before.seconds
-        if some:
-            contents = added(run, job.before, contents)
-    if shots:
-        write_shots(run, shard, job.number, shots, more=some)
-    return write_part(run, shard, job.number, contents, seconds, job.before)
 
 
 def measure_shard(
@@ -206,18 +183,39 @@ def measure_shard(
 
     `files`, `seconds` and `counts`: as `invert_shard` returned them, so that files need not be read again for what the
     marker says of them, and it tells the time of all the work. Raises StoreError where a table lacks a part, or what
-    is read of one is not what `files` says: the next run does that part again, or takes it as it is now if it is whole.
+    is there of one is not what `files` says: the next run does that part again, or takes it as it is now if it is
+    whole. Where another process has finished the shard, it is left as it is.
     """
-    rows, infos = run.manifest.shard(shard), []
+    rows = run.manifest.shard(shard)
     known = {file["path"]: FileInfo(**file) for file in files}
     of: dict[int, dict[str, FileInfo]] = {}
     for number in range(len(plan_parts(rows, run.config.batch, run.config.mode == "multi"))):
         paths = {table: run.store.part_path(table, run.name, shard, number) for table in INVERTED}
         of[number] = {table: known.get(path) or run.store.file_info(path) for table, path in paths.items()}
-    whole = whole_locality(run, shard, of)
+    images = {"shard": shard, "images": len(rows), "manifest": len(rows)}
+    if all(run.store.part_path("locality", run.name, shard, number) in known for number in of):
+        return {**images, **(counts or _counted(run, of.values()))}  # it was finished before it was inverted
+    try:
+        infos, took = _measure(run, shard, of, len(rows), (counts or {}).get("rejects", 0))
+        found = {"manifest": len(rows), **(counts or _counted(run, of.values()))}
+        check_unchanged(run, (file for file in infos if file.path.startswith(LAST_WRITTEN)))
+    except WrittenByAnother:
+        theirs = finished_by_another(run, shard)
+        if theirs is None:
+            raise
+        return {**images, **theirs["counts"]}
+    run.store.mark_done(run.name, shard, make_marker(found, seconds + took, run.digest, infos, run.created))
+    return {**images, **found}
+
+
+def _measure(
+    run: Run, shard: int, of: Mapping[int, Mapping[str, FileInfo]], images: int, rejects: int
+) -> tuple[list[FileInfo], float]:
+    """The files of a shard's parts, with those of its locality, and the seconds that these took."""
+    whole, infos, seconds = whole_locality(run, shard, of), list[FileInfo](), 0.0
     with NoteBook(run.store.files, run.name, shard) as note:
         for number, part in of.items():
-            note.running(len(rows), (counts or {}).get("rejects", 0))
+            note.running(images, rejects)
             if number not in whole:
                 start = time.perf_counter()
                 points, took = _locality_rows(run, part), time.perf_counter() - start
@@ -225,39 +223,25 @@ def measure_shard(
             info, took = whole[number]
             infos += [*part.values(), info]
             seconds += took
-    found = {"manifest": len(rows), **(counts or _counted(run, of.values()))}
-    run.store.mark_done(run.name, shard, make_marker(found, seconds, run.digest, infos, run.created))
-    return {"shard": shard, "images": len(rows), **found}
+    return infos, seconds
 
 
 def _counted(run: Run, parts: Iterable[Mapping[str, FileInfo]]) -> dict[str, int]:
     counts = {"pivots": 0, "rejects": 0, "temporary": 0}
     for part in parts:
-        rejects = _read_known(run, part["rejects"])
-        counts["pivots"] += len(_read_known(run, part["pivots"]))
+        rejects = read_known(run, part["rejects"])
+        counts["pivots"] += len(read_known(run, part["pivots"]))
         counts["rejects"] += len(rejects)
         counts["temporary"] += int((~rejects["permanent"].astype(bool)).sum())
     return counts
-
-
-def _read_known(run: Run, file: FileInfo) -> pd.DataFrame:
-    """A file of a part. StoreError where it is another by now, which the marker would vouch for unseen."""
-    with suppress(DamagedFile):
-        found, content = run.store.read_table(file.path)
-        if found == file:
-            return content.to_pandas()
-    raise StoreError(
-        f"part {file.path!r} is not the one that was inverted: it was damaged, or another process does the same shard "
-        "and has written it; end that one, or wait for its end, and run it again"
-    )
 
 
 def _locality_rows(run: Run, part: Mapping[str, FileInfo]) -> list[dict[str, Any]]:
     if run.config.engine == "noop":
         return []
     engine = engine_for(run)
-    pivots = _read_known(run, part["pivots"])
-    deltas = dict(list(_read_known(run, part["deltas"]).groupby("owner", sort=False)))
+    pivots = read_known(run, part["pivots"])
+    deltas = dict(list(read_known(run, part["deltas"]).groupby("owner", sort=False)))
 
     def measured(pivot: Row, check: Callable[[], None]) -> list[dict[str, Any]]:
         check()

@@ -8,6 +8,7 @@ from typing import Any
 from prefect import task
 
 from pti_core import shards
+from pti_core.meanwhile import WrittenByAnother
 from pti_core.notes import NoteBook
 from pti_core.parallel import Stopped
 from pti_core.runs import Run, load_run
@@ -51,9 +52,17 @@ def measure_shards(
     opened = load_run(root, run, version)
     of = {one["shard"]: one for one in inverted}
 
+    def measured(one: dict[str, Any]) -> dict[str, Any]:
+        return shards.measure_shard(opened, one["shard"], one["files"], one["seconds"], one["counts"])
+
+    def measure_whole(number: int) -> dict[str, Any]:
+        try:
+            return measured(of[number])
+        except WrittenByAnother:  # the parts as they are now: whoever wrote them, most are whole
+            return measured(shards.invert_shard(opened, number))
+
     def measure(number: int) -> dict[str, Any]:
-        known = of[number]["files"], of[number]["seconds"], of[number]["counts"]
-        return _noted(opened, number, lambda: shards.measure_shard(opened, number, *known))
+        return _noted(opened, number, lambda: measure_whole(number))
 
     return each(list(of), measure)
 

@@ -1,0 +1,82 @@
+"""One part of a shard to do: which images, what is read of them, what is written."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pti_core.inputs import Inputs, check_not_all_unreadable, read_inputs
+from pti_core.parts import Part, part_table, write_part
+from pti_core.rows import added, rejected_ids
+from pti_core.runs import Run, any_engine_for
+from pti_core.shots import write_shots
+from pti_core.tables import Row
+
+
+def plan_parts(rows: Sequence[Row], batch: int, multi: bool) -> list[list[Row]]:
+    """Split a shard's manifest rows into parts: `batch` rows each, or whole groups in mode "multi"."""
+    if not multi:
+        return [list(rows[i : i + batch]) for i in range(0, len(rows), batch)]
+    groups: dict[str, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(row["group"], []).append(row)
+    return list(groups.values())
+
+
+@dataclass(frozen=True)
+class Job:
+    """One part to do: all of its images, or of a part that was done `before` only those that another try may help."""
+
+    number: int
+    rows: Sequence[Row]
+    before: Part | None
+
+    @property
+    def tries(self) -> Mapping[str, int]:
+        """How often an image was tried before, by image_id."""
+        return self.before.temporary if self.before else {}
+
+    def rejects_before(self, tried: int) -> int:
+        """How many rejects of before are replaced where so many of its images are tried."""
+        if self.before is None:
+            return 0
+        return len(self.before.temporary) if tried < len(self.rows) else self.before.rows["rejects"]
+
+
+def read_job(run: Run, job: Job) -> Inputs | None:
+    """The inputs of a part; None where another try would lose what is there."""
+    resolution = any_engine_for(run).generator.img_resolution
+    found = read_inputs(
+        run, [r for r in job.rows if not job.tries or r["image_id"] in job.tries], resolution, job.tries
+    )
+    if job.before is None:
+        check_not_all_unreadable(run, job.rows, found)
+    elif found.targets and run.config.mode == "multi":  # a group shares its generator: it is done again as a whole
+        found = read_inputs(run, job.rows, resolution, job.tries)
+        if {row["image_id"] for row in found.rejects} - rejected_ids(run, job.before):
+            return None  # now another one cannot be read
+        before = run.store.read_table(job.before.files["pivots"].path)[1].select(["image_id", "sha256"]).to_pylist()
+        if any(found.sha256.get(row["image_id"]) not in (None, row["sha256"]) for row in before):
+            return None  # or has changed since: what was found for it stays
+    return found
+
+
+def write_job(
+    run: Run,
+    shard: int,
+    job: Job,
+    new: Mapping[str, list[dict[str, Any]]],
+    shots: Mapping[str, bytes],
+    seconds: float,
+) -> Part:
+    """Write what was found for a part, or for some of its images (`new` rows by table), and its pictures (`shots`)."""
+    contents = {table: part_table(run, table, rows) for table, rows in new.items()}
+    some = len(new["pivots"]) + len(new["rejects"]) < len(job.rows)  # else all of it was done again
+    if job.before is not None:
+        seconds += job.before.seconds
+        if some:
+            contents = added(run, job.before, contents)
+    if shots:
+        write_shots(run, shard, job.number, shots, more=some)
+    return write_part(run, shard, job.number, contents, seconds, job.before)
