@@ -15,6 +15,7 @@ from flows.shard_work import do_shards
 from pti_core.device import best_device
 from pti_core.parallel import tasks_for_all_cores
 from pti_core.presets import configure
+from pti_core.share import share_of
 from tasks.freeze import freeze_manifest
 from tasks.publish import publish_summary
 from tasks.shards import invert_shards, measure_shards
@@ -42,6 +43,7 @@ def pti(
     workers: Count | None = None,
     resources: dict[str, float] | None = None,
     credentials: str | None = None,
+    part: str | None = None,
     settings: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Invert a data set into a generator: pivots, weight deltas, metrics and locality as Parquet tables.
@@ -70,8 +72,11 @@ def pti(
             mode 'single' one for every `batch` cores. In threads half as many more read ahead and write behind.
         resources: what a task takes of a cluster's worker, e.g. {"GPU": 1}.
         credentials: name of a Prefect Secret block with storage options as JSON; never the secrets themselves.
+        part: 'I/N' for the part I (from 0 to N-1) of N: only the shards whose number divided by N leaves I, where N
+            processes or machines share an output.
         settings: single settings over the preset's, e.g. {"tuning.steps": 100}; docs/settings.md lists all.
     """
+    share_of(part, existing)  # what is wrong is said before a cluster is started
     overrides = {"mode": mode, "seed": seed, "image.convert": convert, **(settings or {})}
     chosen = configure(preset, overrides)
     config = chosen.model_dump(mode="json")
@@ -81,7 +86,7 @@ def pti(
     # The cluster first: where it cannot be had, no run is frozen, which would be the newest one, with nothing in it.
     with started(runner, workers, address, resources) as pool:
         frozen = freeze_manifest(
-            dataset, output, generator, config, limit, shard_size, existing, group_by, retry_rejects, credentials
+            dataset, output, generator, config, limit, shard_size, existing, group_by, retry_rejects, credentials, part
         )
         common = {"root": output, "run": frozen["run"], "version": frozen["version"], "credentials": credentials}
 
@@ -90,4 +95,4 @@ def pti(
             return common | own
 
         do_shards([invert_shards, measure_shards], frozen, shards_per_task, parameters, nullcontext(pool))
-    return publish_summary(output, frozen["run"], credentials)
+    return publish_summary(output, frozen["run"], credentials, part)

@@ -87,6 +87,13 @@ def run(
         int, typer.Option(help="Of the random numbers of images; each has its own, by this and its image_id.")
     ] = 0,
     shard_size: Annotated[int, typer.Option(min=1, help="Images in a shard, of a new run or of what is added.")] = 64,
+    part: Annotated[
+        str | None,
+        typer.Option(
+            metavar="I/N",
+            help="Only part I (0 to N-1) of N: for N processes or machines that share OUTPUT, as a Slurm array.",
+        ),
+    ] = None,
     shards_per_task: options.ShardsPerTask = 1,
     runner: options.Runner = options.RunnerKind.threads,
     address: options.Address = None,
@@ -102,7 +109,9 @@ def run(
     Run the same command again to finish what is missing.
     """
     from flows.console import ProgressView, show_summary
+    from pti_core.share import others_left, share_of
 
+    share = share_of(part, "overwrite" if overwrite else "resume")
     if extend and overwrite:
         raise ValueError("--extend and --overwrite: choose one, to add to the run or to do all of it again")
     settings = dict(options.parse_setting("--set", text) for text in setting or [])
@@ -135,7 +144,7 @@ def run(
         frozen = freeze(dataset, output, generator, config, limit, shard_size, existing, group_by, ready=ready)
         for remark in frozen.remarks:
             view.note(remark)
-        pending, done = frozen.left(retry_rejects)
+        pending, done = frozen.left(retry_rejects, share)
         if others := others_at_work(frozen.store, frozen.name, pending):
             view.note(others)
         if pending:
@@ -144,7 +153,7 @@ def run(
             from flows.stopping import stop_at_once
             from tasks.progress import listen
 
-            view.expect(frozen.manifest.rows, done)
+            view.expect(frozen.manifest.images_of(share), done)
             again = "the same command without --overwrite" if overwrite else "the same command"
             with listen(view), stop_at_once(view.say_last, again), without_overwrite(overwrite):
                 summary = pti(
@@ -165,10 +174,17 @@ def run(
                     workers=workers,
                     resources=resources,
                     credentials=credentials,
+                    part=part,
                     settings=settings,
                 )
+        elif left := 0 if share.whole else len(frozen.pending()):
+            summary = {"run": frozen.name, "left": left}
         else:
             view.say("everything is done already")
             summary = publish(frozen)
         alone = len(frozen.store.runs()) == 1
-    show_summary(console, summary, output, alone)
+    if "left" in summary:
+        text = others_left(summary["run"], share, summary["left"])
+        console.print(text, highlight=False, markup=False, soft_wrap=True)
+    else:
+        show_summary(console, summary, output, alone)

@@ -25,9 +25,11 @@ from numpy.typing import NDArray
 
 from pti_core import tables
 from pti_core.files import DamagedFile, FileInfo, Files, StoreError
+from pti_core.share import Share
 
 MEANWHILE: Final = "another process has begun or extended this run meanwhile; run it again"
 _WAY_OUT: Final = "bring it back, or `pti run` with --overwrite (existing=overwrite) does all of the run again"
+_WINDOW: Final = 250_000  # rows that are counted at once
 _NAME: Final = re.compile(r"manifest(?:-(\d{5,}))?\.parquet")
 
 
@@ -91,6 +93,15 @@ class Manifest:
         """Inputs of the run."""
         return sum(part.metadata.num_rows for part in self._parts)
 
+    def images_of(self, share: Share) -> int:
+        """How many of the inputs are in the shards of a share."""
+        if share.whole:
+            return self.rows
+        found = 0
+        for _, rows in self.windows(_WINDOW, ["shard"]):
+            found += int(np.count_nonzero(rows["shard"].to_numpy() % share.count == share.index))
+        return found
+
     @cached_property
     def shards(self) -> int:
         """Shards of the run; they are numbered from 0."""
@@ -118,7 +129,7 @@ class Manifest:
                 if groups:
                     with self._files.explained("read"), self._files.open(part.path) as file:
                         content = pq.ParquetFile(file, metadata=part.metadata, pre_buffer=True)
-                        found.append(content.read_row_groups(list(groups), columns=[*columns, "shard"]))
+                        found.append(content.read_row_groups(list(groups), columns=sorted({*columns, "shard"})))
             table = pa.concat_tables(found) if found else tables.schema("manifest").empty_table()
             inside = pc.and_(pc.greater_equal(table["shard"], first), pc.less(table["shard"], stop))
             table = table.filter(inside)

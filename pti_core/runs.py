@@ -30,6 +30,7 @@ from pti_core.markers import temporary_rejects
 from pti_core.noop_engine import NoopEngine
 from pti_core.once import once
 from pti_core.reading import read_bytes
+from pti_core.share import ALL, Share
 from pti_core.store import Store
 from pti_core.tables import records
 
@@ -67,8 +68,8 @@ class Run:
         """Changes when the run is made anew or extended."""
         return f"{self.created} {self.manifest.rows}"
 
-    def left(self, retry_rejects: bool = False) -> tuple[list[int], int]:
-        """The shards to do, in order, and how many images the others have.
+    def left(self, retry_rejects: bool = False, share: Share = ALL) -> tuple[list[int], int]:
+        """The shards to do, in order, and how many images the others have; of a share's own shards.
 
         To do are shards that are not done; with `retry_rejects` also those with temporary rejects. Temporary is what
         another try may help: a read that failed, memory that was short.
@@ -76,8 +77,8 @@ class Run:
         markers = self.store.done(self.name)
         if retry_rejects:
             markers = {shard: marker for shard, marker in markers.items() if not temporary_rejects(marker)}
-        done = sum(int(marker["counts"]["manifest"]) for marker in markers.values())
-        return [shard for shard in range(self.manifest.shards) if shard not in markers], done
+        done = sum(int(markers[shard]["counts"]["manifest"]) for shard in share.of(markers))
+        return [shard for shard in share.of(range(self.manifest.shards)) if shard not in markers], done
 
     def pending(self, retry_rejects: bool = False) -> list[int]:
         """The shards to do, in order."""

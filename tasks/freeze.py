@@ -11,6 +11,7 @@ from prefect.runtime import flow_run
 from pti_core import freezing
 from pti_core.addresses import redact
 from pti_core.config import RunConfig
+from pti_core.share import share_of
 from pti_core.status import others_at_work
 from pti_core.words import counted
 from tasks.credentials import use_credentials
@@ -29,18 +30,22 @@ def freeze_manifest(
     group_by: str | None = None,
     retry_rejects: bool = False,
     credentials: str | None = None,
+    part: str | None = None,
 ) -> dict[str, Any]:
-    """Freeze the run, or find it again; its name, its size, and the shards that are still to do."""
+    """Freeze the run, or find it again; its name, its size, and the shards that are still to do, of a part its own."""
     use_credentials(credentials)
+    share = share_of(part, existing)
     run = freezing.freeze(
         dataset, output, generator, RunConfig.model_validate(config), limit, shard_size, existing, group_by, flow_run.id
     )
     for remark in run.remarks:
         get_run_logger().warning(remark)
-    pending, done = run.left(retry_rejects)
+    pending, done = run.left(retry_rejects, share)
     if others := others_at_work(run.store, run.name, pending):
         get_run_logger().warning(others)
+    images = run.manifest.images_of(share)
     shards = f"{counted(len(pending), 'shard')} to do" if pending else "nothing to do"
-    how_many = f"{counted(run.manifest.rows, 'image')}, {done:,} of them done before, {shards}"
-    get_run_logger().info("run %s in %s: %s", run.name, redact(output), how_many)
-    return {"run": run.name, "version": run.version, "images": run.manifest.rows, "done": done, "pending": pending}
+    how_many = f"{counted(images, 'image')}, {done:,} of them done before, {shards}"
+    which = f"run {run.name}" if share.whole else f"part {share} of run {run.name}"
+    get_run_logger().info("%s in %s: %s", which, redact(output), how_many)
+    return {"run": run.name, "version": run.version, "images": images, "done": done, "pending": pending}

@@ -14,6 +14,7 @@ from prefect.logging import get_run_logger
 
 from pti_core import report
 from pti_core.runs import load_run
+from pti_core.share import others_left, share_of
 from pti_core.words import counted
 from tasks.credentials import use_credentials
 from tasks.page import show
@@ -33,10 +34,16 @@ COLUMNS = {  # of the table of medians: heading, decimals
 
 
 @task(name="publish-summary", task_run_name="publish", **UNKEPT)
-def publish_summary(root: str, run: str, credentials: str | None = None) -> dict[str, Any]:
-    """Write the contact sheet where it is missing; publish medians, summary and picture; return the summary."""
+def publish_summary(root: str, run: str, credentials: str | None = None, part: str | None = None) -> dict[str, Any]:
+    """Write the contact sheet where it is missing; publish medians, summary and picture; return the summary.
+
+    At the end of a `part`, while others are at work, only `run`, `part` and how many shards are `left`.
+    """
     use_credentials(credentials)
-    opened = load_run(root, run)
+    opened, share = load_run(root, run), share_of(part)
+    if not share.whole and (left := len(opened.pending())):
+        get_run_logger().info(others_left(run, share, left))
+        return {"run": run, "part": str(share), "left": left}
     get_run_logger().info("all shards are done; writing the contact sheet and the report where they are missing")
     summary = report.publish(opened)
     medians = f"Medians of {counted(summary['images'], 'image')} of run {run}"
