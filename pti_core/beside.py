@@ -1,16 +1,20 @@
-"""Which runs of the same images an output has already, and what a job differs in from them."""
+"""Which run of an output a job means, which others it has of the same images, and what the job differs in from them."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
+
+from pydantic import ValidationError
 
 from pti_core.addresses import redact
 from pti_core.config import RunConfig
 from pti_core.encoder.kept import encoder_of_config
 from pti_core.known_runs import RunError
+from pti_core.layout import run_id
 from pti_core.store import Store
 
 _SHOWN = 3  # differences that are named
@@ -27,6 +31,13 @@ class Job:
     encoder_sha256: str | None
     config: RunConfig
 
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 (hex) of all of it; what there is none of is left out."""
+        more = {"group_by": self.group_by, "encoder": self.encoder_sha256}
+        more = {key: value for key, value in more.items() if value}
+        return self.config.digest(dataset=self.dataset, limit=self.limit, generator=self.generator_sha256, **more)
+
 
 @dataclass(frozen=True)
 class _Other:
@@ -40,6 +51,50 @@ class _Other:
         """What differs, the first of it."""
         more = len(self.differs) - _SHOWN
         return ", ".join(self.differs[:_SHOWN]) + (f" and {more} more" if more > 0 else "")
+
+
+class Meant:
+    """Which runs of an output jobs mean. The others' configurations are read once, and only for a name that is new."""
+
+    def __init__(self, store: Store) -> None:
+        """Raises StoreError where the output cannot be listed."""
+        self._store, self.runs = store, frozenset(store.runs())
+
+    @cached_property
+    def _newest_first(self) -> list[dict[str, Any]]:
+        found = [{**self._store.read_config(name), "run": name} for name in self.runs]
+        return sorted(found, key=lambda content: (content.get("created", ""), content["run"]), reverse=True)
+
+    def run(self, job: Job) -> tuple[str, str]:
+        """Name and digest of a job's run, whether or not it is there.
+
+        That is the one of the job's own digest. Where it is not there, it is the newest run of the same data set,
+        limit, groups, generator and encoder whose settings are the same once those that its version did not have yet
+        are filled in with their defaults: a setting that was added changes every digest, and no result.
+
+        Raises StoreError where a configuration cannot be read.
+        """
+        name = run_id(job.digest)
+        if name not in self.runs:
+            for content in self._newest_first:
+                if _is_of(content, job):
+                    return content["run"], content["digest"]
+            return name, job.digest
+        return name, job.digest
+
+
+def _is_of(content: Mapping[str, Any], job: Job) -> bool:
+    """Whether a run's `config.json` is of this job, apart from the size of its parts."""
+    own = (content.get("dataset"), content.get("limit"), content.get("group_by"), content["generator"]["sha256"])
+    if own != (redact(job.dataset), job.limit, job.group_by, job.generator_sha256):
+        return False
+    if encoder_of_config(content) != job.encoder_sha256:
+        return False
+    try:
+        config = RunConfig.model_validate(content["config"])
+    except ValidationError:  # it has a setting that there is no more
+        return False
+    return config.model_copy(update={"batch": job.config.batch}) == job.config
 
 
 def remarks_on_others(store: Store, job: Job) -> list[str]:
@@ -76,7 +131,7 @@ def _others(store: Store, job: Job) -> list[_Other]:
         content = store.read_config(name)
         if content.get("dataset") != redact(job.dataset):
             continue
-        differs = _in_words(_differences(content["config"], job.config.model_dump(mode="json")))
+        differs = _in_words(_differences(content["config"], job.config))
         if content["generator"]["sha256"] != job.generator_sha256:
             differs.insert(0, "another generator")
         elif encoder_of_config(content) != job.encoder_sha256:
@@ -109,8 +164,8 @@ def _encoders(old: str | None, new: str | None) -> str:
 
 def _way_back(other: _Other, job: Job) -> str:
     """How to go on with that run, in words; nothing where that takes another version of the program."""
-    differences = _differences(other.content["config"], job.config.model_dump(mode="json"))
-    if any(None in (old, new) for _, old, new in differences):  # a setting that only one of the versions has
+    differences = _differences(other.content["config"], job.config)
+    if any(new is None for _, _, new in differences):  # a setting that there is no more
         return ""
     sets = [f"--set {name}={_value(old)}" for name, old, _ in differences]
     ways = [f"{' '.join(sets)} (settings)"] if sets else []
@@ -126,17 +181,23 @@ def _value(value: Any) -> str:
 
 def _in_words(differences: list[tuple[str, Any, Any]]) -> list[str]:
     """`tuning.steps 28, now 30`, and so on."""
-    said = [(name, *("not there" if value is None else value for value in values)) for name, *values in differences]
-    return [f"{name} {old}, now {new}" for name, old, new in said]
+    return [f"{name} {old}, now {'not there' if new is None else new}" for name, old, new in differences]
 
 
-def _differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any, Any]]:
-    """Settings that differ: name, old and new value; None where there is no such setting."""
-    found: list[tuple[str, Any, Any]] = []
-    for key in [key for key in {**new, **old} if key != "batch"]:
-        before, now = old.get(key), new.get(key)
-        if isinstance(before, dict) or isinstance(now, dict):
-            found += _differences(before or {}, now or {}, f"{prefix}{key}.")
-        elif before != now:
-            found.append((f"{prefix}{key}", before, now))
+def _differences(old: Mapping[str, Any], now: RunConfig) -> list[tuple[str, Any, Any]]:
+    """Settings that differ: name, old and new value; None where there is no such setting now.
+
+    One that the old version did not have was its default.
+    """
+    defaults = _by_name(RunConfig().model_dump(mode="json"))
+    before, after = defaults | _by_name(old), _by_name(now.model_dump(mode="json"))
+    names = [name for name in {**after, **before} if name != "batch"]
+    return [(name, before[name], after.get(name)) for name in names if before[name] != after.get(name)]
+
+
+def _by_name(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The single settings of a dumped configuration by their dotted names."""
+    found: dict[str, Any] = {}
+    for key, value in config.items():
+        found |= _by_name(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
     return found

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-import platform
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,11 +12,11 @@ from typing import Any, Final, Literal
 import pyarrow as pa
 
 from pti_core.addresses import canonical, redact, refusal
+from pti_core.as_frozen import SHARD_SIZE, remarks_on_frozen
 from pti_core.beginning import begin
-from pti_core.beside import Job, check_extended, remarks_on_others
+from pti_core.beside import Job, Meant, check_extended, remarks_on_others
 from pti_core.config import RunConfig
 from pti_core.datasets import DatasetError, read_bytes, scan
-from pti_core.encoder.files import LoadedEncoder
 from pti_core.encoder.kept import encoder_of_job, keep_encoder
 from pti_core.extension import Changes, changes, extension
 from pti_core.generators.cache import FETCHABLE_NAMES
@@ -27,14 +25,14 @@ from pti_core.group_sizes import remarks_on_groups
 from pti_core.known_runs import RunError, left_unfrozen, lost_config, lost_results
 from pti_core.runs import Run, load_run, loaded_now
 from pti_core.status import others_at_work
-from pti_core.store import Store, run_id
+from pti_core.store import Store
 from pti_core.tables import assign_shards
 from pti_core.tuning import tuned_names
+from pti_core.versions import versions
 from pti_core.words import counted
 
 Existing = Literal["resume", "extend", "overwrite"]
 
-VERSIONS: Final = ("torch", "lpips", "prefect", "pyarrow", "pandas", "numpy", "pillow", "zstandard")
 LISTED_AGAIN: Final = 100_000
 """Runs of at most so many images look at their data set again when they are resumed, to tell what has changed."""
 
@@ -54,7 +52,7 @@ def freeze(
     generator: str,
     config: RunConfig,
     limit: int | None = None,
-    shard_size: int = 64,
+    shard_size: int = SHARD_SIZE,
     existing: Existing = "resume",
     group_by: str | None = None,
     by: str | None = None,
@@ -63,8 +61,9 @@ def freeze(
     """Check everything that can be checked before work starts, then write config and manifest, or find them again.
 
     The name is the first 12 hex digits of the digest of config, data set, limit, groups and generator, so that the
-    same job resumes and a changed job makes a new run beside the old one. A run that is found again keeps its list of
-    inputs (`resume`), gets new and changed files of the data set as new shards (`extend`), or is made anew
+    same job resumes and a changed job makes a new run beside the old one. (A run of an earlier version, which lacks
+    settings that have their defaults now, is found by what it is of: `Meant`.) A run that is found again keeps its list
+    of inputs (`resume`), gets new and changed files of the data set as new shards (`extend`), or is made anew
     (`overwrite`). `extend` makes a new run where there is none to extend, but not beside one that only settings or the
     encoder tell from it. A flow says which of its runs it is (`by`): where that one has overwritten the run it
     resumes it, and where this process has just made or extended the run for it, the data set is not listed again.
@@ -87,19 +86,14 @@ def freeze(
     store.check_writable()
     found = loaded_now(generator)
     _check_generator(found, config)
-    asked = {"dataset": dataset, "limit": limit, "generator": found.sha256} | (
-        {"group_by": group_by} if group_by else {}
-    )
-
-    def digest_with(encoder: str | None) -> str:
-        return config.digest(**asked | ({"encoder": encoder} if encoder else {}))
-
+    job, meant = Job(dataset, limit, group_by, found.sha256, None, config), Meant(store)
     encoder = None
     if config.engine == "pti":
-        encoder = encoder_of_job(store, found, config.pivot.start, lambda sha256: run_id(digest_with(sha256)))
-    digest = digest_with(encoder.sha256 if encoder else None)
-    name = run_id(digest)
-    known = name in store.runs()
+        start = config.pivot.start
+        encoder = encoder_of_job(store, found, start, lambda own: meant.run(replace(job, encoder_sha256=own))[0])
+        job = replace(job, encoder_sha256=encoder.sha256 if encoder else None)
+    name, digest = meant.run(job)
+    known = name in meant.runs
     if known and existing == "overwrite" and by is not None and store.read_config(name).get("overwritten_by") == by:
         existing = "resume"  # the same flow run, tried again: what it has done since stays
 
@@ -114,7 +108,6 @@ def freeze(
 
     if not known and existing != "overwrite" and lost_results(store, name):
         raise RunError(lost_config(store, name))
-    job = Job(dataset, limit, group_by, found.sha256, encoder.sha256 if encoder else None, config)
     if not known and existing == "extend":
         check_extended(store, job)
     remarks: list[str] = []
@@ -132,7 +125,7 @@ def freeze(
             keep_encoder(store, found.sha256, encoder)
         if known or left_unfrozen(store, name):
             store.clear_run(name)
-        content = _content(name, digest, dataset, limit, group_by, generator, found, config, encoder)
+        content = _content(name, digest, job, generator, found, shard_size)
         if by is not None and existing == "overwrite":
             content["overwritten_by"] = by
         begin(store, name, manifest, content)
@@ -143,34 +136,28 @@ def freeze(
     frozen = name, run.created
     if known and existing == "extend":
         remarks += [*_extend(run, compared(), shard_size, group_by, asked_groups), *noted]
+        remarks += remarks_on_frozen(run, config)
     elif known and existing == "resume":
         listed = _listed_now.pop(frozen, None) if by is not None else None
         if listed is None or time.monotonic() - listed > _FLOW_COMES:
-            remarks += _changed(run, lambda: compared(LOOKED_AT))
+            remarks += [*_changed(run, lambda: compared(LOOKED_AT)), *remarks_on_frozen(run, config, shard_size)]
     if by is None and (not known or existing != "resume"):
         _listed_now[frozen] = time.monotonic()
     return replace(run, remarks=tuple(remarks))
 
 
 def _content(
-    name: str,
-    digest: str,
-    dataset: str,
-    limit: int | None,
-    group_by: str | None,
-    generator: str,
-    found: LoadedGenerator,
-    config: RunConfig,
-    encoder: LoadedEncoder | None,
+    name: str, digest: str, job: Job, generator: str, found: LoadedGenerator, shard_size: int
 ) -> dict[str, Any]:
     """What `config.json` holds."""
     return {
         "run": name,
         "created": datetime.now(UTC).isoformat(timespec="milliseconds"),
         "digest": digest,
-        "dataset": redact(dataset),
-        "limit": limit,
-        "group_by": group_by,
+        "dataset": redact(job.dataset),
+        "limit": job.limit,
+        "group_by": job.group_by,
+        "shard_size": shard_size,
         "generator": {
             "source": generator,
             "kind": found.kind,
@@ -178,8 +165,8 @@ def _content(
             "resolution": found.generator.img_resolution,
             "num_ws": found.generator.num_ws,
         },
-        "encoder": {"sha256": encoder.sha256} if encoder else None,
-        "config": config.model_dump(mode="json"),
+        "encoder": {"sha256": job.encoder_sha256} if job.encoder_sha256 else None,
+        "config": job.config.model_dump(mode="json"),
         "versions": versions(),
     }
 
@@ -203,11 +190,6 @@ def _check_generator(loaded: LoadedGenerator, config: RunConfig) -> None:
         tuned_names(generator, config.tuning.from_resolution)
     except ValueError as error:
         raise RunError(f"generator {loaded.source}: {error}") from error
-
-
-def versions() -> dict[str, str]:
-    """What a run was made with."""
-    return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in VERSIONS}
 
 
 def _check_readable(inputs: pa.Table, dataset: str) -> None:

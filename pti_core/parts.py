@@ -1,7 +1,7 @@
 """The files of one part of a shard, and which parts are there and whole.
 
 The metrics of a part are written last and are its seal: their metadata hold the checksums of the part's other tables,
-when the run was frozen that it belongs to, and on which device and in which precision it was made.
+when the run was frozen that it belongs to, and on which device, in which precision and by which versions it was made.
 A part counts only if every table is there and as sealed, and as an older marker of the shard says; anything else (a
 worker was killed or is of before `--overwrite`, a file was lost or damaged) is done again. The locality table is sealed
 to the deltas and pivots that it was measured from.
@@ -21,6 +21,7 @@ from pti_core.files import DamagedFile, FileInfo
 from pti_core.runs import Run, any_engine_for
 from pti_core.staged import end_changes, forget_aside, put_aside
 from pti_core.tables import Row
+from pti_core.versions import made_with
 
 INVERTED: Final = ("deltas", "pivots", "rejects", "metrics")
 """The tables of an inverted part, in the order in which they are written."""
@@ -29,6 +30,7 @@ _COUNTED: Final = ("pivots", "rejects")
 _MEASURED: Final = ("deltas", "pivots")  # what the locality of a part is measured from
 _KEPT: Final = ("image_id", "permanent", "attempts")  # of what is read to see whether a part is whole
 _SEAL: Final = b"pti_part"
+_OF_FILES: Final = ("created", "seconds", "sha256")  # of a seal; the rest is what the part was made with
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,7 @@ class Part:
     seconds: float  # wall time, of all tries
     rows: dict[str, int]  # of `pivots` and `rejects`
     temporary: dict[str, int]  # rejects that another try may help: image_id, times tried
+    made: Mapping[str, str]  # on what, and with which versions
 
     def info(self) -> list[FileInfo]:
         """Its files in the order in which they were written."""
@@ -67,8 +70,7 @@ def write_part(
     files = {} if before is None else dict(before.files)
     for table, data in new.items():
         files[table] = FileInfo.of(run.store.part_path(table, run.name, shard, number), data)
-    engine = any_engine_for(run)
-    made = {"device": engine.device.type, "precision": engine.config.precision}
+    made = _made(run) if before is None or "pivots" in contents else before.made
     sealed = _sealed(run, contents["metrics"], seconds, {table: files[table] for table in INVERTED[:-1]}, made)
     new["metrics"] = tables.to_parquet("metrics", sealed)
     sums = {table: file.sha256 for table, file in before.files.items()} if before else {}
@@ -79,7 +81,13 @@ def write_part(
         forget_aside(run, aside)
     rows = {} if before is None else before.rows
     rows = rows | {table: len(contents[table]) for table in _COUNTED if table in contents}
-    return Part({table: files[table] for table in INVERTED}, seconds, rows, _temporary(contents["rejects"]))
+    found = {table: files[table] for table in INVERTED}
+    return Part(found, seconds, rows, _temporary(contents["rejects"]), made)
+
+
+def _made(run: Run) -> dict[str, str]:
+    engine = any_engine_for(run)
+    return {**made_with(engine.device), "precision": engine.config.precision}
 
 
 def whole_parts(run: Run, shard: int, ids: Sequence[Sequence[str]]) -> dict[int, Part]:
@@ -119,8 +127,10 @@ def _whole(paths: Mapping[str, str], run: Run, marked: Mapping[str, str], expect
     ids = [image_id for table in ("pivots", "rejects") for image_id in contents[table]["image_id"].to_pylist()]
     if sorted(ids) != sorted(expected):
         return None
-    rows = {table: len(contents[table]) for table in _COUNTED}
-    return Part({table: files[table] for table in INVERTED}, seal["seconds"], rows, _temporary(contents["rejects"]))
+    rows, rejects = {table: len(contents[table]) for table in _COUNTED}, contents["rejects"]
+    made = {key: value for key, value in seal.items() if key not in _OF_FILES}
+    files = {table: files[table] for table in INVERTED}
+    return Part(files, seal["seconds"], rows, _temporary(rejects), made)
 
 
 def _temporary(rejects: pa.Table) -> dict[str, int]:

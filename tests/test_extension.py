@@ -101,7 +101,7 @@ def test_a_run_of_another_version_is_named_without_settings_that_cannot_be_given
     content = json.loads(path.read_text())
     content["config"]["of_before"] = content["config"].pop("codec")
     path.write_text(json.dumps(content))
-    says = "codec not there, now adaptive, tuning.steps 7, now 5, of_before adaptive, now not there; .* a new run$"
+    says = "but tuning.steps 7, now 5, of_before adaptive, now not there; .* a new run$"
     with pytest.raises(RunError, match=says):
         begin(folder, existing="extend")
 
