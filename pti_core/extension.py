@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 from pti_core import images
 from pti_core.compared import Compared, Seen
 from pti_core.files import DamagedFile
-from pti_core.markers import temporary_rejects
+from pti_core.inputs import MISSING
+from pti_core.markers import gone_rejects, temporary_rejects
 from pti_core.matching import are_in, differ, last_places, lasting_column, whole
 from pti_core.readdressed import as_listed, check_addresses, namesakes
 from pti_core.reading import read_bytes
@@ -70,9 +71,10 @@ def changes(
     lie). Where its size or etag is another than when the run was frozen it is read, and has changed where its SHA-256
     is neither the pivot's nor that of the image_id which it has in the listing: touching a file, making an archive
     anew, or changing a file before its shard read it, is no change. Nor is one of a file that was refused and still is,
-    and of one that cannot be read (`unread`). What a former comparison has found (`remember`) is not read again. Only
-    files of finished shards count, since the others will be read as they are then, and so will be those that were
-    refused for a passing reason, by `--retry-rejects`.
+    and of one that cannot be read (`unread`). A file that was not there to be read, and is not looked for any more, has
+    changed once it is there, though size and etag are those of then. What a former comparison has found (`remember`) is
+    not read again. Only files of finished shards count, since the others will be read as they are then, and so will be
+    those that were refused for a passing reason, by `--retry-rejects`.
 
     A file at a new address is read as well where its image_id is that of an input whose address is gone, as where a
     data set was cut into other Parquet files: it has moved where its content is the same, and has changed otherwise.
@@ -90,9 +92,12 @@ def changes(
         check_addresses(run.name, own.to_pylist(), uri.to_pylist(), shared, left_out)
     done = run.store.done(run.name)
     inputs = _Inputs(frozen, gone_rows, done.keys())
+    missed = _missed(run, {shard for shard, marker in done.items() if gone_rejects(marker)})
     there = np.flatnonzero(row >= 0)
     before, now = (one.select(["bytes", "etag"]).take(rows) for one, rows in ((frozen, row[there]), (listing, there)))
     other = differ(before["bytes"], now["bytes"]) | differ(before["etag"], now["etag"])
+    if missed:
+        other |= are_in(inputs.names.take(row[there]), pa.array(missed, pa.large_string()))
     touched = there[other & inputs.done[row[there]]]
     moved = (row < 0) & are_in(name, pa.array(inputs.moved_from, pa.large_string()))
     new = np.flatnonzero((row < 0) & ~moved & (np.arange(len(row)) < (len(row) if limit is None else limit)))
@@ -105,7 +110,7 @@ def changes(
     listed = [one for one in listed if one.row < 0 or inputs.name(one.row) not in retried]
     compared = Compared(run.store, run.name)
     sure = most_read is None or sum(one.seen not in compared for one in listed) <= most_read
-    differing = _by_content(run, inputs, listed, compared) if sure and listed else [True] * len(listed)
+    differing = _by_content(run, inputs, listed, compared, missed) if sure and listed else [True] * len(listed)
     same = [one for one, differs in zip(listed, differing, strict=True) if differs is False]
     changed = [one.place for one, differs in zip(listed, differing, strict=True) if differs]
     added, renewed, grown = _appended(run, frozen, listing, new.tolist(), changed)
@@ -164,8 +169,13 @@ class _Inputs:
         return [one.row] * (one.row >= 0) + self.moved_from.get(one.image_id, [])
 
 
-def _by_content(run: Run, inputs: _Inputs, listed: Sequence[_Listed], compared: Compared) -> list[bool | None]:
-    """Whether listed images have another content than their rows; None for one that cannot be read now."""
+def _by_content(
+    run: Run, inputs: _Inputs, listed: Sequence[_Listed], compared: Compared, missed: Collection[str]
+) -> list[bool | None]:
+    """Whether listed images have another content than their rows; None for one that cannot be read now.
+
+    One that was `missed` and is not there either now, as a link without a target, is as it was.
+    """
     known = [inputs.rows(one) for one in listed]
     also = np.flatnonzero(are_in(inputs.names, pa.array([one.image_id for one in listed], pa.large_string())))
     rows = {row for some in known for row in some} | set(also.tolist())
@@ -182,8 +192,9 @@ def _by_content(run: Run, inputs: _Inputs, listed: Sequence[_Listed], compared: 
                 return own not in sums
             # Its newest version has no pivot: it was refused, and is the same as long as it is no image to invert.
             return _invertible(read_bytes(one.address), inputs.name(rows[0]), run)
-        except OSError:
-            return None  # which says nothing
+        except OSError as error:  # which says nothing of what is in it
+            missing = inputs.name(rows[0]) in missed and isinstance(error, FileNotFoundError)
+            return False if missing else None
 
     with ThreadPoolExecutor(_AT_ONCE, "pti-changed") as pool:
         return list(pool.map(differs, listed, known))
@@ -194,6 +205,15 @@ def _retried(run: Run, shards: set[int]) -> set[str]:
     where = [("shard", "in", sorted(shards))]
     rows = run.store.read_arrow("rejects", run.name, ["image_id", "permanent"], where)
     return set(rows.filter(pc.invert(rows["permanent"]))["image_id"].to_pylist())
+
+
+def _missed(run: Run, shards: set[int]) -> set[str]:
+    """Images whose files were not there in any try: once they are, whatever their date, nobody has inverted them."""
+    if not shards:
+        return set()
+    where = [("shard", "in", sorted(shards))]
+    rows = run.store.read_arrow("rejects", run.name, ["image_id", "permanent", "error"], where)
+    return set(rows.filter(pc.and_(rows["permanent"], pc.equal(rows["error"], MISSING)))["image_id"].to_pylist())
 
 
 def _inverted(run: Run, shards: set[int]) -> dict[str, str]:

@@ -66,6 +66,15 @@ def temporary_rejects(marker: Mapping[str, Any]) -> int:
     return int(marker["counts"].get("temporary", 0))
 
 
+GONE: Final = "gone"
+"""In a marker's counts: rejects that are not tried again and whose files were not there."""
+
+
+def gone_rejects(marker: Mapping[str, Any]) -> int:
+    """Images of a shard that were not there when they were to be read, and are not looked for any more."""
+    return int(marker["counts"].get(GONE, 0))
+
+
 def check_marker(shard: int, marker: Mapping[str, Any]) -> None:
     """StoreError where rows do not add up to the manifest's, or a table lacks a part that another one has."""
     if missing := _KEYS - marker.keys():

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from typing import Any
 
-import pandas as pd
+import pyarrow as pa
 
 from pti_core import tables
 from pti_core.files import DamagedFile, FileInfo, StoreError
@@ -65,12 +65,12 @@ def finished_by_another(run: Run, shard: int, retry_rejects: bool = False) -> Ma
     return marker
 
 
-def read_known(run: Run, file: FileInfo) -> pd.DataFrame:
+def read_known(run: Run, file: FileInfo) -> pa.Table:
     """A file of a part. WrittenByAnother where it is another by now, which the marker would vouch for unseen."""
     with suppress(DamagedFile):
         found, content = run.store.read_table(file.path)
         if found == file:
-            return content.to_pandas()
+            return content
     raise WrittenByAnother(file.path)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pti_core.inputs import Inputs, check_not_all_unreadable, read_inputs
+from pti_core.inputs import Inputs, check_not_all_unreadable, read_inputs, seems_away
 from pti_core.parts import Part, part_table, write_part
 from pti_core.rows import added, rejected_ids
 from pti_core.runs import Run, any_engine_for
@@ -45,13 +45,14 @@ class Job:
 
 
 def read_job(run: Run, job: Job) -> Inputs | None:
-    """The inputs of a part; None where another try would lose what is there."""
+    """The inputs of a part; None where another try would lose what is there, or the data set seems to be away."""
     resolution = any_engine_for(run).generator.img_resolution
-    found = read_inputs(
-        run, [r for r in job.rows if not job.tries or r["image_id"] in job.tries], resolution, job.tries
-    )
+    tried = [row for row in job.rows if not job.tries or row["image_id"] in job.tries]
+    found = read_inputs(run, tried, resolution, job.tries)
     if job.before is None:
         check_not_all_unreadable(run, job.rows, found)
+    elif seems_away(run, tried, found):  # no try of these images then
+        return None
     elif found.targets and run.config.mode == "multi":  # a group shares its generator: it is done again as a whole
         found = read_inputs(run, job.rows, resolution, job.tries)
         if {row["image_id"] for row in found.rejects} - rejected_ids(run, job.before):
@@ -77,6 +78,8 @@ def write_job(
         seconds += job.before.seconds
         if some:
             contents = added(run, job.before, contents)
+        elif not (new["pivots"] or job.before.rows["pivots"]):  # then these two are as empty as before
+            contents = {table: rows for table, rows in contents.items() if table not in ("deltas", "pivots")}
     if shots:
         write_shots(run, shard, job.number, shots, more=some)
     return write_part(run, shard, job.number, contents, seconds, job.before)

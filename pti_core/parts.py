@@ -15,9 +15,11 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pti_core import tables
 from pti_core.files import DamagedFile, FileInfo
+from pti_core.inputs import MISSING
 from pti_core.runs import Run, any_engine_for
 from pti_core.staged import end_changes, forget_aside, put_aside
 from pti_core.tables import Row
@@ -28,7 +30,7 @@ INVERTED: Final = ("deltas", "pivots", "rejects", "metrics")
 
 _COUNTED: Final = ("pivots", "rejects")
 _MEASURED: Final = ("deltas", "pivots")  # what the locality of a part is measured from
-_KEPT: Final = ("image_id", "permanent", "attempts")  # of what is read to see whether a part is whole
+_KEPT: Final = ("image_id", "permanent", "attempts", "error")  # of what is read to see whether a part is whole
 _SEAL: Final = b"pti_part"
 _OF_FILES: Final = ("created", "seconds", "sha256")  # of a seal; the rest is what the part was made with
 
@@ -41,6 +43,7 @@ class Part:
     seconds: float  # wall time, of all tries
     rows: dict[str, int]  # of `pivots` and `rejects`
     temporary: dict[str, int]  # rejects that another try may help: image_id, times tried
+    gone: int  # rejects that are not tried again and were not there to be read
     made: Mapping[str, str]  # on what, and with which versions
 
     def info(self) -> list[FileInfo]:
@@ -82,7 +85,7 @@ def write_part(
     rows = {} if before is None else before.rows
     rows = rows | {table: len(contents[table]) for table in _COUNTED if table in contents}
     found = {table: files[table] for table in INVERTED}
-    return Part(found, seconds, rows, _temporary(contents["rejects"]), made)
+    return Part(found, seconds, rows, _temporary(contents["rejects"]), gone(contents["rejects"]), made)
 
 
 def _made(run: Run) -> dict[str, str]:
@@ -130,11 +133,16 @@ def _whole(paths: Mapping[str, str], run: Run, marked: Mapping[str, str], expect
     rows, rejects = {table: len(contents[table]) for table in _COUNTED}, contents["rejects"]
     made = {key: value for key, value in seal.items() if key not in _OF_FILES}
     files = {table: files[table] for table in INVERTED}
-    return Part(files, seal["seconds"], rows, _temporary(rejects), made)
+    return Part(files, seal["seconds"], rows, _temporary(rejects), gone(rejects), made)
 
 
 def _temporary(rejects: pa.Table) -> dict[str, int]:
     return {row["image_id"]: int(row["attempts"]) for row in rejects.to_pylist() if not row["permanent"]}
+
+
+def gone(rejects: pa.Table) -> int:
+    """How many rejects of a part are of files that were not there in any try, and are not tried again."""
+    return int(pc.sum(pc.and_(rejects["permanent"], pc.equal(rejects["error"], MISSING))).as_py() or 0)
 
 
 def write_locality(

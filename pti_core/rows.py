@@ -86,9 +86,10 @@ def rejected_ids(run: Run, part: Part) -> set[str]:
 
 
 def added(run: Run, before: Part, contents: Mapping[str, pa.Table]) -> dict[str, pa.Table]:
-    """The tables of a part with rows of a new try; without those that stay as they are."""
-    old = {table: run.store.read_table(file.path)[1] for table, file in before.files.items()}
+    """The tables of a part with rows of a new try; without those that stay as they are, which are not read either."""
+    same = () if len(contents["pivots"]) else ("deltas", "pivots")
+    new = {table: rows for table, rows in contents.items() if table not in same}
+    old = {table: run.store.read_table(before.files[table].path)[1] for table in new}
     kept = [row["image_id"] not in before.temporary for row in old["rejects"].to_pylist()]
     old["rejects"] = old["rejects"].filter(pa.array(kept, pa.bool_()))
-    same = () if len(contents["pivots"]) else ("deltas", "pivots")
-    return {table: pa.concat_tables([old[table], contents[table]]) for table in contents if table not in same}
+    return {table: pa.concat_tables([old[table], rows]) for table, rows in new.items()}

@@ -13,7 +13,10 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any, Final
 
+import pyarrow.compute as pc
+
 from pti_core import tables
+from pti_core.markers import GONE
 from pti_core.meanwhile import (
     Marker,
     WrittenByAnother,
@@ -29,7 +32,7 @@ from pti_core.originals import check_originals
 from pti_core.overlap import read_ahead, write_behind
 from pti_core.parallel import one_at_a_time
 from pti_core.part_jobs import Job, plan_parts, read_job, write_job
-from pti_core.parts import INVERTED, Part, whole_locality, whole_parts, write_locality
+from pti_core.parts import INVERTED, Part, gone, whole_locality, whole_parts, write_locality
 from pti_core.progress import Progress
 from pti_core.rows import inverted_rows
 from pti_core.runs import Run, engine_for, stored_from_rows
@@ -164,11 +167,12 @@ def _invert(
 
 
 def _counts(parts: Iterable[Part]) -> dict[str, int]:
-    counts = {"pivots": 0, "rejects": 0, "temporary": 0}
+    counts = {"pivots": 0, "rejects": 0, "temporary": 0, GONE: 0}
     for part in parts:
         counts["pivots"] += part.rows["pivots"]
         counts["rejects"] += part.rows["rejects"]
         counts["temporary"] += len(part.temporary)
+        counts[GONE] += part.gone
     return counts
 
 
@@ -227,12 +231,13 @@ def _measure(
 
 
 def _counted(run: Run, parts: Iterable[Mapping[str, FileInfo]]) -> dict[str, int]:
-    counts = {"pivots": 0, "rejects": 0, "temporary": 0}
+    counts = {"pivots": 0, "rejects": 0, "temporary": 0, GONE: 0}
     for part in parts:
         rejects = read_known(run, part["rejects"])
         counts["pivots"] += len(read_known(run, part["pivots"]))
         counts["rejects"] += len(rejects)
-        counts["temporary"] += int((~rejects["permanent"].astype(bool)).sum())
+        counts["temporary"] += pc.sum(pc.invert(rejects["permanent"])).as_py() or 0
+        counts[GONE] += gone(rejects)
     return counts
 
 
@@ -240,8 +245,8 @@ def _locality_rows(run: Run, part: Mapping[str, FileInfo]) -> list[dict[str, Any
     if run.config.engine == "noop":
         return []
     engine = engine_for(run)
-    pivots = read_known(run, part["pivots"])
-    deltas = dict(list(read_known(run, part["deltas"]).groupby("owner", sort=False)))
+    pivots = read_known(run, part["pivots"]).to_pandas()
+    deltas = dict(list(read_known(run, part["deltas"]).to_pandas().groupby("owner", sort=False)))
 
     def measured(pivot: Row, check: Callable[[], None]) -> list[dict[str, Any]]:
         check()

@@ -103,7 +103,11 @@ COLUMNS: Final[dict[str, dict[str, Column]]] = {
         "stage": Column(_S, "what it failed in, such as `read`, `decode`, `pivot`, `tuning`"),
         "error": Column(_S, "class of the error"),
         "message": Column(_S, "what was found and the way out"),
-        "permanent": Column(pa.bool_(), "true where trying again cannot help; `--retry-rejects` tries the others"),
+        "permanent": Column(
+            pa.bool_(),
+            "true where trying again cannot help, or was in vain 3 times where the file is gone, 10 times otherwise; "
+            "`--retry-rejects` tries the others",
+        ),
         "attempts": Column(_I, "tries, >= 1; a run may make several"),
     },
     "edits": {
