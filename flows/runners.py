@@ -8,7 +8,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from queue import SimpleQueue
 from typing import Any, Final, Literal
@@ -245,10 +245,10 @@ def _text(error: BaseException) -> str:
 def in_window(
     runner: Runner,
     steps: Sequence[Task[..., Any]],
-    chunks: Sequence[Any],
+    chunks: Iterable[Any],
     parameters: Callable[[int, Any], dict[str, Any]],
 ) -> Generator[tuple[Any, Any, Exception | None], None, None]:
-    """Take each chunk through the steps, each a task, a window of chunks at a time.
+    """Take each chunk through the steps, each a task, a window of chunks at a time; each is asked for when it begins.
 
     `parameters(step, content)` are those of a chunk's next task: `content` is the chunk at first, then what the task
     before returned. Yields, as they end, each chunk with what its last task returned and None, or with what it failed

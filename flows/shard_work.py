@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Final
 
@@ -18,7 +19,8 @@ from tasks.tries import ShardsLeft
 
 AWAY: Final = 3
 """Tasks in a row whose inputs cannot be read, each after its own retries, or whose machine can do nothing (one of many
-may be enough: what fails at once gets one task after another): then the data set is away, or a machine fit for none."""
+may be enough: what fails at once gets one task after another): then the data set is away, or a machine fit for none.
+Before it is taken for away the newest shard is tried, since old files may be out of reach alone."""
 
 
 class ShardsFailed(RuntimeError):
@@ -36,31 +38,37 @@ def do_shards(
 
     `plan` has `pending` (numbers of shards), `images` (of all) and `done` (of these, before). The last step returns
     `shard` and `images` of each shard. Raises ShardsFailed once all others are done; at once where the output takes
-    nothing more or the data set is away, since all others would only be computed for nothing.
+    nothing more or the data set is away (see `AWAY`), since all others would only be computed for nothing.
     """
     pending = plan["pending"]
     chunks = [pending[i : i + shards_per_task] for i in range(0, len(pending), shards_per_task)]
     failed: dict[int, str] = {}  # no exceptions, which would hold their shards' images
+    waiting, newest = deque(chunks), None  # the chunk that is tried before the data set is taken for away
     finished, away, hopeless = 0, 0, ""
     with (
         runner as pool,
         run_progress(plan["images"], plan["done"]) as progress,
         end_when_told(),  # innermost: what is around it waits for its tasks
     ):
-        outcomes = in_window(pool, steps, chunks, parameters)
+        outcomes = in_window(pool, steps, _taken(waiting), parameters)
         for chunk, result, error in outcomes:
             for counts in result or ():
                 finished += 1
                 progress.finished(counts["shard"], counts["images"])
             if error is None:
-                away = 0
+                away, newest = 0, None
                 continue
             left = _left(chunk, error)
             for shard, why in left.items():
                 failed.setdefault(shard, why)  # one that failed at a step before is still in the chunk
                 progress.dropped(shard)
-            away = away + 1 if isinstance(error, UnfitMachine) or (isinstance(error, ShardsLeft) and error.away) else 0
-            if isinstance(error, OutputRefused) or away == AWAY:
+            unread = isinstance(error, ShardsLeft) and error.away
+            away = away + 1 if unread or isinstance(error, UnfitMachine) else 0
+            if not away:
+                newest = None
+            elif away >= AWAY and unread and newest is None:
+                newest = _newest_next(waiting, chunks)
+            if isinstance(error, OutputRefused) or (away >= AWAY and (chunk is newest or not unread)):
                 first = min(left)
                 hopeless = f"shard {first}: {left[first]}"
                 break
@@ -75,6 +83,18 @@ def do_shards(
             f"{len(failed)} of {counted(len(pending), 'shard')} failed and are left, "
             f"first shard {first}: {failed[first]}"
         )
+
+
+def _taken(waiting: deque[list[int]]) -> Iterator[list[int]]:
+    """What is first then, one after another: the order of those that wait may change meanwhile."""
+    while waiting:
+        yield waiting.popleft()
+
+
+def _newest_next(waiting: deque[list[int]], chunks: Sequence[list[int]]) -> list[int]:
+    """The last of those that wait, which is the next from now on; where none waits, the last of all."""
+    waiting.rotate(1)
+    return waiting[0] if waiting else chunks[-1]
 
 
 def _left(chunk: Sequence[int], error: Exception) -> dict[int, str]:

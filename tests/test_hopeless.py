@@ -11,21 +11,23 @@ from typing import Any
 import pytest
 from disks import LARGE, PAGE, Disk
 from PIL import Image
-from prefect import flow
+from prefect import flow, task
 from prefect.testing.utilities import prefect_test_harness
 from s3_server import s3_server, use
 
 from flows.runners import started
-from flows.shard_work import ShardsFailed, do_shards
+from flows.shard_work import AWAY, ShardsFailed, do_shards
 from pti_core.freezing import freeze
 from pti_core.presets import configure
 from pti_core.runs import Run
 from pti_core.shards import invert_shard
 from tasks.shards import invert_shards, measure_shards
+from tasks.tries import ShardsLeft
 
 pytestmark = pytest.mark.slow
 SHARDS = 60
 FEW = 4  # with one thread two tasks are in flight
+WITH_THE_NEWEST = FEW + 2  # it is tried, too, while others go on
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -80,7 +82,7 @@ class Ended(Exception):
         self.failed = failed
 
 
-def check_ended(run: Run, sentence: str, tries: int = 1, **how: Any) -> None:
+def check_ended(run: Run, sentence: str, tries: int = 1, few: int = FEW, **how: Any) -> None:
     """The flow ends by a sentence, after few tries, with shards done and many left that nobody began."""
     with pytest.raises(Ended, match=sentence) as caught:
         work(run, **how)
@@ -88,7 +90,7 @@ def check_ended(run: Run, sentence: str, tries: int = 1, **how: Any) -> None:
     (told,) = re.findall(rf"^ended with (\d+) of {SHARDS} shards left; shard ", str(caught.value))
     assert len(left) <= int(told) <= len(left) + 2  # of those in flight some may have been done
     assert re.search("the same (command|run)", str(caught.value))
-    assert 0 < len(caught.value.failed) <= FEW
+    assert 0 < len(caught.value.failed) <= few
     assert max(caught.value.failed) == tries
     assert SHARDS / 3 < len(left) < SHARDS
 
@@ -135,9 +137,37 @@ def test_a_data_set_that_is_away(begin: Any, data: Path, tmp_path: Path) -> None
         if len(done) == 3:
             data.rename(data.with_name("away"))
 
-    check_ended(run, "none of .* images can be read.* run the same command", tries=3, done=unmount, delays=[0.1, 0.1])
+    says = "none of .* images can be read.* run the same command"
+    check_ended(run, says, tries=3, few=WITH_THE_NEWEST, done=unmount, delays=[0.1, 0.1])
+    assert run.store.read("rejects", run.name).empty
     data.with_name("away").rename(data)
     check_finished(run)
+
+
+@pytest.mark.parametrize("readable", [True, False])
+def test_before_a_data_set_is_taken_for_away_the_newest_shard_is_tried(readable: bool) -> None:
+    """Where that one can be read, three more fail before the newest of those that are left is tried."""
+    newest, tried = SHARDS - 1, list[int]()
+
+    @task(name="some")
+    def some(numbers: list[int]) -> list[dict[str, int]]:
+        tried.extend(numbers)
+        if not readable or numbers != [newest]:
+            raise ShardsLeft([], dict.fromkeys(numbers, "away"), passing=True, away=True)
+        return [{"shard": number, "images": 1} for number in numbers]
+
+    @flow(name="work")
+    def all_pending() -> None:
+        plan = {"pending": list(range(SHARDS)), "images": SHARDS, "done": 0}
+        do_shards([some], plan, 1, lambda step, numbers: {"numbers": numbers}, started("threads", 1))
+
+    left = SHARDS - readable
+    with pytest.raises(ShardsFailed, match=rf"^ended with {left} of {SHARDS} shards left; shard \d+: away"):
+        all_pending()
+    assert tried.count(newest) == 1
+    assert tried.index(newest) >= AWAY
+    assert (newest - 1 in tried) == readable
+    assert len(tried) < SHARDS / 2
 
 
 def policy(*actions: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import resource
+import shutil
 import tarfile
 import tempfile
 import zipfile
@@ -15,12 +16,12 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from conftest import QUICK_SETTINGS
+from conftest import QUICK_SETTINGS, finish
 from disks import PAGE, Disk
 
 from pti_core.alignment import COLUMNS, align
 from pti_core.connections import OutOfResources
-from pti_core.datasets import DatasetError, scan
+from pti_core.datasets import DEMO_FOLDER, DatasetError, scan
 from pti_core.freezing import freeze
 from pti_core.inputs import InputsUnreadable, check_not_all_unreadable, read_inputs
 from pti_core.presets import configure
@@ -181,3 +182,76 @@ def test_inputs_are_drawn_from_all_files_of_a_manifest(dataset: Any, begin: Any)
     assert all(len(set(one)) == 3 for one in drawn)
     assert {uri for one in drawn for uri in one} == set(uris)
     assert len(set(drawn)) > 10
+
+
+def unlink(folder: Path, numbers: range) -> None:
+    for i in numbers:
+        (folder / f"{i}.png").unlink()
+
+
+def test_files_that_expired_before_their_shard_ran_are_rejects_where_newer_ones_are_there(
+    dataset: Any, begin: Any
+) -> None:
+    folder = dataset(12)
+    begin(folder, shard_size=3)
+    unlink(folder, range(12))
+    shutil.copy(DEMO_FOLDER / "06-party-hat.png", folder / "new.png")
+    run = begin(folder, shard_size=3, existing="extend")
+    assert run.manifest.shards == 5
+    finish(run)
+    assert run.store.check_complete(run.name) == {"manifest": 13, "pivots": 1, "rejects": 12}
+    assert not run.store.read("rejects", run.name)["permanent"].any()
+
+
+@pytest.mark.parametrize("kind", ["folder", "zip"])
+def test_they_are_too_where_the_data_set_lists_others_that_are_no_inputs_of_the_run(
+    dataset: Any, begin: Any, kind: str
+) -> None:
+    folder = dataset(4)
+    sets = folder.with_name("sets")
+    sets.mkdir()
+    stored(folder, kind).rename(sets / f"old.{kind}")
+    run = begin(sets)
+    forget()
+    (sets / f"old.{kind}").rename(folder.with_name("old"))
+    with pytest.raises(InputsUnreadable, match=r"none of 4 images can be read"):
+        finish(run)
+    assert not list(Path(run.store.root).rglob("part-*"))
+    if kind == "folder":
+        shutil.copytree(DEMO_FOLDER, sets / "new")
+    else:
+        shutil.copytree(DEMO_FOLDER, folder.with_name("new"))
+        stored(folder.with_name("new"), kind).rename(sets / "new.zip")
+    finish(run)
+    assert run.store.check_complete(run.name) == {"manifest": 4, "pivots": 0, "rejects": 4}
+
+
+def test_links_into_a_place_that_is_away_are_listed_and_no_rejects(dataset: Any, begin: Any) -> None:
+    folder = dataset(4)
+    links = folder.with_name("links")
+    links.mkdir()
+    for file in folder.iterdir():
+        (links / file.name).symlink_to(file)
+    run = begin(links)
+    folder.rename(folder.with_name("away"))
+    for _ in range(3):
+        with pytest.raises(InputsUnreadable, match=r"none of 4 images can be read"):
+            finish(run)
+    assert not list(Path(run.store.root).rglob("part-*"))
+
+
+def test_what_is_out_of_reach_is_no_reject_though_the_data_set_lists_more(
+    dataset: Any, begin: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = dataset(4)
+    run = begin(folder)
+    shutil.copytree(DEMO_FOLDER, folder / "new")
+
+    def denied(uri: str) -> bytes:
+        raise PermissionError(13, "denied", uri)
+
+    monkeypatch.setattr("pti_core.runs.read_bytes", denied)
+    monkeypatch.setattr("pti_core.inputs.read_bytes", denied)
+    with pytest.raises(InputsUnreadable, match="the first with PermissionError"):
+        finish(run)
+    assert not list(Path(run.store.root).rglob("part-*"))
