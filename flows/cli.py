@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -38,11 +39,19 @@ console = Console()
 errors = Console(stderr=True)
 
 
-def status(root: Root, credentials: Credentials = None) -> None:
+def status(
+    root: Root,
+    shards: Annotated[
+        bool, typer.Option("--shards", help="One line of CSV a shard, for other programs, and nothing else.")
+    ] = False,
+    credentials: Credentials = None,
+) -> None:
     """What is done and what is left of every run under ROOT."""
+    from pti_core.causes import in_lines
     from pti_core.files import OutputRefused
     from pti_core.known_runs import lost_config, run_names, without_config
     from pti_core.notes import LATE
+    from pti_core.shard_list import write_shards
     from pti_core.status import run_status
     from pti_core.store import Store, StoreError
     from pti_core.words import counted, duration
@@ -50,6 +59,9 @@ def status(root: Root, credentials: Credentials = None) -> None:
     use_credentials(credentials)
     store = Store(root)
     names = run_names(store)
+    if shards:
+        write_shards(store, names, sys.stdout)
+        return
     found, wrong = [], [lost_config(store, lost) for lost in without_config(store, names)]
     for name in names:
         try:
@@ -66,6 +78,8 @@ def status(root: Root, credentials: Credentials = None) -> None:
             _line(f"run {run.run}, shard {note.shard} is at work on {note.where}{heard}")
         for note in run.failed[:SHOWN]:
             _line(f"run {run.run}, shard {note.shard} failed: {note.error}")
+        for line in in_lines(run.causes):
+            _line(f"run {run.run} rejected {line}")
         if run.temporary:
             _line(f"run {run.run}: {run.temporary} rejects are temporary; `pti run ... --retry-rejects` tries them")
     for sentence in wrong:

@@ -12,7 +12,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from pti_core.causes import in_lines
 from pti_core.shards import PREPARING, ShardProgress
+from pti_core.throughput import in_words
 from pti_core.words import PERCENT, counted, how_far, rate_of
 
 PLAIN_EVERY = 5.0  # seconds between lines where output is not a terminal
@@ -110,6 +112,8 @@ def show_summary(console: Console, summary: dict[str, Any], root: str, alone: bo
     if summary["rejected"]:
         images_were = "image was" if summary["rejected"] == 1 else "images were"
         console.print(f"{summary['rejected']} {images_were} rejected:", style="yellow")
+        for line in in_lines(summary.get("reject_causes", {})):
+            console.print(f"  {line}", highlight=False, markup=False)
         for message in summary["reject_messages"]:
             console.print(f"  {message}", highlight=False, markup=False)
     if summary["contact_sheet"]:
@@ -145,6 +149,8 @@ def _show_medians(console: Console, summary: dict[str, Any]) -> None:
         text = ", ".join(f"{name} {value:.4f}" for name, value in summary["locality"].items())
         console.print(f"old against new generator, median LPIPS: {text}", highlight=False, soft_wrap=True)
     console.print(f"weight deltas: {summary['delta_bytes'] / 2**20:.2f} MiB per image", highlight=False)
+    if summary.get("throughput"):
+        console.print(in_words(summary["throughput"]), highlight=False, soft_wrap=True)
 
 
 def _number(value: float | None, form: str) -> str:

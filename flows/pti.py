@@ -21,6 +21,7 @@ from tasks.publish import publish_summary
 from tasks.shards import invert_shards, measure_shards
 
 Count = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
 
 
 @flow(name="pti", flow_run_name=named("pti-{preset}", "dataset"), validate_parameters=True)
@@ -34,6 +35,7 @@ def pti(
     limit: Count | None = None,
     existing: Literal["resume", "extend", "overwrite"] = "resume",
     retry_rejects: bool = False,
+    max_rejects: Share | None = None,
     convert: bool = False,
     seed: int = 0,
     shard_size: Count = 64,
@@ -62,6 +64,8 @@ def pti(
         existing: a job that was done before: finish it ('resume'), add new and changed images ('extend'), or do all
             of it again ('overwrite').
         retry_rejects: try again what failed for a passing reason.
+        max_rejects: end early where more than this share is rejected of the images that this run has done, at least 200
+            (or all of a smaller run): 0.2 is a fifth; by default any number is borne.
         convert: accept grey, palette, CMYK, 16-bit and transparent images, converted to RGB.
         seed: of the random numbers of images; each has its own, by this and its image_id.
         shard_size: images in a shard, the unit of work.
@@ -94,5 +98,5 @@ def pti(
             own = {"inverted": content} if step else {"numbers": content, "retry_rejects": retry_rejects}
             return common | own
 
-        do_shards([invert_shards, measure_shards], frozen, shards_per_task, parameters, nullcontext(pool))
+        do_shards([invert_shards, measure_shards], frozen, shards_per_task, parameters, nullcontext(pool), max_rejects)
     return publish_summary(output, frozen["run"], credentials, part)

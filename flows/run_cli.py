@@ -80,6 +80,10 @@ def run(
     retry_rejects: Annotated[
         bool, typer.Option("--retry-rejects", help="Try again what failed for a passing reason.")
     ] = False,
+    max_rejects: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, help="End early where more than this share of the images is rejected, e.g. 0.2."),
+    ] = None,
     convert: Annotated[
         bool, typer.Option("--convert", help="Accept grey, palette, CMYK, 16-bit, transparent.")
     ] = False,
@@ -165,6 +169,7 @@ def run(
                     group_by=group_by,
                     limit=limit,
                     retry_rejects=retry_rejects,
+                    max_rejects=max_rejects,
                     convert=convert,
                     seed=seed,
                     shard_size=shard_size,

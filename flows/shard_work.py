@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from prefect import Task
 
+from flows.rejects import Rejects
 from flows.runners import Runner, in_window
 from flows.stopping import end_when_told, give_up
 from pti_core.device import UnfitMachine
@@ -33,18 +34,22 @@ def do_shards(
     shards_per_task: int,
     parameters: Callable[[int, Any], dict[str, Any]],
     runner: AbstractContextManager[Runner],
+    max_rejects: float | None = None,
 ) -> None:
     """Take all pending shards through the steps, `shards_per_task` at a time; `parameters` as in `in_window`.
 
     `plan` has `pending` (numbers of shards), `images` (of all) and `done` (of these, before). The last step returns
     `shard` and `images` of each shard. Raises ShardsFailed once all others are done; at once where the output takes
-    nothing more or the data set is away (see `AWAY`), since all others would only be computed for nothing.
+    nothing more or the data set is away (see `AWAY`), since all others would only be computed for nothing; and where
+    more than the share `max_rejects` of the images is rejected, with which the last step returns the counts of rejects
+    as well.
     """
     pending = plan["pending"]
     chunks = [pending[i : i + shards_per_task] for i in range(0, len(pending), shards_per_task)]
     failed: dict[int, str] = {}  # no exceptions, which would hold their shards' images
     waiting, newest = deque(chunks), None  # the chunk that is tried before the data set is taken for away
     finished, away, hopeless = 0, 0, ""
+    rejects = Rejects(max_rejects, plan["images"] - plan["done"])
     with (
         runner as pool,
         run_progress(plan["images"], plan["done"]) as progress,
@@ -55,6 +60,9 @@ def do_shards(
             for counts in result or ():
                 finished += 1
                 progress.finished(counts["shard"], counts["images"])
+                hopeless = hopeless or rejects.too_many(counts) or ""
+            if hopeless:
+                break
             if error is None:
                 away, newest = 0, None
                 continue

@@ -17,9 +17,10 @@ _PART: Final = re.compile(r"(?P<table>\w+)/run=[^/]+/shard=(?P<shard>\d+)/part-(
 
 
 def make_marker(
-    counts: Mapping[str, int], seconds: float, digest: str, files: Sequence[FileInfo], created: str | None = None
+    counts: Mapping[str, Any], seconds: float, digest: str, files: Sequence[FileInfo], created: str | None = None
 ) -> dict[str, Any]:
-    """What `Store.mark_done` takes. `counts` has at least `manifest`, `pivots` and `rejects`.
+    """What `Store.mark_done` takes. `counts` has at least `manifest`, `pivots` and `rejects`, and may have the
+    causes of rejects (`causes`).
 
     `created` is when the run was frozen that the shard was done for: after `--overwrite` it is another one.
     """
@@ -96,6 +97,6 @@ def check_marker(shard: int, marker: Mapping[str, Any]) -> None:
             raise StoreError(f"shard {shard} lacks part {absent[0]} of table {table!r}; it is not marked as done")
 
 
-def sum_text(counts: Mapping[str, int]) -> str:
+def sum_text(counts: Mapping[str, Any]) -> str:
     """How the rows of a run or shard add up, in words."""
     return f"{counts['pivots']} pivots and {counts['rejects']} rejects for {counts['manifest']} images in the manifest"

@@ -10,6 +10,7 @@ to the deltas and pivots that it was measured from.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -18,6 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pti_core import tables
+from pti_core.causes import causes_of_rows
 from pti_core.files import DamagedFile, FileInfo
 from pti_core.inputs import MISSING
 from pti_core.runs import Run, any_engine_for
@@ -30,7 +32,7 @@ INVERTED: Final = ("deltas", "pivots", "rejects", "metrics")
 
 _COUNTED: Final = ("pivots", "rejects")
 _MEASURED: Final = ("deltas", "pivots")  # what the locality of a part is measured from
-_KEPT: Final = ("image_id", "permanent", "attempts", "error")  # of what is read to see whether a part is whole
+_KEPT: Final = ("image_id", "stage", "error", "permanent", "attempts")  # of what is read to see whether a part is whole
 _SEAL: Final = b"pti_part"
 _OF_FILES: Final = ("created", "seconds", "sha256")  # of a seal; the rest is what the part was made with
 
@@ -45,6 +47,7 @@ class Part:
     temporary: dict[str, int]  # rejects that another try may help: image_id, times tried
     gone: int  # rejects that are not tried again and were not there to be read
     made: Mapping[str, str]  # on what, and with which versions
+    causes: Counter[str]  # of rejects
 
     def info(self) -> list[FileInfo]:
         """Its files in the order in which they were written."""
@@ -84,8 +87,7 @@ def write_part(
         forget_aside(run, aside)
     rows = {} if before is None else before.rows
     rows = rows | {table: len(contents[table]) for table in _COUNTED if table in contents}
-    found = {table: files[table] for table in INVERTED}
-    return Part(found, seconds, rows, _temporary(contents["rejects"]), gone(contents["rejects"]), made)
+    return _part(files, seconds, rows, contents["rejects"], made)
 
 
 def _made(run: Run) -> dict[str, str]:
@@ -130,14 +132,18 @@ def _whole(paths: Mapping[str, str], run: Run, marked: Mapping[str, str], expect
     ids = [image_id for table in ("pivots", "rejects") for image_id in contents[table]["image_id"].to_pylist()]
     if sorted(ids) != sorted(expected):
         return None
-    rows, rejects = {table: len(contents[table]) for table in _COUNTED}, contents["rejects"]
+    rows = {table: len(contents[table]) for table in _COUNTED}
     made = {key: value for key, value in seal.items() if key not in _OF_FILES}
-    files = {table: files[table] for table in INVERTED}
-    return Part(files, seal["seconds"], rows, _temporary(rejects), gone(rejects), made)
+    return _part(files, seal["seconds"], rows, contents["rejects"], made)
 
 
-def _temporary(rejects: pa.Table) -> dict[str, int]:
-    return {row["image_id"]: int(row["attempts"]) for row in rejects.to_pylist() if not row["permanent"]}
+def _part(
+    files: Mapping[str, FileInfo], seconds: float, rows: dict[str, int], rejects: pa.Table, made: Mapping[str, str]
+) -> Part:
+    found = rejects.to_pylist()
+    temporary = {row["image_id"]: int(row["attempts"]) for row in found if not row["permanent"]}
+    inverted = {table: files[table] for table in INVERTED}
+    return Part(inverted, seconds, rows, temporary, gone(rejects), made, causes_of_rows(found))
 
 
 def gone(rejects: pa.Table) -> int:

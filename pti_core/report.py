@@ -18,6 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from pti_core import images
+from pti_core.causes import causes_of, in_lines
 from pti_core.directions import Direction, visible_directions
 from pti_core.engine import Engine
 from pti_core.generators.base import Generator
@@ -28,6 +29,7 @@ from pti_core.read_back import StoredRows, stored_rows
 from pti_core.runs import Run, engine_for, stored_from_rows
 from pti_core.sheet import Cell, sheet
 from pti_core.store import StoreError
+from pti_core.throughput import in_words, throughput
 from pti_core.words import escaped
 
 CONTACT_SHEET = "contact_sheet.png"
@@ -186,7 +188,7 @@ def _known_summary(run: Run, markers: Mapping[int, Mapping[str, Any]]) -> dict[s
     with suppress(StoreError, ValueError, TypeError, KeyError):
         content = json.loads(run.store.files.get(f"runs/{run.name}/report/{SUMMARY}", "no summary"))
         if content["markers"] == _fingerprint(markers):
-            return dict(content["summary"])
+            return dict(content["summary"]) | _of_markers(markers)  # which earlier versions did not write
     return None
 
 
@@ -224,7 +226,13 @@ def _summary(run: Run, markers: Mapping[int, Mapping[str, Any]]) -> dict[str, An
         "medians": {str(stage): _plain(row) for stage, row in medians(run).iterrows()},
         "locality": _plain(locality_medians(run)),
         "delta_bytes": delta_bytes / max(1, counts["pivots"]),
-    }
+    } | _of_markers(markers)
+
+
+def _of_markers(markers: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
+    """What the markers alone tell of rejects and speed."""
+    causes = causes_of(marker["counts"] for marker in markers.values())
+    return {"reject_causes": causes, "throughput": throughput(markers.values())}
 
 
 def _reject_messages(run: Run, markers: Mapping[int, Mapping[str, Any]]) -> list[str]:
@@ -252,6 +260,10 @@ def markdown(summary: dict[str, Any]) -> str:
         lines += ["", f"Contact sheet: `{summary['contact_sheet']}`"]
     if summary["report"]:
         lines += ["", f"Report: `{summary['report']}`"]
+    if summary["throughput"]:
+        lines += ["", f"{in_words(summary['throughput'])}."]
+    if summary["reject_causes"]:
+        lines += ["", "Rejected, by cause:", "", *(f"- {escaped(line)}" for line in in_lines(summary["reject_causes"]))]
     if summary["reject_messages"]:
         lines += ["", "Rejected:", "", *(f"- {escaped(message)}" for message in summary["reject_messages"])]
     return "\n".join(lines)

@@ -8,6 +8,7 @@ that another try may help. Nor is a shard that another process has finished mean
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -16,6 +17,7 @@ from typing import Any, Final
 import pyarrow.compute as pc
 
 from pti_core import tables
+from pti_core.causes import BY_CAUSE, causes_of_rows
 from pti_core.markers import GONE
 from pti_core.meanwhile import (
     Marker,
@@ -166,14 +168,20 @@ def _invert(
             say(done)
 
 
-def _counts(parts: Iterable[Part]) -> dict[str, int]:
-    counts = {"pivots": 0, "rejects": 0, "temporary": 0, GONE: 0}
+def _counts(parts: Iterable[Part]) -> dict[str, Any]:
+    counts, causes = {"pivots": 0, "rejects": 0, "temporary": 0, GONE: 0}, Counter[str]()
     for part in parts:
         counts["pivots"] += part.rows["pivots"]
         counts["rejects"] += part.rows["rejects"]
         counts["temporary"] += len(part.temporary)
         counts[GONE] += part.gone
-    return counts
+        causes += part.causes
+    return _with_causes(counts, causes)
+
+
+def _with_causes(counts: Mapping[str, int], causes: Counter[str]) -> dict[str, Any]:
+    """Without rejects there are no causes, and the marker is as ever."""
+    return {**counts, BY_CAUSE: dict(causes)} if causes else dict(counts)
 
 
 def measure_shard(
@@ -181,7 +189,7 @@ def measure_shard(
     shard: int,
     files: Sequence[Mapping[str, Any]] = (),
     seconds: float = 0.0,
-    counts: Mapping[str, int] | None = None,
+    counts: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Compare old and new generator around every pivot of a shard, as read back from the store; then mark it done.
 
@@ -230,15 +238,16 @@ def _measure(
     return infos, seconds
 
 
-def _counted(run: Run, parts: Iterable[Mapping[str, FileInfo]]) -> dict[str, int]:
-    counts = {"pivots": 0, "rejects": 0, "temporary": 0, GONE: 0}
+def _counted(run: Run, parts: Iterable[Mapping[str, FileInfo]]) -> dict[str, Any]:
+    counts, causes = {"pivots": 0, "rejects": 0, "temporary": 0, GONE: 0}, Counter[str]()
     for part in parts:
         rejects = read_known(run, part["rejects"])
         counts["pivots"] += len(read_known(run, part["pivots"]))
         counts["rejects"] += len(rejects)
         counts["temporary"] += pc.sum(pc.invert(rejects["permanent"])).as_py() or 0
         counts[GONE] += gone(rejects)
-    return counts
+        causes += causes_of_rows(rejects.to_pylist())
+    return _with_causes(counts, causes)
 
 
 def _locality_rows(run: Run, part: Mapping[str, FileInfo]) -> list[dict[str, Any]]:

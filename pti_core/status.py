@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from pti_core.addresses import redact
+from pti_core.causes import causes_of
 from pti_core.layout import marker_path
 from pti_core.lookup import rows_of
 from pti_core.markers import parse_marker, temporary_rejects
@@ -43,6 +44,7 @@ class RunStatus:
     running: list[Note]  # shards that somebody works on now
     failed: list[Note]  # shards whose last try failed
     seconds_left: float | None  # at the speed so far, with the workers of now; None where nothing is known
+    causes: dict[str, int] = field(default_factory=dict)  # of rejects of shards that are done, the most frequent first
 
     @property
     def state(self) -> State:
@@ -77,6 +79,7 @@ def run_status(store: Store, run: str) -> RunStatus:
         running=running,
         failed=[note for note in notes if note.state == "failed"],
         seconds_left=0.0 if not left else each * missing / max(1, len(running)) if each and missing > 0 else None,
+        causes=causes_of(counts),
     )
 
 

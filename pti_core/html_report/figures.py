@@ -11,11 +11,13 @@ import numpy as np
 import pandas as pd
 from pydantic import BaseModel
 
+from pti_core.causes import causes_of, in_lines
 from pti_core.config import RunConfig
 from pti_core.inversions import STAGES
 from pti_core.presets import configure
 from pti_core.runs import Run
 from pti_core.sampling import seed_for
+from pti_core.throughput import in_words, throughput
 
 MEMBERS = 200  # image_ids that a group of rejects names
 
@@ -56,9 +58,10 @@ class Figures:
     stages: pd.DataFrame  # medians, a row a stage: the measures, steps, seconds
     locality: pd.DataFrame  # alpha (inf at w_z), t, lpips
     rejects: list[dict[str, Any]]  # grouped: stage, error, reason, permanent, count, images (some of them)
+    causes: list[str]  # of rejects, by the markers: lines such as `3 read FileNotFoundError`
     rejected: int
     delta_bytes: float  # an image
-    seconds: float  # of all shards, their wall times added
+    speed: str  # in words, by the markers; empty where nothing took time
     shards_done: int
 
     @property
@@ -102,9 +105,10 @@ def gather(run: Run) -> Figures:
             }
         ),
         rejects=_grouped(rejects),
+        causes=in_lines(causes_of(marker["counts"] for marker in markers.values())),
         rejected=len(rejects),
         delta_bytes=sum(file["bytes"] for file in files) / max(1, len(images)),
-        seconds=sum(marker["seconds"] for marker in markers.values()),
+        speed=in_words(speed) if (speed := throughput(markers.values())) else "",
         shards_done=len(markers),
     )
 
