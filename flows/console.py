@@ -15,7 +15,7 @@ from rich.table import Table
 from pti_core.causes import in_lines
 from pti_core.shards import PREPARING, ShardProgress
 from pti_core.throughput import in_words
-from pti_core.words import PERCENT, counted, how_far, rate_of
+from pti_core.words import PERCENT, counted, how_far, rate_of, some_of
 
 PLAIN_EVERY = 5.0  # seconds between lines where output is not a terminal
 
@@ -136,7 +136,8 @@ def _show_medians(console: Console, summary: dict[str, Any]) -> None:
     if not any(_number(row["lpips"], ".4f") for row in summary["medians"].values()):
         console.print(f"run {summary['run']}: {images}, and no measures (the engine noop takes none)", highlight=False)
         return
-    table = Table(title=f"run {summary['run']}: medians of {images}", title_justify="left")
+    of = some_of(summary.get("medians_of", summary["images"]), summary["images"], "image")
+    table = Table(title=f"run {summary['run']}: medians of {of}", title_justify="left")
     table.add_column("stage")
     for heading in ("LPIPS", "MSE", "PSNR dB", "SSIM", "steps", "s per image"):
         table.add_column(heading, justify="right")

@@ -33,6 +33,6 @@ class Rejects:
         (cause, number), share = self._causes.most_common(1)[0], self._rejected / self._images
         return (
             f"{self._rejected:,} of {counted(self._images, 'image')} were rejected ({share:.1%}), more than "
-            f"the share max_rejects={self._most:g} allows ({number:,} of them {cause}); see to that, or allow more, and "
-            "run it again: what is done stays"
+            f"the share max_rejects={self._most:g} allows ({number:,} of them {cause}); see to that, or allow more, "
+            "and run it again: what is done stays"
         )

@@ -51,15 +51,21 @@ def check_run(store: Store, run: str, markers: Markers) -> Iterator[Checked]:
     """
     for shard, path in _unreadable_markers(store, run, markers):
         yield Checked(shard, [f"marker {path!r} cannot be read, so this shard counts as not done"])
-    for shard, marker in sorted(markers.items()):
-        problems = store.verify(marker)
-        if problems and (now := store.marker(run, shard)) != marker:
-            # Somebody does it again, or has: what was read may be of both.
-            finished = now is not None and not now.get("damaged")
-            marker, problems = now or marker, store.verify(now) if now and finished else []
-        if problems:
+    for shard in sorted(markers):
+        marker = _finished(store, run, shard)
+        problems = store.verify(marker) if marker else []  # somebody does it again where there is none
+        if problems and (now := _finished(store, run, shard)) != marker:
+            # Or has: what was read may be of both.
+            marker, problems = now, store.verify(now) if now else []
+        if marker and problems:
             store.mark_damaged(run, shard, marker)
         yield Checked(shard, problems)
+
+
+def _finished(store: Store, run: str, shard: int) -> dict[str, Any] | None:
+    """A shard's marker with checksums, as it is now; None where it counts as not done."""
+    marker = store.marker(run, shard)
+    return None if marker is None or marker.get("damaged") else marker
 
 
 def check_manifest(store: Store, run: str, markers: Markers) -> tuple[int | None, str | None]:

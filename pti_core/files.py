@@ -35,6 +35,7 @@ READ_WAITS: Final = (0.3, 1.5)
 _Bytes = bytes  # a field of `FileInfo` has that name
 _SMALL: Final = 256 << 10  # bytes of a file that is not worth more than one request
 _AT_ONCE: Final = 32  # small files read at the same time
+_HELD: Final = 1000  # of many, of which each is needed only once
 
 
 @dataclass(frozen=True)
@@ -129,6 +130,11 @@ class Files:
 
         with self.explained("read"), ThreadPoolExecutor(_AT_ONCE, "pti-files") as pool:
             return dict(zip(relatives, pool.map(content, relatives), strict=True))
+
+    def each(self, relatives: Sequence[str]) -> Iterator[tuple[str, bytes | None]]:
+        """The same, one after the other: no more than some hundred of them are held in memory."""
+        for i in range(0, len(relatives), _HELD):
+            yield from self.get_all(relatives[i : i + _HELD]).items()
 
     def open(self, relative: str) -> Any:
         """A file for reading here and there: on object stores each read is one request for just these bytes."""

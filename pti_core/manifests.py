@@ -9,10 +9,11 @@ row groups and reads one of them (about a megabyte), whatever the number of imag
 
 from __future__ import annotations
 
+import hashlib
 import random
 import re
 from bisect import bisect_left, bisect_right
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Container, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Final
@@ -30,6 +31,7 @@ from pti_core.share import Share
 MEANWHILE: Final = "another process has begun or extended this run meanwhile; run it again"
 _WAY_OUT: Final = "bring it back, or `pti run` with --overwrite (existing=overwrite) does all of the run again"
 _WINDOW: Final = 250_000  # rows that are counted at once
+_PIECE: Final = 16 << 20  # bytes that are read at once
 _NAME: Final = re.compile(r"manifest(?:-(\d{5,}))?\.parquet")
 
 
@@ -116,14 +118,27 @@ class Manifest:
                 found.append(content.read(columns=columns))
         return pa.concat_tables(found) if len(found) > 1 else found[0]
 
-    def windows(self, rows: int, columns: list[str]) -> Iterator[tuple[range, pa.Table]]:
+    def sums(self) -> dict[str, str]:
+        """SHA-256 of each file by its path. Reads all of them, a piece at a time."""
+        found = {}
+        for part in self._parts:
+            with self._files.explained("read"), self._files.open(part.path) as file:
+                content = hashlib.sha256()
+                while data := file.read(_PIECE):
+                    content.update(data)
+                found[part.path] = content.hexdigest()
+        return found
+
+    def windows(self, rows: int, columns: list[str], without: Container[int] = ()) -> Iterator[tuple[range, pa.Table]]:
         """All inputs in pieces of about so many rows: whole shards, their numbers and their rows.
 
-        DamagedFile where a file between two others is gone.
+        Pieces that have only shards of `without` are left out. DamagedFile where a file between two others is gone.
         """
         each = max(1, rows * self.shards // max(1, self.rows))
         for first in range(0, self.shards, each):
             found, stop = [], min(self.shards, first + each)
+            if all(shard in without for shard in range(first, stop)):
+                continue
             for part in self._parts:
                 groups = range(part.groups(first).start, part.groups(stop - 1).stop)
                 if groups:

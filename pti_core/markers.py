@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Collection, Mapping, Sequence
@@ -10,6 +11,7 @@ from typing import Any, Final
 
 from pti_core import tables
 from pti_core.files import FileInfo, StoreError
+from pti_core.shard_files import ShardFiles
 
 _KEYS: Final = {"counts", "seconds", "digest", "files"}
 _FILE_KEYS: Final = {"path", "bytes", "sha256"}
@@ -36,6 +38,21 @@ def parse_marker(data: bytes | None) -> dict[str, Any] | None:
     except (ValueError, AttributeError, TypeError):
         return None
     return dict(marker) if whole else None
+
+
+def lean(marker: Mapping[str, Any], data: bytes) -> dict[str, Any]:
+    """What a run's markers are looked at for, in a quarter of the memory: `files` are `ShardFiles`, without checksums.
+
+    `sha256` is that of the marker itself, whose content is `data`.
+    """
+    kept = {key: value for key, value in marker.items() if key not in ("files", ORIGINALS)}
+    return {**kept, "files": files_of(marker), "sha256": hashlib.sha256(data).hexdigest()}
+
+
+def files_of(marker: Mapping[str, Any]) -> ShardFiles:
+    """The names and sizes of a marker's files, be it whole or not."""
+    files = marker["files"]
+    return files if isinstance(files, ShardFiles) else ShardFiles(marker["run"], marker["shard"], files)
 
 
 ORIGINALS: Final = "originals"

@@ -76,5 +76,4 @@ def _of_run(run: Run) -> dict[str, pd.DataFrame]:
 
 def _bytes(run: Run, table: str) -> int:
     """Of all files of a table of the run."""
-    files = [file for marker in run.store.markers(run.name).values() for file in marker["files"]]
-    return sum(int(file["bytes"]) for file in files if file["path"].startswith(f"{table}/"))
+    return sum(marker["files"].bytes_of(table) for marker in run.store.markers(run.name).values())

@@ -11,8 +11,6 @@ from itertools import chain
 from typing import Any
 
 import pandas as pd
-import pyarrow as pa
-import pyarrow.compute as pc
 import torch
 from PIL import Image
 from torch import Tensor
@@ -23,69 +21,35 @@ from pti_core.directions import Direction, visible_directions
 from pti_core.engine import Engine
 from pti_core.generators.base import Generator
 from pti_core.html_report import PAGE, write_page
-from pti_core.inversions import STAGES
 from pti_core.markers import sum_text
+from pti_core.medians import images_in, locality_medians, medians, sample
 from pti_core.read_back import StoredRows, stored_rows
 from pti_core.runs import Run, engine_for, stored_from_rows
 from pti_core.sheet import Cell, sheet
 from pti_core.store import StoreError
 from pti_core.throughput import in_words, throughput
-from pti_core.words import escaped
+from pti_core.words import escaped, some_of
 
 CONTACT_SHEET = "contact_sheet.png"
 SUMMARY = "summary.json"
 MAX_MESSAGES = 10
-MEDIANS_OF = 1_000_000  # images; the medians of more change no digit that is shown
 PAGE_OF = 200_000  # images; of more `pti report` makes the page, when it is wanted
 MAX_ROWS = 24
 EDIT_STRENGTH = 2.0  # standard deviations of W along the direction
 
-
-def medians(run: Run) -> pd.DataFrame:
-    """Medians over the images of a run: a row a stage, columns lpips, mse, psnr, ssim, ms_ssim, steps, seconds.
-
-    Of more than `MEDIANS_OF` images, of about so many: whole shards, evenly spread.
-    """
-    columns = ["lpips", "mse", "psnr", "ssim", "ms_ssim", "steps", "seconds"]
-    table = run.store.read_arrow("metrics", run.name, ["stage", *columns], _some_shards(run))
-    rows = {}
-    for stage in STAGES:
-        of_stage = table.filter(pc.equal(table["stage"], stage))
-        if len(of_stage):
-            rows[stage] = {column: median(of_stage[column]) for column in columns}
-    return pd.DataFrame.from_dict(rows, orient="index", columns=columns, dtype=float).rename_axis("stage")
-
-
-def locality_medians(run: Run) -> pd.Series[Any]:
-    """Median LPIPS of old against new generator, by where: `alpha 30`, ..., `w_z`; of the images of `medians`."""
-    table = run.store.read_arrow("locality", run.name, ["where", "alpha", "lpips"], _some_shards(run))
-    at = pc.if_else(pc.equal(table["where"], "interpolated"), table["alpha"], float("inf"))
-    found = {float(a): median(table["lpips"].filter(pc.equal(at, a))) for a in pc.unique(at).drop_null().to_pylist()}
-    names = {a: "w_z" if a == float("inf") else f"alpha {a:g}" for a in sorted(found)}
-    return pd.Series({name: found[a] for a, name in names.items()}, dtype=float)
-
-
-def median(values: pa.ChunkedArray) -> float:
-    """Of what was measured; NaN where nothing was."""
-    median = pc.quantile(values.cast(pa.float64()), 0.5)[0].as_py()
-    return float("nan") if median is None else float(median)
-
-
-def _some_shards(run: Run) -> list[tuple[str, str, list[int]]] | None:
-    """A filter for the shards that medians are taken of; none where all are."""
-    step = -(-run.manifest.rows // MEDIANS_OF)
-    return [("shard", "in", list(range(0, run.manifest.shards, step)))] if step > 1 else None
+Markers = Mapping[int, Mapping[str, Any]]
+"""Of finished shards, as `Store.done` reads them."""
 
 
 @torch.no_grad()
-def contact_sheet(run: Run, engine: Engine, limit: int = MAX_ROWS) -> Image.Image:
+def contact_sheet(run: Run, engine: Engine, limit: int = MAX_ROWS, markers: Markers | None = None) -> Image.Image:
     """A row per image: target, pivot, tuned as stored, and edits of the base and of the tuned generator, side by side.
 
     The directions are the two principal components of W that change the mean image most.
     """
     directions = visible_directions(engine.generator, engine.statistics, engine.lpips)
     # Ids first, of no more shards than it takes: tables and noise maps of a whole run may not fit into memory.
-    shards = first_shards(run, limit)
+    shards = first_shards(run, limit, markers)
     columns = ["image_id", "shard"]
     ids = run.store.read("pivots", run=run.name, columns=columns, filters=[("shard", "in", shards)]).head(limit)
     where = [("shard", "in", shards), ("image_id", "in", list(ids["image_id"]))]
@@ -102,10 +66,10 @@ def contact_sheet(run: Run, engine: Engine, limit: int = MAX_ROWS) -> Image.Imag
     return sheet(headings, lines, range(3, len(headings), 2))
 
 
-def first_shards(run: Run, images: int) -> list[int]:
+def first_shards(run: Run, images: int, markers: Markers | None = None) -> list[int]:
     """The shards that hold the first so many images which were not rejected."""
     shards = []
-    for shard, marker in sorted(run.store.markers(run.name).items()):
+    for shard, marker in sorted((run.store.markers(run.name) if markers is None else markers).items()):
         if images > 0 and marker["counts"]["pivots"]:
             shards.append(shard)
             images -= marker["counts"]["pivots"]
@@ -158,18 +122,18 @@ def publish(run: Run) -> dict[str, Any]:
     markers = run.store.done(run.name)
     known = _known_summary(run, markers)
     if known is None:
-        run.store.check_complete(run.name)
+        run.store.check_complete(run.name, markers)
     path = f"runs/{run.name}/report/{CONTACT_SHEET}"
     pivots = any(marker["counts"]["pivots"] for marker in markers.values())
     if pivots and run.config.engine == "pti" and (known is None or not run.store.exists(path)):
         buffer = io.BytesIO()
-        contact_sheet(run, engine_for(run)).save(buffer, "PNG", optimize=True)
+        contact_sheet(run, engine_for(run), markers=markers).save(buffer, "PNG", optimize=True)
         run.store.write_report(run.name, CONTACT_SHEET, buffer.getvalue())
     if _wants_page(run) and (known is None or not run.store.exists(_page(run))):
-        write_page(run)
+        write_page(run, markers=markers)
     if known is None:
         known = _summary(run, markers)
-        content = {"markers": _fingerprint(markers), "summary": known}
+        content = {"of": _fingerprint(markers), "summary": known}
         run.store.write_report(run.name, SUMMARY, json.dumps(content, indent=1).encode())
     return known | _pictures_at(run)
 
@@ -177,23 +141,34 @@ def publish(run: Run) -> dict[str, Any]:
 def summary(run: Run) -> dict[str, Any]:
     """Plain figures of a run, for artifacts and the command line. JSON types only; what was not measured is None.
 
+    `medians` and `locality` are of `medians_of` images (see `medians.sample`).
+
     As it was published, where the shards' markers are still the same. Raises StoreError where some are not done.
     """
     markers = run.store.done(run.name)
     return (_known_summary(run, markers) or _summary(run, markers)) | _pictures_at(run)
 
 
-def _known_summary(run: Run, markers: Mapping[int, Mapping[str, Any]]) -> dict[str, Any] | None:
+def _known_summary(run: Run, markers: Markers) -> dict[str, Any] | None:
     """What was published of these very markers: nothing has been done, lost or found damaged since."""
     with suppress(StoreError, ValueError, TypeError, KeyError):
         content = json.loads(run.store.files.get(f"runs/{run.name}/report/{SUMMARY}", "no summary"))
-        if content["markers"] == _fingerprint(markers):
+        told = content.get("of")
+        if told == _fingerprint(markers) if told else content["markers"] == _earlier_fingerprint(run, markers):
             return dict(content["summary"]) | _of_markers(markers)  # which earlier versions did not write
     return None
 
 
-def _fingerprint(markers: Mapping[int, Mapping[str, Any]]) -> str:
-    return hashlib.sha256(json.dumps(sorted(markers.items()), sort_keys=True).encode()).hexdigest()
+def _fingerprint(markers: Markers) -> str:
+    sums = [(shard, marker["sha256"]) for shard, marker in sorted(markers.items())]
+    return hashlib.sha256(json.dumps(sums).encode()).hexdigest()
+
+
+def _earlier_fingerprint(run: Run, markers: Markers) -> str:
+    """As earlier versions wrote it with the summary, of all that markers say."""
+    whole = run.store.markers(run.name, whole=True)
+    found = [(shard, marker) for shard, marker in sorted(whole.items()) if shard in markers]
+    return hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()
 
 
 def _wants_page(run: Run) -> bool:
@@ -209,33 +184,33 @@ def _pictures_at(run: Run) -> dict[str, str | None]:
     return {name: f"{run.store.root}/{path}" if run.store.exists(path) else None for name, path in paths.items()}
 
 
-def _summary(run: Run, markers: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
+def _summary(run: Run, markers: Markers) -> dict[str, Any]:
     counts = {name: sum(marker["counts"][name] for marker in markers.values()) for name in ("pivots", "rejects")}
     if sum(counts.values()) != run.manifest.rows:
         text, left = sum_text({"manifest": run.manifest.rows, **counts}), set(range(run.manifest.shards)) - set(markers)
         why = f"shard {min(left)} is not done, or another process has done it at the same time; " if left else ""
         raise StoreError(f"run {run.name!r} is not complete: {text}; {why}run it again to finish it")
-    files = [file for marker in markers.values() for file in marker["files"]]
-    delta_bytes = sum(file["bytes"] for file in files if file["path"].startswith("deltas/"))
+    shards, delta_bytes = sample(run, markers), sum(marker["files"].bytes_of("deltas") for marker in markers.values())
     return {
         "run": run.name,
         "preset": run.config.preset,
         "images": counts["pivots"],
         "rejected": counts["rejects"],
         "reject_messages": _reject_messages(run, markers),
-        "medians": {str(stage): _plain(row) for stage, row in medians(run).iterrows()},
-        "locality": _plain(locality_medians(run)),
+        "medians": {str(stage): _plain(row) for stage, row in medians(run, shards).iterrows()},
+        "locality": _plain(locality_medians(run, shards)),
+        "medians_of": images_in(markers, shards),
         "delta_bytes": delta_bytes / max(1, counts["pivots"]),
     } | _of_markers(markers)
 
 
-def _of_markers(markers: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
+def _of_markers(markers: Markers) -> dict[str, Any]:
     """What the markers alone tell of rejects and speed."""
     causes = causes_of(marker["counts"] for marker in markers.values())
     return {"reject_causes": causes, "throughput": throughput(markers.values())}
 
 
-def _reject_messages(run: Run, markers: Mapping[int, Mapping[str, Any]]) -> list[str]:
+def _reject_messages(run: Run, markers: Markers) -> list[str]:
     """The first few, in the order of the shards."""
     shards = sorted(shard for shard, marker in markers.items() if marker["counts"]["rejects"])[:MAX_MESSAGES]
     if not shards:
@@ -251,6 +226,8 @@ def _plain(row: pd.Series[Any]) -> dict[str, float | None]:
 def markdown(summary: dict[str, Any]) -> str:
     """The summary as Markdown, for Prefect's page of the run."""
     lines = [f"## Run {summary['run']}", "", f"{summary['images']} images, {summary['rejected']} rejected.", ""]
+    if (some := summary.get("medians_of", summary["images"])) < summary["images"]:
+        lines += [f"Medians of {some_of(some, summary['images'], 'image')}:", ""]
     lines += ["| stage | LPIPS | MSE | PSNR dB | SSIM |", "| --- | --- | --- | --- | --- |"]
     for stage, row in summary["medians"].items():
         forms = {"lpips": ".4f", "mse": ".4f", "psnr": ".2f", "ssim": ".3f"}

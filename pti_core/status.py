@@ -127,11 +127,11 @@ def others_at_work(store: Store, run: str, left: Sequence[int]) -> str | None:
 def nothing_done(run: Run) -> str:
     """Why a run has no finished shard, and what to do: a file of its tables is missing, or it was never finished."""
     for marker in run.store.markers(run.name).values():
-        for file in marker["files"]:
-            if not run.store.exists(file["path"]):
-                table = file["path"].partition("/")[0]
+        for path in marker["files"].paths():
+            if not run.store.exists(path):
+                table = path.partition("/")[0]
                 return (
-                    f"run {run.name} has no {table}: {file['path']!r} is missing, without which there is no tuned "
+                    f"run {run.name} has no {table}: {path!r} is missing, without which there is no tuned "
                     "generator; bring it back, or `pti run` again makes it once more"
                 )
     return f"run {run.name} has no finished shard yet; `pti run` again finishes it{or_another(run.store, run.name)}"

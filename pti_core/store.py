@@ -17,7 +17,6 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from functools import partial
 from typing import Any
 
 import pandas as pd
@@ -26,12 +25,14 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pti_core import manifests, tables
-from pti_core.completeness import check_complete, strays
+from pti_core.checked import check_complete
+from pti_core.completeness import strays
 from pti_core.files import DamagedFile, FileInfo, Files, MissingFile, StoreError
 from pti_core.layout import CLEARING, checked, marker_path, run_id, shard_folder
 from pti_core.manifests import Manifest
-from pti_core.markers import check_marker, make_marker, parse_marker, part_number, without
+from pti_core.markers import check_marker, files_of, lean, make_marker, parse_marker, part_number, without
 from pti_core.notes import undone
+from pti_core.shard_files import ShardFiles
 from pti_core.table_files import listed, read_files
 
 __all__ = ["FileInfo", "Store", "StoreError", "make_marker", "run_id"]
@@ -194,11 +195,12 @@ class Store:
         """A shard whose files are not as its marker says counts as not done; the marker still tells which they are."""
         self.files.put(marker_path(run, shard), _json(undone(marker, self.files, run, shard)))
 
-    def markers(self, run: str) -> dict[int, dict[str, Any]]:
+    def markers(self, run: str, whole: bool = False) -> dict[int, dict[str, Any]]:
         """The markers of a run's shards that can be read, are theirs and of the run's config as it was last frozen.
 
         One that a worker of a run left which was overwritten meanwhile does not count. Whether their files are still
-        there is not looked at: `done` does.
+        there is not looked at: `done` does. Of their files they have names and sizes alone (see `markers.lean`);
+        all with `whole`, which takes four times the memory.
         """
         found = self.files.find(f"runs/{checked(run)}/done")
         listed = [name for name in found if re.fullmatch(r"runs/[^/]+/done/\d{5,}\.json", name)]
@@ -208,37 +210,42 @@ class Store:
         markers = {}
         with suppress(MissingFile):
             config = self.read_config(run)
-        for name, data in self.files.get_all(listed).items():
+        for name, data in self.files.each(listed):
             shard, marker = int(name.rpartition("/")[2].removesuffix(".json")), parse_marker(data)
             if marker is None or (marker["run"], marker["shard"]) != (run, shard) or marker.get("damaged"):
                 continue
             if all(marker.get(key) in (None, config.get(key)) for key in ("digest", "created") if key in config):
-                markers[shard] = marker
+                markers[shard] = marker if whole else lean(marker, data or b"")
         return markers
 
-    def done(self, run: str) -> dict[int, dict[str, Any]]:
-        """The markers of all shards that are done: their files are there in the sizes they name.
+    def done(self, run: str, whole: bool = False) -> dict[int, dict[str, Any]]:
+        """The markers of all shards that are done, as `markers` reads them: their files are there in their sizes.
 
         Every folder is listed once.
         """
-        if not (markers := self.markers(run)):
+        if not (markers := self.markers(run, whole)):
             return {}
+        files = {shard: files_of(marker) for shard, marker in markers.items()}
+
+        def lost(table: str) -> set[int]:
+            there = self.files.find(f"{table}/run={run}")
+            return {s for s, of in files.items() if any(there.get(path) != size for path, size in of.sizes(table))}
+
         with ThreadPoolExecutor(len(tables.PARTS), "pti-list") as pool:  # object stores list a thousand files a request
-            listed = pool.map(lambda table: self.files.find(f"{table}/run={run}"), tables.PARTS)
-            sizes = {path: size for folder in listed for path, size in folder.items()}
-        return {
-            shard: marker
-            for shard, marker in markers.items()
-            if all(sizes.get(file["path"]) == file["bytes"] for file in marker["files"])
-        }
+            undone = set().union(*pool.map(lost, tables.PARTS))
+        return {shard: marker for shard, marker in markers.items() if shard not in undone}
 
     def verify(self, marker: Mapping[str, Any]) -> list[str]:
         """Read a marker's files and compare sizes and checksums. One sentence a problem; empty if all is well.
 
+        A marker that is not `whole` is read again for that; where it is gone, nothing is told.
+
         StoreError where the file system does not answer: that says nothing about the files.
         """
-        problems = []
-        for file in marker["files"]:
+        problems, whole = [], marker
+        if isinstance(marker["files"], ShardFiles):  # without checksums
+            whole = self.marker(marker["run"], marker["shard"]) or {"files": []}
+        for file in whole["files"]:
             try:
                 data = self.files.get(file["path"], f"file {file['path']!r} is missing")
             except MissingFile as error:
@@ -283,14 +290,14 @@ class Store:
         where = None if filters is None else pq.filters_to_expression(filters)
         return read_files(self.files, table, files, None if columns is None else list(columns), where)
 
-    def check_complete(self, run: str) -> dict[str, int]:
+    def check_complete(self, run: str, markers: Mapping[int, Mapping[str, Any]] | None = None) -> dict[str, int]:
         """Assert that each input has exactly one row, in pivots or in rejects; the counts of rows.
 
         StoreError where rows(pivots) + rows(rejects) != rows(manifest), or an image is twice, missing or unknown;
-        it names the files that are no parts of the run.
+        it names the files that are no parts of the run. With the `markers` of `done` only shards are read that have
+        changed since they were found complete.
         """
-        files = {table: self.files.find(f"{table}/run={checked(run)}") for table in ("pivots", "rejects")}
-        return check_complete(run, self.manifest(run), files, partial(read_files, self.files), lambda: self.strays(run))
+        return check_complete(self.files, self.manifest(run), lambda: self.strays(run), markers)
 
 
 def _json(content: Mapping[str, Any]) -> bytes:

@@ -10,6 +10,11 @@ def counted(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
+def some_of(part: int, whole: int, noun: str) -> str:
+    """`2 of 1,000 images`, or `1,000 images` where the part is all."""
+    return counted(whole, noun) if part >= whole else f"{part:,} of {counted(whole, noun)}"
+
+
 def duration(seconds: float) -> str:
     """`45 s`, `12 min`, `3 h 20 min`, `2 d 4 h`."""
     if seconds < 90:

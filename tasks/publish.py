@@ -15,7 +15,7 @@ from prefect.logging import get_run_logger
 from pti_core import report
 from pti_core.runs import load_run
 from pti_core.share import others_left, share_of
-from pti_core.words import counted
+from pti_core.words import counted, some_of
 from tasks.credentials import use_credentials
 from tasks.page import show
 from tasks.tries import UNKEPT
@@ -46,7 +46,8 @@ def publish_summary(root: str, run: str, credentials: str | None = None, part: s
         return {"run": run, "part": str(share), "left": left}
     get_run_logger().info("all shards are done; writing the contact sheet and the report where they are missing")
     summary = report.publish(opened)
-    medians = f"Medians of {counted(summary['images'], 'image')} of run {run}"
+    of = some_of(summary.get("medians_of", summary["images"]), summary["images"], "image")
+    medians = f"Medians of {of} of run {run}"
     text, words = report.markdown(summary), f"Run {run}: {root}"
     artifacts = [
         partial(create_table_artifact, table=_table(summary["medians"]), key="pti-medians", description=medians),

@@ -1,4 +1,4 @@
-"""What markers tell of rejects and speed: by cause, in `pti status` and summaries, as CSV, and when a run ends early."""
+"""What markers tell of rejects and speed: in `pti status` and summaries, as CSV, and when a run ends early."""
 
 from __future__ import annotations
 

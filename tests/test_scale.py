@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import threading
@@ -10,15 +11,16 @@ from itertools import islice
 import numpy as np
 import pyarrow as pa
 import pytest
-from conftest import QUICK_SETTINGS
+from conftest import QUICK_SETTINGS, finish
 from rich.console import Console
 
-from flows.console import ProgressView
-from pti_core import completeness, report, table_files, tables
+from flows.console import ProgressView, show_summary
+from pti_core import checked, completeness, medians, report, table_files, tables
 from pti_core.freezing import freeze
 from pti_core.manifests import Manifest, write
 from pti_core.presets import configure
 from pti_core.runs import load_run
+from pti_core.shard_files import ShardFiles
 from pti_core.shards import ShardProgress, invert_shard, measure_shard
 from pti_core.store import Store, StoreError
 
@@ -145,7 +147,9 @@ def test_a_published_summary_holds_until_a_shard_is_done_again(run):
     assert report.summary(run) == report.publish(run) == first | {"preset": "as published"}
     inverted = invert_shard(run, 1)
     measure_shard(run, 1, inverted["files"], inverted["seconds"] + 1.0)  # another marker
-    assert report.summary(run) == first
+    slower = report.summary(run)
+    assert slower.pop("throughput")["images_an_hour"] < first.pop("throughput")["images_an_hour"]
+    assert slower == first
     run.store.unmark(run.name, 1)
     with pytest.raises(StoreError, match=r"5 pivots and 0 rejects for 7 images.*; shard 1 is not done, or another"):
         report.summary(run)
@@ -166,12 +170,149 @@ def test_a_run_is_opened_once_a_process_and_again_when_it_is_another(run, datase
 
 
 def test_medians_of_very_many_images_are_of_shards_evenly_spread(run, monkeypatch):
+    markers = run.store.done(run.name)
+    assert medians.sample(run, markers) is None
+    monkeypatch.setattr(medians, "MEDIANS_OF", 4)
+    assert medians.sample(run, markers) == [0, 2]
+    monkeypatch.setattr(medians, "MEDIANS_OF", 7)
+    monkeypatch.setattr(medians, "FILES", 3)  # there are four
     asked = []
     read = Store.read_arrow
     monkeypatch.setattr(Store, "read_arrow", lambda *args: asked.append(args[-1]) or read(*args))
-    monkeypatch.setattr(report, "MEDIANS_OF", 4)
-    assert list(report.medians(run).index) == ["pivot", "tuned", "stored"]
-    assert asked == [[("shard", "in", [0, 2])]]
+    found = report.publish(run)
+    assert asked == 2 * [[("shard", "in", [0, 2])]]
+    assert (found["images"], found["medians_of"]) == (7, 4)
+    assert "Medians of 4 of 7 images:" in report.markdown(found)
+
+
+def test_a_sample_of_shards_is_told_where_the_medians_are_shown():
+    row = dict.fromkeys(("lpips", "mse", "psnr", "ssim", "steps", "seconds"), 1.0)
+    summary = {"run": "abc", "images": 7000, "rejected": 0, "medians": {"stored": row}, "locality": {}}
+    summary |= {"delta_bytes": 0.0, "contact_sheet": None, "report": None}
+    for told, title in (({}, "medians of 7,000 images"), ({"medians_of": 4000}, "medians of 4,000 of 7,000 images")):
+        screen = Console(record=True, width=200)
+        show_summary(screen, summary | told, "out")
+        assert f"run abc: {title}" in screen.export_text()
+
+
+def read_of(run, monkeypatch):
+    """Parts of pivots and rejects that are read from now on."""
+    opened = []
+    read = checked.read_files
+    monkeypatch.setattr(checked, "read_files", lambda *given: opened.extend(given[2]) or read(*given))
+    return opened
+
+
+def test_only_shards_that_have_changed_are_checked_again(run, monkeypatch, dataset, tiny_checkpoint):
+    report.publish(run)
+    opened, path = read_of(run, monkeypatch), f"runs/{run.name}/report/{checked.CHECKED}"
+    whole = {"manifest": 7, "pivots": 7, "rejects": 0}
+    assert run.store.check_complete(run.name, run.store.done(run.name)) == whole
+    assert opened == []
+    assert run.store.check_complete(run.name) == whole  # without markers all is read
+    assert len(opened) == 8
+    opened.clear()
+    inverted = invert_shard(run, 1)
+    measure_shard(run, 1, inverted["files"], inverted["seconds"] + 1.0)
+    report.publish(run)
+    assert {part.split("shard=")[1][:5] for part in opened} == {"00001"}
+    opened.clear()
+    dataset(2, "data/more")
+    config = configure("demo", QUICK_SETTINGS | {"engine": "noop"})
+    data = run.dataset.removeprefix("file://")
+    longer = finish(freeze(data, run.store.root, tiny_checkpoint, config, shard_size=2, existing="extend"))
+    assert report.publish(longer)["images"] == 9
+    assert {part.split("shard=")[1][:5] for part in opened} == {"00004"}
+    for damage in (b"garbage", b"", None):
+        opened.clear()
+        if damage is None:
+            run.store.files.remove(path)
+        else:
+            run.store.files.put(path, damage)
+        assert longer.store.check_complete(run.name, run.store.done(run.name))["pivots"] == 9
+        assert len(opened) == 10
+        opened.clear()
+        longer.store.check_complete(run.name, run.store.done(run.name))
+        assert opened == []  # it was kept anew
+
+
+def test_what_was_checked_does_not_hide_what_is_wrong_now(run, monkeypatch):
+    store, name = run.store, run.name
+    store.check_complete(name, store.done(name))
+    first, second = (store.part_path("pivots", name, shard, 0) for shard in (0, 1))
+    content = store.read_table(first)[1]
+    # a file that is no part, in a shard that has not changed, and in one that the run does not have
+    for place in ((0, 1), (9, 0)):
+        store.write_part("pivots", name, *place, content.slice(0, 1))
+        with pytest.raises(StoreError, match=r"an image has two rows; file .* is no part|missing or unknown"):
+            store.check_complete(name, store.done(name))
+        store.files.remove(store.part_path("pivots", name, *place))
+    # a shard whose file is gone is not done, and is read
+    store.files.remove(first)
+    with pytest.raises(StoreError, match=r"missing or unknown: \['0.png', '1.png'\]"):
+        store.check_complete(name, store.done(name))
+    # rows of another shard, by a marker of now
+    store.write_part("pivots", name, 0, 0, content)
+    other = store.read_table(second)[1]
+    written = store.write_part("pivots", name, 0, 0, other)
+    marker = store.marker(name, 0)
+    for file in marker["files"]:
+        if file["path"] == first:
+            file |= {"bytes": written.bytes, "sha256": written.sha256}
+    store.mark_done(name, 0, {key: value for key, value in marker.items() if key not in ("run", "shard")})
+    with pytest.raises(StoreError, match="missing or unknown"):
+        store.check_complete(name, store.done(name))
+
+
+def test_rows_that_are_in_each_others_shards_are_found_in_one_window(run):
+    paths = [run.store.part_path("pivots", run.name, shard, 0) for shard in (0, 1)]
+    contents = [run.store.read_table(path)[1] for path in paths]
+    for shard, content in enumerate(reversed(contents)):
+        run.store.write_part("pivots", run.name, shard, 0, content)
+    with pytest.raises(StoreError, match=r"7 pivots .*; images are in other shards than their own; run it"):
+        run.store.check_complete(run.name)
+
+
+def test_another_manifest_is_checked_as_a_whole(run, monkeypatch, tmp_path):
+    run.store.check_complete(run.name, run.store.done(run.name))
+    path = tmp_path / "out/runs" / run.name / "manifest.parquet"
+    path.write_bytes(tables.to_parquet("manifest", run.manifest.table().slice(0, 7)) + b"")
+    opened = read_of(run, monkeypatch)
+    run.store.check_complete(run.name, run.store.done(run.name))
+    assert opened == []  # the same bytes
+    table = run.manifest.table()
+    names = pa.array([f"x{name}" if name == "3.png" else name for name in table["image_id"].to_pylist()])
+    path.write_bytes(tables.to_parquet("manifest", table.set_column(0, table.schema.field(0), names)))
+    with pytest.raises(StoreError, match=r"missing or unknown: \['3.png', 'x3.png'\]"):
+        run.store.check_complete(run.name, run.store.done(run.name))
+
+
+def test_a_summary_of_an_earlier_version_holds(run):
+    first = report.publish(run)
+    path = f"runs/{run.name}/report/{report.SUMMARY}"
+    whole = sorted(run.store.markers(run.name, whole=True).items())
+    sums = hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()
+    run.store.files.put(path, json.dumps({"markers": sums, "summary": first | {"preset": "as then"}}).encode())
+    assert report.summary(run)["preset"] == "as then"
+    run.store.files.put(path, json.dumps({"markers": "0", "summary": first | {"preset": "as then"}}).encode())
+    assert report.summary(run) == first
+
+
+def test_markers_are_kept_small_and_say_the_same(run):
+    whole, small = run.store.markers(run.name, whole=True), run.store.done(run.name)
+    assert list(whole) == list(small) == [0, 1, 2, 3]
+    for shard, marker in whole.items():
+        files = small[shard]["files"]
+        assert dict(files.sizes()) == {file["path"]: file["bytes"] for file in marker["files"]}
+        assert list(files.paths()) == [file["path"] for file in marker["files"]]
+        assert files.bytes_of("deltas") == sum(f["bytes"] for f in marker["files"] if f["path"].startswith("deltas/"))
+        assert {k: v for k, v in small[shard].items() if k not in ("files", "sha256")} == {
+            k: v for k, v in marker.items() if k != "files"
+        }
+    assert small[0]["files"]._names is small[1]["files"]._names  # of millions of files some hundred bytes a shard
+    odd = ShardFiles("abc", 7, [{"path": "elsewhere/a", "bytes": 3}, {"path": "pivots/b", "bytes": "x"}])
+    assert dict(odd.sizes()) == {"elsewhere/a": 3, "pivots/b": -1}
+    assert dict(odd.sizes("pivots")) == {"pivots/b": -1}
 
 
 def test_progress_counts_each_shard_once():

@@ -99,7 +99,7 @@ def plan(
     if wrong or not strengths:
         found = f"strength {wrong[0]:g}" if wrong else "no strength"
         raise EditError(f"{found}: finite numbers other than 0 expected, in standard deviations of W; -2 and 2, say")
-    engine, markers = engine_for(run), run.store.done(run.name)
+    engine, markers = engine_for(run), run.store.done(run.name, whole=True)  # edits are of these checksums
     if not markers:
         raise EditError(nothing_done(run))
     counts = {shard: int(marker["counts"]["pivots"]) for shard, marker in sorted(markers.items())}

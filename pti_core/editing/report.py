@@ -16,7 +16,7 @@ from PIL import Image
 
 from pti_core.editing.pictures import UNEDITED, strength_text, unedited_path
 from pti_core.editing.plans import Request
-from pti_core.report import median
+from pti_core.medians import median
 from pti_core.runs import Run
 from pti_core.sheet import Cell, sheet
 from pti_core.tables import Row

@@ -71,9 +71,9 @@ class Figures:
         return {name: measure for name, measure in known.items() if name in self.images.columns}
 
 
-def gather(run: Run) -> Figures:
-    """Read the tables of the finished shards. StoreError where they cannot be read."""
-    markers = run.store.done(run.name)
+def gather(run: Run, markers: Mapping[int, Mapping[str, Any]] | None = None) -> Figures:
+    """Read the tables of the finished shards (`markers` of `Store.done`). StoreError where they cannot be read."""
+    markers = run.store.done(run.name) if markers is None else markers
 
     def read(table: str, *columns: str) -> pd.DataFrame:
         frame = run.store.read(table, run=run.name, columns=[*columns, "shard"])
@@ -92,7 +92,6 @@ def gather(run: Run) -> Figures:
     if len(metrics) and metrics["seconds"].sum() > 0:
         images[SECONDS] = metrics.groupby("image_id")["seconds"].sum()
     stages = metrics.groupby("stage")[[*MEASURES, "steps", "seconds"]].median(numeric_only=True)
-    files = [file for marker in markers.values() for file in marker["files"] if file["path"].startswith("deltas/")]
     rejects = read("rejects", "image_id", "uri", "stage", "error", "message", "permanent")
     return Figures(
         images=images,
@@ -107,7 +106,7 @@ def gather(run: Run) -> Figures:
         rejects=_grouped(rejects),
         causes=in_lines(causes_of(marker["counts"] for marker in markers.values())),
         rejected=len(rejects),
-        delta_bytes=sum(file["bytes"] for file in files) / max(1, len(images)),
+        delta_bytes=sum(marker["files"].bytes_of("deltas") for marker in markers.values()) / max(1, len(images)),
         speed=in_words(speed) if (speed := throughput(markers.values())) else "",
         shards_done=len(markers),
     )

@@ -57,14 +57,17 @@ def write_page(
     images: int | None = DRAWN,
     on_progress: OnProgress = lambda done, total: None,
     one_file: bool = False,
+    markers: Mapping[int, Mapping[str, Any]] | None = None,
 ) -> Report:
-    """Write `report/index.html` of a run, of all shards that are done. `images`: how many get pictures, None for all.
+    """Write `report/index.html` of a run, of all shards that are done (`markers` of `Store.done`).
+
+    `images`: how many get pictures, None for all.
 
     With `one_file` the page holds its pictures, however many they are; else many (`EMBEDDED`) lie beside it.
     Pictures that were drawn before are taken from `report/pictures/`. Raises StoreError where the output cannot be
     read or written, RunError where no shard is done or the generator is no longer that of the run.
     """
-    figures = gather(run)
+    figures = gather(run, markers)
     if not figures.shards_done:  # nor is a page overwritten that showed what is lost now
         raise RunError(nothing_done(run))
     drawable = run.config.engine == "pti"

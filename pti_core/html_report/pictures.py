@@ -23,6 +23,7 @@ from torch import Tensor
 
 from pti_core import images
 from pti_core.directions import Direction, visible_directions
+from pti_core.editing.results import finished
 from pti_core.engine import Engine
 from pti_core.files import MissingFile
 from pti_core.generators.base import Generator
@@ -85,9 +86,8 @@ def draw(run: Run, wanted: Mapping[int, Sequence[str]], on_picture: OnPicture = 
     sprites: dict[str, bytes] = {}
     layout: Layout | None = None
     directions: list[Direction] | None = None
-    markers = run.store.markers(run.name)
     for shard, ids in sorted(wanted.items()):
-        key = _key(run, markers[shard])
+        key = _key(run, finished(run.store, run.name, shard))
         kept, found = _kept(run, shard, key)
         layout = layout or found
         missing = [image_id for image_id in ids if image_id not in kept or not kept[image_id][0]]
