@@ -1,4 +1,4 @@
-"""A whole run in a process that kills itself at one moment of it: for tests, preloaded by a fork server."""
+"""A run in a process of its own, which may kill itself at one moment of it: for tests, preloaded by a fork server."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from pti_core.perceptual import load_lpips  # noqa: E402
 from pti_core.presets import configure  # noqa: E402
 from pti_core.runs import Run  # noqa: E402
 from pti_core.shards import invert_shard, measure_shard  # noqa: E402
+from pti_core.share import share_of  # noqa: E402
 
 load_lpips("alex", "cpu")  # once for all processes
 
@@ -58,3 +59,13 @@ def work(job: Job, kill_at: int | None, writes_only: bool, told: Any) -> None:
         inverted = invert_shard(run, shard, None if writes_only else moments.next)
         measure_shard(run, shard, inverted["files"], inverted["seconds"])
     told.send(moments.count)
+
+
+def work_on_part(job: Job, part: str, at_once: Any, told: Any) -> None:
+    """A part of a run, begun together with the others; tells when the run was frozen, and how many shards are left."""
+    at_once.wait()
+    run = begin(job)
+    for shard in run.left(share=share_of(part))[0]:
+        inverted = invert_shard(run, shard)
+        measure_shard(run, shard, inverted["files"], inverted["seconds"], inverted["counts"])
+    told.put((run.created, len(run.pending())))

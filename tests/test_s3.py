@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -109,6 +110,19 @@ def test_names_that_look_like_patterns(server: S3Server, root: str) -> None:
     assert list(files.find("")) == ["runs/b/config.json"]
     files.remove("runs/a")
     assert "some 2 bc/runs/a/config.json" in server.keys(bucket)
+
+
+def test_a_file_is_created_only_where_there_is_none(server: S3Server) -> None:
+    files = Files(f"s3://{server.bucket()}/out")
+    with ThreadPoolExecutor(4) as pool:
+        answers = list(pool.map(lambda number: files.create("runs/a/config.json", str(number).encode()), range(4)))
+    assert True in answers
+    there = files.get("runs/a/config.json", "no config")
+    assert files.create("runs/a/config.json", b"other") is False
+    assert files.create("runs/a/config.json", there) is True
+    assert files.get("runs/a/config.json", "no config") == there
+    with pytest.raises(FileExistsError):  # what decides where two have found nothing there
+        files.fs.pipe_file(files.at("runs/a/config.json"), b"other", mode="create")
 
 
 def test_of_files_that_begin_so_no_others_are_listed(proxy: Proxy) -> None:
