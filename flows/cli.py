@@ -1,6 +1,6 @@
 """The `pti` command: all commands are put together here; `status` and `show` are of this file.
 
-`run`, `check`, `edit`, `alpha-study`, `train-encoder`, `align`, `report`, `export` and `generator` are of
+`run`, `check`, `edit`, `alpha-study`, `train-encoder`, `align`, `report`, `tables`, `export` and `generator` are of
 `flows/*_cli.py`.
 """
 
@@ -27,7 +27,17 @@ import typer  # noqa: E402
 from rich.console import Console  # noqa: E402
 from typer.core import TyperCommand  # noqa: E402
 
-from flows import align_cli, alpha_cli, check_cli, edit_cli, encoder_cli, generator_cli, report_cli, run_cli  # noqa: E402
+from flows import (  # noqa: E402
+    align_cli,
+    alpha_cli,
+    check_cli,
+    edit_cli,
+    encoder_cli,
+    generator_cli,
+    report_cli,
+    run_cli,
+    tables_cli,
+)
 from flows.options import Credentials, Root, RunName, use_credentials  # noqa: E402
 
 if TYPE_CHECKING:
@@ -213,7 +223,7 @@ def _add(to: typer.Typer, *commands: Callable[..., None], cls: type[TyperCommand
 
 
 _add(app, run_cli.run, cls=run_cli.RunCommand)
-_add(app, status, show, report_cli.report, edit_cli.edit, generator_cli.export, check_cli.check)
+_add(app, status, show, report_cli.report, tables_cli.tables, edit_cli.edit, generator_cli.export, check_cli.check)
 _add(app, alpha_cli.alpha_study, encoder_cli.train_encoder, align_cli.align)
 generators = typer.Typer(no_args_is_help=True, help="Generators as files: fetch, inspect, convert.")
 app.add_typer(generators, name="generator")

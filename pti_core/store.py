@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any
@@ -195,15 +195,18 @@ class Store:
         """A shard whose files are not as its marker says counts as not done; the marker still tells which they are."""
         self.files.put(marker_path(run, shard), _json(undone(marker, self.files, run, shard)))
 
-    def markers(self, run: str, whole: bool = False) -> dict[int, dict[str, Any]]:
+    def markers(self, run: str, whole: bool = False, shards: Iterable[int] | None = None) -> dict[int, dict[str, Any]]:
         """The markers of a run's shards that can be read, are theirs and of the run's config as it was last frozen.
 
-        One that a worker of a run left which was overwritten meanwhile does not count. Whether their files are still
-        there is not looked at: `done` does. Of their files they have names and sizes alone (see `markers.lean`);
-        all with `whole`, which takes four times the memory.
+        With `shards` those of these alone. One that a worker of a run left which was overwritten meanwhile does not
+        count. Whether their files are still there is not looked at: `done` does. Of their files they have names and
+        sizes alone (see `markers.lean`); all with `whole`, which takes four times the memory.
         """
-        found = self.files.find(f"runs/{checked(run)}/done")
-        listed = [name for name in found if re.fullmatch(r"runs/[^/]+/done/\d{5,}\.json", name)]
+        if shards is None:
+            found = self.files.find(f"runs/{checked(run)}/done")
+            listed = [name for name in found if re.fullmatch(r"runs/[^/]+/done/\d{5,}\.json", name)]
+        else:
+            listed = [marker_path(run, shard) for shard in shards]
         if not listed:
             return {}
         config: dict[str, Any] = {}

@@ -270,15 +270,17 @@ def records(frame: pd.DataFrame) -> list[dict[str, Any]]:
 
 def docs() -> str:
     """All tables and their columns as Markdown, for the documentation."""
-    lines = []
-    for name, columns in COLUMNS.items():
-        lines += [f"### `{name}`", "", "| column | type | meaning |", "| --- | --- | --- |"]
-        for field in schema(name):
-            kind = f"list of {field.type.value_type}" if pa.types.is_list(field.type) else str(field.type)
-            doc = columns[field.name].doc.replace("|", "\\|")  # it would end the cell
-            lines.append(f"| `{field.name}` | {kind}{', null' if field.nullable else ''} | {doc} |")
-        lines.append("")
-    return "\n".join(lines)
+    return "\n".join(line for name in COLUMNS for line in (f"### `{name}`", "", *markdown(COLUMNS[name]), ""))
+
+
+def markdown(columns: Mapping[str, Column]) -> list[str]:
+    """Columns as the lines of a Markdown table."""
+    lines = ["| column | type | meaning |", "| --- | --- | --- |"]
+    for name, column in columns.items():
+        kind = f"list of {column.type.value_type}" if pa.types.is_list(column.type) else str(column.type)
+        doc = column.doc.replace("|", "\\|")  # it would end the cell
+        lines.append(f"| `{name}` | {kind}{', null' if column.nullable else ''} | {doc} |")
+    return lines
 
 
 def _plain(value: Any, kind: pa.DataType) -> Any:

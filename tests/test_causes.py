@@ -60,7 +60,14 @@ def test_markers_count_rejects_by_cause_told_or_read(run: Run) -> None:
     rejects = run.store.read("rejects", run=run.name)
     by_table = (rejects["stage"] + " " + rejects["error"]).value_counts().to_dict()
     assert by_table == {broken: 2, GONE: 2}
-    assert first == {"manifest": 4, "pivots": 1, "rejects": 3, "temporary": 1, "gone": 0, BY_CAUSE: {broken: 2, GONE: 1}}
+    assert first == {
+        "manifest": 4,
+        "pivots": 1,
+        "rejects": 3,
+        "temporary": 1,
+        "gone": 0,
+        BY_CAUSE: {broken: 2, GONE: 1},
+    }
     told = invert_shard(run, 0)
     measure_shard(run, 0, told["files"], told["seconds"], told["counts"])  # of whole parts, as the flow does
     assert marker_of(run, 0)["counts"] == first
