@@ -93,14 +93,14 @@ def _ids(column: pa.ChunkedArray, name: str) -> pa.ChunkedArray:
     except pa.ArrowException as error:
         raise JoinError(f"{name}: image_id is of type {column.type}; text expected") from error
     if ids.null_count:
-        raise JoinError(f"{name}: {ids.null_count} rows have no image_id; remove them")
+        rows, them = ("1 row has", "it") if ids.null_count == 1 else (f"{ids.null_count:,} rows have", "them")
+        raise JoinError(f"{name}: {rows} no image_id; remove {them}")
     counts = pc.value_counts(ids)
     twice = counts.filter(pc.greater(counts.field("counts"), 1))
     if len(twice):
+        images = "1 image has" if len(twice) == 1 else f"{len(twice):,} images have"
         first = twice.field("values")[0].as_py()
-        raise JoinError(
-            f"{name}: {len(twice)} images have more than one row, {first!r} first; one row an image expected"
-        )
+        raise JoinError(f"{name}: {images} more than one row, {first!r} first; one row an image expected")
     return ids
 
 

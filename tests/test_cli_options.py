@@ -99,7 +99,9 @@ def test_addresses_that_name_nothing(tmp_path):
         freeze("s3://", str(tmp_path / "out"), "pocket", configure("demo"))
 
 
-@pytest.mark.parametrize("command", ["status", "show", "check", "report", "export", "align", "inspect", "convert"])
+@pytest.mark.parametrize(
+    "command", ["status", "show", "check", "report", "tables", "export", "align", "inspect", "convert"]
+)
 def test_credentials_are_used_before_anything_is_read(command, tmp_path, monkeypatch):
     class Used(Exception):
         pass
@@ -108,9 +110,10 @@ def test_credentials_are_used_before_anything_is_read(command, tmp_path, monkeyp
         raise Used(block)
 
     monkeypatch.setattr("tasks.credentials.use_credentials", use)
-    more = {"export": ["a.png"], "convert": [tmp_path / "a.pt"], "align": ["a.csv", "-o", tmp_path]}.get(command, [])
+    more = {"export": ["a.png"], "convert": [tmp_path / "a.pt"], "align": ["a.csv", "-o", tmp_path]}
+    more["tables"] = ["-o", tmp_path]
     group = ["generator"] if command in ("inspect", "convert") else []
-    result = pti(*group, command, "memory://nowhere", *more, "--credentials", "mine")
+    result = pti(*group, command, "memory://nowhere", *more.get(command, []), "--credentials", "mine")
     assert isinstance(result.exception, Used)
     assert result.exception.args == ("mine",)
 
