@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from pti_core.addresses import redact, refusal
 from pti_core.connections import file_system
 
-_INDEX: Final = re.compile(r"__index_level_\d+__")  # of pandas, which nobody asked for
+_INDEX: Final = re.compile(r"(?:__index_level_\d+__)?")  # of pandas, in Parquet and CSV, which nobody asked for
 _BLOCK: Final = (1 << 31) - 1  # bytes whose values tell the types of a CSV's columns
 
 
@@ -58,7 +58,7 @@ def read_joined(address: str, taken: Collection[str]) -> Joined:
     if twice := sorted({column for column in names if names.count(column) > 1}):
         raise JoinError(f"{name}: two columns are called {twice[0]!r}; rename one")
     columns = table.select([column for column in names if column != "image_id" and not _INDEX.fullmatch(column)])
-    if clash := [column for column in columns.column_names if column in taken]:
+    if clash := [column for column in columns.column_names if column.lower() in taken]:  # to DuckDB they are the same
         raise JoinError(f"{name}: images.parquet has columns of its own called {', '.join(clash)}; rename them")
     return Joined(name, _ids(table["image_id"], name), _large(columns))
 

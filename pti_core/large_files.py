@@ -11,7 +11,7 @@ import os
 import re
 import uuid
 from collections.abc import Iterator, Sequence, Set
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -78,6 +78,8 @@ class LargeTable:
     def drop(self) -> None:
         """Close what is open, after an error."""
         if self._open is not None:
+            with suppress(Exception):  # or it would try so itself later
+                self._open[2].close()
             self._open[1].close()
 
     def _write(self, group: pa.Table) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
 from pathlib import Path
 
@@ -305,6 +306,32 @@ def test_large_tables_are_of_several_files(noop, tmp_path, monkeypatch):
     assert len(metrics) == 24
     gather(root_of(noop), str(tmp_path))
     assert {path.name for path in tmp_path.iterdir()} == {f"{table}.parquet" for table in ("images", *COPIED)}
+
+
+def test_rows_of_many_bytes_come_in_smaller_row_groups(noop, tmp_path, monkeypatch):
+    monkeypatch.setattr(large_files, "GROUP_BYTES", 1000)
+    gather(root_of(noop), str(tmp_path), window=2)
+    found = pq.ParquetFile(tmp_path / "pivots.parquet").metadata
+    groups = [found.row_group(i).num_rows for i in range(found.num_row_groups)]
+    assert sum(groups) == 8
+    assert 1 < max(groups) < 8
+
+
+@pytest.mark.filterwarnings("error")
+def test_an_error_half_way_leaves_what_was_there(noop, tmp_path, monkeypatch, capfd):
+    gather(root_of(noop), str(tmp_path))
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    monkeypatch.setattr(large_files, "GROUP_ROWS", 1)
+
+    def stop(done, total):
+        if done > 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        gather(root_of(noop), str(tmp_path), window=2, file_bytes=1, on_progress=stop)
+    gc.collect()
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+    assert capfd.readouterr().err == ""
 
 
 def test_files_of_others_are_not_replaced(noop, tmp_path):

@@ -19,6 +19,7 @@ from s3_server import S3Server, s3_server, use
 from pti_core import tables
 from pti_core.files import Files
 from pti_core.freezing import freeze
+from pti_core.gathering import GatherError, gather
 from pti_core.presets import configure
 from pti_core.runs import Run, engine_for, load_run, read_stored
 from pti_core.status import run_status
@@ -46,6 +47,26 @@ def begin(tiny_checkpoint: str) -> Callable[..., Run]:
         return freeze(data, out, tiny_checkpoint, configure("demo", QUICK_SETTINGS | {"batch": 2}), shard_size=4)
 
     return freeze_into
+
+
+def test_large_tables_of_a_run_on_s3(server: S3Server, dataset: Any, tiny_checkpoint: str) -> None:
+    bucket = server.bucket()
+    out, large = f"s3://{bucket}/out", f"s3://{bucket}/large/of"
+    folder = dataset(5)
+    (folder / "broken.png").write_text("no image")
+    finish(freeze(str(folder), out, tiny_checkpoint, configure("noop"), shard_size=2))
+    (folder / "own.csv").write_text("image_id,label\n0.png,cat\n")
+    own = f"{server.upload(folder, bucket, 'own')}/own.csv"
+    for _ in range(2):  # the second takes the place of the first
+        gather(out, large, join=own, window=2)
+        names = {f"{table}.parquet" for table in ("images", "pivots", "metrics", "locality", "rejects")}
+        keys = {key for key in server.keys(bucket) if key.startswith("large/")}
+        assert keys == {f"large/of/{name}" for name in names}
+    images = pd.read_parquet(f"{large}/images.parquet").set_index("image_id")
+    assert images["status"].value_counts().to_dict() == {"inverted": 5, "rejected": 1}
+    assert images["label"].dropna().to_dict() == {"0.png": "cat"}
+    with pytest.raises(GatherError, match="lies in 'metrics'"):
+        gather(out, f"{out}/metrics/large")
 
 
 def test_a_run_from_s3_to_s3(server: S3Server, begin: Any, dataset: Any) -> None:
