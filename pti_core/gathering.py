@@ -168,9 +168,9 @@ def _parts(markers: Mapping[int, Mapping[str, Any]]) -> dict[str, dict[str, int]
     found: dict[str, dict[str, int]] = {table: {} for table in tables.PARTS}
     for _, marker in sorted(markers.items()):
         empty = "" if marker["counts"]["rejects"] else "rejects"
-        for file in sorted(marker["files"], key=lambda file: part_number(file["path"]) or 0):
-            if (table := file["path"].partition("/")[0]) != empty:
-                found[table][file["path"]] = int(file["bytes"])
+        for path, size in sorted(marker["files"].sizes(), key=lambda file: part_number(file[0]) or 0):
+            if (table := path.partition("/")[0]) != empty:
+                found[table][path] = size
     return found
 
 
