@@ -11,7 +11,7 @@ from prefect.logging import get_run_logger
 
 from pti_core.addresses import redact
 from pti_core.encoder import making
-from pti_core.shards import ShardProgress
+from pti_core.shard_progress import ShardProgress
 from pti_core.words import PERCENT
 from tasks.credentials import use_credentials
 from tasks.page import show
@@ -29,7 +29,7 @@ def make_encoder(
     folder: str | None = None,
     credentials: str | None = None,
 ) -> dict[str, Any]:
-    """Train an encoder and keep it; publish its figures. What is there already stays, unless `overwrite` is given."""
+    """Train an encoder and keep it if it is of use; publish its figures. What is there stays, unless `overwrite`."""
     use_credentials(credentials)
     report = reporter()
 
@@ -39,10 +39,11 @@ def make_encoder(
     made = making.make(generator, samples, drawing_steps, seed, overwrite, folder, on_training)
     description = f"Encoder of generator {redact(generator)}"
     artifact = partial(create_markdown_artifact, key="encoder", markdown=made["markdown"], description=description)
-    show([artifact], "the encoder is kept, with its figures beside it")
-    if made["trained"]:
+    kept = made["path"] is not None
+    show([artifact], "the encoder is kept, with its figures beside it" if kept else "the encoder was not kept")
+    if made["trained"] and kept:
         get_run_logger().info("encoder of %s: %s", redact(generator), made["path"])
-    else:
+    elif kept:
         get_run_logger().info("encoder of %s: %s was there already", redact(generator), made["path"])
     if made["remark"]:
         get_run_logger().warning(made["remark"])

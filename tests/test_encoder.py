@@ -138,6 +138,28 @@ def test_an_encoder_that_knows_nothing_is_kept_with_a_remark(trained, loaded, ti
     assert not found["trained"]
 
 
+def test_a_trained_encoder_that_knows_nothing_gets_not_into_the_cache(tiny_checkpoint, loaded, cache, tmp_path):
+    few = {"samples": 16, "drawing_steps": 0, "overwrite": True}
+    made = making.make(tiny_checkpoint, **few)
+    assert made["held_out"]["w_error"] >= 1
+    assert made["path"] is made["sha256"] is None
+    assert made["trained"]
+    assert "not kept" in made["remark"] and "more samples than 16" in made["remark"]
+    assert "searches start at w_avg as before" in made["remark"]
+    assert "not kept" in made["markdown"]
+    assert find_encoder(loaded.sha256) is None
+
+    there = making.make(tiny_checkpoint, folder=str(tmp_path / "here"), **few)
+    assert there["path"] == str(tmp_path / "here" / f"{loaded.sha256}.safetensors")
+    assert "no nearer" in there["remark"]
+
+    cache.mkdir(parents=True)
+    before = cache / f"{loaded.sha256}.safetensors"
+    before.write_bytes(b"a better one")
+    assert f"the encoder that was there stays ({before})" in making.make(tiny_checkpoint, **few)["remark"]
+    assert before.read_bytes() == b"a better one"
+
+
 def test_file_round_trip(trained, loaded, cache):
     path = save_encoder(trained.encoder, loaded.sha256, trained.notes(QUICK))
     assert path == cache / f"{loaded.sha256}.safetensors" == find_encoder(loaded.sha256)
