@@ -12,8 +12,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from flows import BEGUN
 from pti_core.causes import in_lines
-from pti_core.shards import PREPARING, ShardProgress
+from pti_core.shard_progress import PICTURES, PREPARING, ShardProgress
 from pti_core.throughput import in_words
 from pti_core.words import PERCENT, counted, how_far, rate_of, some_of
 
@@ -30,7 +31,7 @@ class ProgressView:
         self.in_work: dict[int, ShardProgress] = {}
         self.ended: set[int] = set()
         self.started, self.finished = False, 0  # `finished`: images of shards that have ended
-        self.start = self.first_work = time.monotonic()
+        self.start, self.first_work = BEGUN, time.monotonic()
         self.at_first_work = 0.0
         self.images, self.done_before = 0, 0
         self.last_line = -PLAIN_EVERY
@@ -82,8 +83,11 @@ class ProgressView:
         self.images, self.done_before = images, done
 
     def __call__(self, progress: ShardProgress) -> None:
-        """Take the progress of one shard; shards in work at the same time are summed."""
+        """Take the progress of one shard; shards in work at the same time are summed. Pictures count by themselves."""
         with self.lock:
+            if progress.shard == PICTURES:
+                self._show_pictures(progress)
+                return
             if not self.started and progress.doing != PREPARING:
                 self.first_work, self.at_first_work = time.monotonic(), self.done_before + progress.done
                 self.started = True
@@ -103,6 +107,17 @@ class ProgressView:
             elif time.monotonic() - self.last_line >= PLAIN_EVERY:
                 self.last_line = time.monotonic()
                 self.say(f"{how_far(done, total, rate, progress.unit)}, {doing}")
+
+    def _show_pictures(self, progress: ShardProgress) -> None:
+        """What is drawn of a whole run, once its shards are done."""
+        if self.console.is_terminal:
+            done, words = int(progress.done), progress.words
+            self.bar.update(
+                self.task, description="pictures", completed=done, total=progress.total, rate="", doing=words
+            )
+        elif time.monotonic() - self.last_line >= PLAIN_EVERY:
+            self.last_line = time.monotonic()
+            self.say(progress.words)
 
 
 def show_summary(console: Console, summary: dict[str, Any], root: str, alone: bool = True) -> None:

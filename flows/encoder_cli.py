@@ -24,24 +24,25 @@ def train_encoder(
 ) -> None:
     """Train an encoder from image to w on a generator's own samples: runs then begin the search nearer to the pivot."""
     from flows.console import ProgressView
-    from pti_core.encoder.files import find_encoder
-    from pti_core.encoder.making import check, make
-    from pti_core.generators.checkpoints import load_generator
-    from pti_core.words import PERCENT
-    from tasks.credentials import use_credentials
 
-    check(generator, folder)  # what is wrong is found here, before Prefect is started: it stores what it is given
-    use_credentials(credentials)
-    sha256 = load_generator(generator).sha256
-    if not overwrite and not folder and find_encoder(sha256):
-        made = make(generator, samples, drawing_steps)
-    else:
-        from flows.stopping import stop_at_once
-        from flows.train_encoder import train_encoder as flow
-        from tasks.progress import listen
+    with ProgressView(console, "generator") as view:
+        from pti_core.encoder.files import find_encoder
+        from pti_core.encoder.making import check, make
+        from pti_core.generators.checkpoints import load_generator
+        from pti_core.words import PERCENT
+        from tasks.credentials import use_credentials
 
-        with ProgressView(console, "generator") as view:
+        check(generator, folder)  # what is wrong is found here, before Prefect is started: it stores what it is given
+        use_credentials(credentials)
+        sha256 = load_generator(generator).sha256
+        if not overwrite and not folder and find_encoder(sha256):
+            made = make(generator, samples, drawing_steps)
+        else:
             view.say("starting Prefect")
+            from flows.stopping import stop_at_once
+            from flows.train_encoder import train_encoder as flow
+            from tasks.progress import listen
+
             view.expect(100, 0, PERCENT)
 
             def stopped(_: str) -> None:
@@ -62,6 +63,8 @@ def train_encoder(
         words = f"LPIPS {figures['lpips_w_avg']:.3f} at w_avg, {figures['lpips_encoder']:.3f} at the encoder's w"
         console.print(f"{figures['samples']} held-out samples: {words}", highlight=False)
     if made["remark"]:
-        console.print(made["remark"], style="yellow")
+        console.print(made["remark"], style="yellow", highlight=False, markup=False, soft_wrap=True)
+    if made["path"] is None:
+        return
     there = "" if made["trained"] else " (was there already; --overwrite trains it anew)"
     console.print(f"encoder {made['path']}{there}", highlight=False, markup=False, soft_wrap=True)

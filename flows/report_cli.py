@@ -26,21 +26,19 @@ def report(
 
     Half of the pictures are of the worst images by any measure, half of random ones. What was drawn before is kept.
     """
-    from rich.progress import Progress
+    from flows.console import ProgressView
 
-    from pti_core.html_report import DRAWN, write_page
-    from pti_core.runs import find_run
-    from pti_core.words import counted
-
-    count = _count(images, DRAWN)
-    options.use_credentials(credentials)
-    opened = find_run(root, run)
     console = Console()
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task("pictures", total=None)
-        written = write_page(
-            opened, count, lambda done, total: progress.update(task, completed=done, total=total), one_file
-        )
+    with ProgressView(console, "the run") as view:
+        from pti_core.html_report import DRAWN, write_page
+        from pti_core.runs import find_run
+        from pti_core.shard_progress import drawing
+        from pti_core.words import counted
+
+        count = _count(images, DRAWN)
+        options.use_credentials(credentials)
+        opened = find_run(root, run)
+        written = write_page(opened, count, lambda done, total: view(drawing("report", done, total)), one_file)
     text = f"{counted(written.images, 'image')}, {written.drawn} with pictures, {written.bytes / 2**20:.1f} MiB"
     if written.beside:
         text += f", and {written.beside / 2**20:.1f} MiB of pictures beside it in sprites/"

@@ -5,13 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from typer.core import TyperCommand
 
 from flows import options
+
+if TYPE_CHECKING:
+    from flows.console import ProgressView
+    from pti_core.runs import Run
 
 console = Console()
 
@@ -124,7 +128,6 @@ def run(
     with ProgressView(console) as view:
         from pti_core.freezing import freeze
         from pti_core.presets import configure
-        from pti_core.report import publish
         from pti_core.status import others_at_work
         from tasks.credentials import use_credentials
 
@@ -185,11 +188,30 @@ def run(
         elif left := 0 if share.whole else len(frozen.pending()):
             summary = {"run": frozen.name, "left": left}
         else:
-            view.say("everything is done already")
-            summary = publish(frozen)
+            summary = _published(frozen, view)
         alone = len(frozen.store.runs()) == 1
     if "left" in summary:
         text = others_left(summary["run"], share, summary["left"])
         console.print(text, highlight=False, markup=False, soft_wrap=True)
     else:
         show_summary(console, summary, output, alone)
+
+
+def _published(run: Run, view: ProgressView) -> dict[str, Any]:
+    """The summary of a run whose images are all done; its pictures are drawn where they are missing."""
+    from pti_core.report import publish
+    from pti_core.shard_progress import drawing
+
+    begun = False
+
+    def on_drawing(what: str, done: int, total: int) -> None:
+        nonlocal begun
+        if not begun:
+            view.say("all images are done; the report is left")
+        begun = True
+        view(drawing(what, done, total))
+
+    summary = publish(run, on_drawing)
+    if not begun:
+        view.say("everything is done already")
+    return summary

@@ -9,7 +9,8 @@ from typing import Any, Final
 from pti_core.freezing import freeze
 from pti_core.presets import configure
 from pti_core.runs import Run
-from pti_core.shards import OnShardProgress, invert_shard, measure_shard
+from pti_core.shard_progress import OnShardProgress
+from pti_core.shards import invert_shard, measure_shard
 
 
 @dataclass(frozen=True)

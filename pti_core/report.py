@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
+from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -40,14 +41,23 @@ EDIT_STRENGTH = 2.0  # standard deviations of W along the direction
 Markers = Mapping[int, Mapping[str, Any]]
 """Of finished shards, as `Store.done` reads them."""
 
+OnDrawing = Callable[[str, int, int], None]
+"""Called with what is drawn (`report`, say), for how many images it is there, and for how many it is wanted."""
+
 
 @torch.no_grad()
-def contact_sheet(run: Run, engine: Engine, limit: int = MAX_ROWS, markers: Markers | None = None) -> Image.Image:
+def contact_sheet(
+    run: Run,
+    engine: Engine,
+    limit: int = MAX_ROWS,
+    markers: Markers | None = None,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Image.Image:
     """A row per image: target, pivot, tuned as stored, and edits of the base and of the tuned generator, side by side.
 
-    The directions are the two principal components of W that change the mean image most.
+    The directions are the two principal components of W that change the mean image most. `on_progress` is called with
+    the rows that are drawn, and how many are wanted.
     """
-    directions = visible_directions(engine.generator, engine.statistics, engine.lpips)
     # Ids first, of no more shards than it takes: tables and noise maps of a whole run may not fit into memory.
     shards = first_shards(run, limit, markers)
     columns = ["image_id", "shard"]
@@ -55,11 +65,13 @@ def contact_sheet(run: Run, engine: Engine, limit: int = MAX_ROWS, markers: Mark
     where = [("shard", "in", shards), ("image_id", "in", list(ids["image_id"]))]
     metrics = run.store.read("metrics", run=run.name, columns=["image_id", "stage", "lpips"], filters=where)
     lpips = dict(zip(zip(metrics["image_id"], metrics["stage"], strict=True), metrics["lpips"], strict=True))
-    lines = [
-        _line(run, engine, rows, directions, lpips)
-        for shard, names in ids.groupby("shard", sort=False)["image_id"]
-        for rows in chain.from_iterable(stored_rows(run, engine, int(str(shard)), list(names)))
-    ]
+    lines: list[list[Cell]] = []
+    on_progress(0, len(ids))
+    directions = visible_directions(engine.generator, engine.statistics, engine.lpips)
+    for shard, names in ids.groupby("shard", sort=False)["image_id"]:
+        for rows in chain.from_iterable(stored_rows(run, engine, int(str(shard)), list(names))):
+            lines.append(_line(run, engine, rows, directions, lpips))
+            on_progress(len(lines), len(ids))
     headings = ["target", "pivot", "tuned"]
     for direction in directions:
         headings += [f"{direction.name}: base", f"{direction.name}: tuned"]
@@ -112,10 +124,11 @@ def _picture(image: Tensor) -> Image.Image:
     return images.picture(images.to_uint8(image.nan_to_num().cpu().numpy())[0])
 
 
-def publish(run: Run) -> dict[str, Any]:
+def publish(run: Run, on_drawing: OnDrawing = lambda what, done, total: None) -> dict[str, Any]:
     """Check that every image has its row, write report, contact sheet and summary; return the last.
 
-    What is there is kept where the shards' markers are still those that it was made of.
+    What is there is kept where the shards' markers are still those that it was made of. `on_drawing` hears of nothing
+    where no picture is lacking.
 
     Raises StoreError for a run that is not complete.
     """
@@ -127,10 +140,12 @@ def publish(run: Run) -> dict[str, Any]:
     pivots = any(marker["counts"]["pivots"] for marker in markers.values())
     if pivots and run.config.engine == "pti" and (known is None or not run.store.exists(path)):
         buffer = io.BytesIO()
-        contact_sheet(run, engine_for(run), markers=markers).save(buffer, "PNG", optimize=True)
+        drawing = partial(on_drawing, "contact sheet")
+        drawn = contact_sheet(run, engine_for(run), markers=markers, on_progress=drawing)
+        drawn.save(buffer, "PNG", optimize=True)
         run.store.write_report(run.name, CONTACT_SHEET, buffer.getvalue())
     if _wants_page(run) and (known is None or not run.store.exists(_page(run))):
-        write_page(run, markers=markers)
+        write_page(run, markers=markers, on_progress=partial(on_drawing, "report"))
     if known is None:
         known = _summary(run, markers)
         content = {"of": _fingerprint(markers), "summary": known}

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from typing import Any, Final
 
@@ -38,34 +38,12 @@ from pti_core.parts import INVERTED, Part, gone, whole_locality, whole_parts, wr
 from pti_core.progress import Progress
 from pti_core.rows import inverted_rows
 from pti_core.runs import Run, engine_for, stored_from_rows
+from pti_core.shard_progress import PREPARING, OnShardProgress, ShardProgress
 from pti_core.store import FileInfo, StoreError, make_marker
 from pti_core.tables import Row
 
-PREPARING: Final = "preparing the generator"
-"""What is done before the first step of the first image: at 1024 pixels it takes a minute or two on a CPU."""
-
-
-@dataclass(frozen=True)
-class ShardProgress:
-    """How far a shard is; `now` is what the engine is doing, None between parts; `doing` is any other work in words."""
-
-    shard: int
-    done: float  # images, with the share of those in work
-    total: int
-    now: Progress | None
-    doing: str | None = None
-    unit: str = "image"  # or `PERCENT`, of work on no shard
-
-    @property
-    def words(self) -> str:
-        """What is being done, for a person; empty where it is not known."""
-        return self.doing or (f"{self.now.stage} LPIPS {self.now.lpips:.3f}" if self.now else "")
-
-
 LAST_WRITTEN: Final = ("metrics/", "locality/")
 """What tells whether another process has written a part meanwhile: they come last, and hold the others' checksums."""
-
-OnShardProgress = Callable[[ShardProgress], None]
 
 
 def invert_shard(

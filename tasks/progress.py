@@ -15,7 +15,7 @@ from uuid import UUID
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.logging import get_run_logger
 
-from pti_core.shards import PREPARING, OnShardProgress, ShardProgress
+from pti_core.shard_progress import PICTURES, PREPARING, OnShardProgress, ShardProgress
 from pti_core.words import PERCENT, counted, duration, how_far, rate_of
 
 ARTIFACT = "pti-progress"
@@ -179,6 +179,12 @@ def log_reporter(logger: Logger | LoggerAdapter[Any]) -> OnShardProgress:
     def report(progress: ShardProgress) -> None:
         nonlocal last
         now = time.monotonic()
+        if progress.shard == PICTURES:
+            with turn:
+                if now - last >= LOG_EVERY:
+                    last = now
+                    logger.info("%s", progress.words)
+            return
         if progress.doing != PREPARING:
             begun.setdefault(progress.shard, (now, progress.done))
         with turn:

@@ -14,10 +14,12 @@ from prefect.logging import get_run_logger
 
 from pti_core import report
 from pti_core.runs import load_run
+from pti_core.shard_progress import drawing
 from pti_core.share import others_left, share_of
 from pti_core.words import counted, some_of
 from tasks.credentials import use_credentials
 from tasks.page import show
+from tasks.progress import reporter
 from tasks.tries import UNKEPT
 
 MAX_PICTURE = 250_000  # bytes of JPEG; the server keeps artifacts in its database
@@ -45,7 +47,8 @@ def publish_summary(root: str, run: str, credentials: str | None = None, part: s
         get_run_logger().info(others_left(run, share, left))
         return {"run": run, "part": str(share), "left": left}
     get_run_logger().info("all shards are done; writing the contact sheet and the report where they are missing")
-    summary = report.publish(opened)
+    tell = reporter()
+    summary = report.publish(opened, lambda what, done, total: tell(drawing(what, done, total)))
     of = some_of(summary.get("medians_of", summary["images"]), summary["images"], "image")
     medians = f"Medians of {of} of run {run}"
     text, words = report.markdown(summary), f"Run {run}: {root}"

@@ -84,7 +84,7 @@ def test_a_page_made_again_draws_nothing_and_a_redone_shard_is_drawn_again(datas
     run = finished(dataset(5), tmp_path / "out", tiny_checkpoint)
     seen = []
     assert write_page(run, 2, lambda done, total: seen.append((done, total))).drawn == 2
-    assert seen == [(1, 2), (2, 2)]
+    assert seen == [(0, 2), (1, 2), (2, 2)]
     assert write_page(run, None).drawn == 5
     folder = tmp_path / "out/runs" / run.name / "report"
     files = sorted((folder / "pictures").iterdir())

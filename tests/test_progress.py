@@ -2,6 +2,10 @@
 
 import io
 import logging
+import re
+import subprocess
+import sys
+import time
 from contextlib import suppress
 
 import pytest
@@ -9,8 +13,9 @@ from prefect.artifacts import create_markdown_artifact
 from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 from rich.console import Console
 
+from flows import console
 from flows.console import PLAIN_EVERY, ProgressView
-from pti_core.shards import PREPARING, ShardProgress
+from pti_core.shard_progress import PREPARING, ShardProgress, drawing
 from pti_core.words import counted, how_far, rate_of
 from tasks import page
 from tasks import progress as progress_module
@@ -143,3 +148,44 @@ def test_the_log_of_a_task_and_the_terminal_say_the_same_of_a_shard_that_was_hal
         f"shard 7: {said}, looking",
     ]
     assert f"{said}, {PREPARING}" in screen.getvalue()
+
+
+def test_pictures_of_a_run_are_told_now_and_then_and_count_as_no_images(caplog, monkeypatch):
+    monkeypatch.setattr(progress_module, "LOG_EVERY", 0)
+    screen, terminal = io.StringIO(), io.StringIO()
+    views = [ProgressView(Console(file=screen, width=200)), ProgressView(Console(file=terminal, force_terminal=True))]
+    log = log_reporter(logging.getLogger("a.task"))
+    for view in views:
+        view.expect(1000, 0)
+        view(ShardProgress(0, 1000.0, 1000, None))
+        view.last_line = -PLAIN_EVERY
+    with caplog.at_level(logging.INFO):
+        for tell in (*views, log):
+            tell(drawing("report", 4, 48))
+            tell(drawing("report", 48, 48))  # a moment later
+    assert [record.getMessage() for record in caplog.records] == [
+        "drawing the report, image 5 of 48",
+        "drawing the report, image 48 of 48",
+    ]
+    lines = screen.getvalue().splitlines()
+    assert lines[-1].endswith("] drawing the report, image 5 of 48")
+    (bar,) = views[1].bar.tasks
+    assert (bar.completed, bar.total, bar.description) == (48, 48, "pictures")
+    assert bar.fields["doing"] == "drawing the report, image 48 of 48"
+    assert views[0].finished == 1000
+
+
+def test_a_command_shows_its_clock_before_torch_is_imported():
+    code = "import sys; from flows import console, cli; print('torch' in sys.modules); v = console.ProgressView("
+    code += "cli.console); v.__enter__(); print(sys.modules.keys() & {'torch', 'prefect', 'pandas'})"
+    command = [sys.executable, "-c", code]
+    lines = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout.splitlines()
+    assert (lines[0], lines[2]) == ("False", "set()")
+    assert re.fullmatch(r"\[ *\d+\.\d s\] reading generator and data set", lines[1])
+
+
+def test_the_clock_counts_from_the_command_s_beginning(monkeypatch):
+    monkeypatch.setattr(console, "BEGUN", time.monotonic() - 3600)
+    screen = io.StringIO()
+    ProgressView(Console(file=screen)).say("reading")
+    assert re.fullmatch(r"\[36\d\d\.\d s\] reading\n", screen.getvalue())

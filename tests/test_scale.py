@@ -21,7 +21,8 @@ from pti_core.manifests import Manifest, write
 from pti_core.presets import configure
 from pti_core.runs import load_run
 from pti_core.shard_files import ShardFiles
-from pti_core.shards import ShardProgress, invert_shard, measure_shard
+from pti_core.shard_progress import ShardProgress
+from pti_core.shards import invert_shard, measure_shard
 from pti_core.store import Store, StoreError
 
 

@@ -29,7 +29,7 @@ from pti_core.inputs import InputsUnreadable
 from pti_core.parallel import Stopped
 from pti_core.presets import configure
 from pti_core.runs import Run
-from pti_core.shards import PREPARING, ShardProgress
+from pti_core.shard_progress import PREPARING, ShardProgress
 from tasks.progress import listen
 from tasks.shards import invert_shards, measure_shards
 from tasks.tries import ShardsLeft, each, worth_another_try

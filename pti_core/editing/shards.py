@@ -33,7 +33,7 @@ from pti_core.known_runs import RunError
 from pti_core.metrics import round_uint8
 from pti_core.parallel import one_at_a_time
 from pti_core.runs import Run, engine_for, stored_from_rows
-from pti_core.shards import OnShardProgress, ShardProgress
+from pti_core.shard_progress import OnShardProgress, ShardProgress
 from pti_core.tables import Row
 
 _Wanted = list[tuple[Direction, float]]

@@ -38,7 +38,7 @@ _HERE: Final = Path(__file__).parent
 _AT_ONCE: Final = 16  # files written at the same time
 
 OnProgress = Callable[[int, int], None]
-"""Images whose pictures are there, and how many are wanted."""
+"""Images whose pictures are there, and how many are wanted; first of all, with none there, where any are wanted."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +76,8 @@ def write_page(
     for image_id, shard in figures.images.loc[chosen, "shard"].items():
         wanted.setdefault(int(shard), []).append(str(image_id))
     done = 0
+    if chosen:
+        on_progress(done, len(chosen))
 
     def on_picture() -> None:
         nonlocal done
