@@ -11,7 +11,7 @@ import json
 import struct
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import pyarrow as pa
@@ -49,7 +49,8 @@ def listing(archive: Container, column: str | None = None) -> Listed:
             infos = content.infolist()
             has_labels = column == "label" and LABELS in content.namelist()
             labels = labels_in(content.read(LABELS), archive.url) if has_labels else {}
-            parts = [_images(archive, infos[i : i + CHUNK], labels) for i in range(0, len(infos), CHUNK)]
+            backslashes = _by_backslashes(infos)
+            parts = [_images(archive, infos[i : i + CHUNK], labels, backslashes) for i in range(0, len(infos), CHUNK)]
     except (zipfile.BadZipFile, zlib.error, EOFError, UnicodeError) as error:
         raise DatasetError(f"{archive.url!r} is no whole zip archive ({error}); fetch or make it again") from error
     return Listed.of(parts)
@@ -74,6 +75,8 @@ def read(inside: str, url: str, options: Mapping[str, Any] | None) -> bytes:
             return data
     try:
         archive = _archive(url, options)
+        if name not in archive.NameToInfo and (other := name.replace("\\", "/")) in archive.NameToInfo:
+            name = other  # the archive was made again, by a tool that separates folders as it should
         if (size := archive.getinfo(name).file_size) > LARGEST:
             raise TooLarge(too_large(size))
         return archive.read(name)
@@ -86,16 +89,25 @@ def read(inside: str, url: str, options: Mapping[str, Any] | None) -> bytes:
         raise
 
 
-def _images(archive: Container, infos: list[zipfile.ZipInfo], labels: dict[str, str]) -> Listed:
-    infos = [i for i in infos if not i.is_dir()]
+def _by_backslashes(infos: Sequence[zipfile.ZipInfo]) -> bool:
+    r"""Whether the names in an archive are `anna\0.png`, as some tools of Windows write them: none of them has a `/`."""
+    return any("\\" in i.filename for i in infos) and not any("/" in i.filename for i in infos)
+
+
+def _images(
+    archive: Container, infos: Sequence[zipfile.ZipInfo], labels: Mapping[str, str], backslashes: bool
+) -> Listed:
+    """With `backslashes` the images are named as if these were `/`; their addresses have the names that are there."""
+    infos = [i for i in infos if not i.is_dir() and not (backslashes and i.filename.endswith("\\"))]
     names = [i.filename for i in infos]
+    shown = [name.replace("\\", "/") for name in names] if backslashes else names
     name, start = text(names), pa.array([i.header_offset for i in infos], pa.int64())
     size = pa.array([i.compress_size for i in infos], pa.int64())
     place = ("!", start.cast(pa.large_string()), "+", size.cast(pa.large_string()))
-    columns = {"name": name, "uri": joined("zip://", quoted(name), *place, f"::{archive.url}")}
+    columns = {"name": text(shown), "uri": joined("zip://", quoted(name), *place, f"::{archive.url}")}
     columns |= {"bytes": pa.array([i.file_size for i in infos], pa.int64()), "etag": text([str(i.CRC) for i in infos])}
     if labels:
-        columns["label"] = text([labels.get(n) for n in names])
+        columns["label"] = text([labels.get(n) for n in shown])
     return images_in(table(columns), archive.inside)
 
 
