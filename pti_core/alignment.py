@@ -22,6 +22,7 @@ from pti_core.given import read_given
 from pti_core.images import ImageError, decode
 from pti_core.names import apart, file_in_the_way, own_path, plain_path, refused, there
 from pti_core.reading import read_bytes
+from pti_core.sources.folders import listed_with
 
 POINTS: Final = ("left_eye", "right_eye", "mouth_left", "mouth_right")  # left and right as one sees them
 COLUMNS: Final = tuple(f"{point}_{axis}" for point in POINTS for axis in "xy")
@@ -112,13 +113,18 @@ def align(
     Those of an image with several are `1-1.png`, `1-2.png`, ...; images that would share a file keep their extension.
     `landmarks` is a CSV or Parquet file with `image_id` and `COLUMNS`, a row a face. What cannot be read or aligned is
     left out and told. Files that are there are kept. Raises AlignmentError for a table that is none and an output that
-    is no folder of this machine; DatasetError; OutOfResources.
+    is no folder of this machine, or one in the data set; DatasetError; OutOfResources.
     """
     if "://" in str(output):
         raise AlignmentError(f"{redact(str(output))}: a folder on this machine expected")
     output = Path(output)
     if blocked := file_in_the_way(output, "choose another folder"):
         raise AlignmentError(blocked)
+    if listed_with(dataset, output):
+        raise AlignmentError(
+            f"{str(output)!r} lies in the data set {dataset!r}, which would have the faces among its photographs from "
+            "then on; choose a folder outside of it"
+        )
     table = read_given(landmarks, "landmarks", COLUMNS, AlignmentError)
     listing = scan(dataset, without=str(output))
     ids, uris = listing["image_id"].to_pylist(), listing["uri"].to_pylist()

@@ -35,6 +35,7 @@ from pti_core.names import (
 from pti_core.parallel import one_at_a_time
 from pti_core.read_back import StoredRows, in_turn, stored_rows
 from pti_core.runs import Run, Stored, engine_for, find_run, load_run, read_stored, stored_from_rows
+from pti_core.sources.folders import listed_with
 from pti_core.status import no_pivot, nothing_done
 from pti_core.store import Store, StoreError
 
@@ -135,7 +136,7 @@ def export_images(
     kept unless `overwrite`; so the same call again does the rest. An image whose name the file system does not take is
     left out and told. `on_progress(done, total)` counts images.
 
-    Raises ExportError for an unknown image or a run without results; RunError for no such run; StoreError where its
+    Raises ExportError for an unknown image, a run without results and a folder in the run's data set; RunError for no such run; StoreError where its
     manifest cannot be read.
     """
     if "://" in str(folder):
@@ -155,6 +156,11 @@ def export_images(
         image_id = as_listed(image_id)
         opened, pivot = _find(root, image_id, run)
         wanted, unfinished = {image_id: int(pivot["shard"])}, 0
+    if listed_with(opened.dataset, Path(folder), root):
+        raise ExportError(
+            f"{str(folder)!r} lies in the data set of run {opened.name} ({opened.dataset}), so that its next listing "
+            "would take the pictures for images to invert; choose a folder outside of it"
+        )
     # Of all of the run, or a name would depend on what else is exported, and on what is done by then.
     own = _apart([*wanted, *_alike(opened, image_id)], Path(folder))
 

@@ -177,3 +177,12 @@ def test_tables_that_are_none(data: Path) -> None:
     (data / "no.csv").write_text(f"image_id,{','.join(COLUMNS)}\n")
     with pytest.raises(AlignmentError, match="no rows; a row a face expected"):
         align(str(data / "in"), str(data / "no.csv"), data / "out")
+
+
+def test_faces_beside_their_photographs_are_refused(data: Path) -> None:
+    before = written(data)
+    for output in (data / "in", data / "in/faces"):
+        with pytest.raises(AlignmentError, match=r"lies in the data set .*; choose a folder outside of it"):
+            align(str(data / "in"), str(data / "points.csv"), output, 64)
+    assert written(data) == before
+    assert align(str(data / "in"), str(data / "points.csv"), data / "in/.faces", 64).written == 3

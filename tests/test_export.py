@@ -20,6 +20,7 @@ from pti_core.names import plain_path
 from pti_core.presets import configure
 from pti_core.runs import engine_for, load_run, read_stored
 from pti_core.shards import invert_shard, measure_shard
+from pti_core.sources.folders import listed_with
 
 SETTINGS = QUICK_SETTINGS | {"tuning.steps": 8}
 
@@ -293,3 +294,40 @@ def test_the_command_for_images(root, tmp_path):
         result = CliRunner().invoke(app, ["export", str(root), *options])
         assert result.exit_code == 1
         assert sentence in result.output
+
+
+@pytest.mark.parametrize("below", ["", "inverted", "a/deep/inverted"])
+def test_pictures_that_would_be_inputs_of_the_next_listing_are_refused(root, data, below):
+    before = sorted(data.rglob("*"))
+    for image in (None, "a/0.png"):
+        with pytest.raises(ExportError, match=r"lies in the data set of run .*; choose a folder outside of it"):
+            export_images(str(root), data / below, image, overwrite=True)
+    assert sorted(data.rglob("*")) == before
+
+
+def test_folders_that_a_listing_takes_in_and_those_that_it_leaves_out(dataset, tmp_path):
+    data, output = dataset(1), tmp_path / "data" / "out"
+    run = freeze(str(data), str(output), "pocket", configure("noop", {}))
+    for folder, listed in {
+        data: True,
+        data / "new": True,
+        data / "0.png": True,
+        data / "new/../../data/new": True,
+        tmp_path / "data-2": False,
+        tmp_path: False,
+        data / ".hidden/new": False,
+        data / "new/__MACOSX": False,
+        output / "inverted": False,
+        output / f"runs/{run.name}/report/inverted": False,
+    }.items():
+        assert listed_with(str(data), folder, str(output)) == listed, folder
+    assert listed_with(f"file://{data}/", data / "new")
+    assert listed_with(str(data), output / "inverted")  # of another run
+    assert not listed_with(str(data), output / f"runs/{run.name}/report/inverted")
+    (tmp_path / "link").symlink_to(data)
+    (data / "elsewhere").symlink_to(tmp_path)
+    assert listed_with(str(data), tmp_path / "link/new")
+    assert listed_with(str(tmp_path / "link"), data / "new")
+    assert listed_with(str(data), data / "elsewhere/new")
+    for other in ("demo", "s3://bucket/data", f"{data}/*.png", str(tmp_path / "nowhere"), ""):
+        assert not listed_with(other, data / "new")

@@ -7,6 +7,7 @@ import os
 import re
 import stat
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, Final
 
 import pyarrow as pa
@@ -16,7 +17,7 @@ from fsspec.utils import glob_translate
 
 from pti_core.addresses import canonical, local_path
 from pti_core.connections import file_system
-from pti_core.sources.base import CHUNK, EXTENSIONS, Container, Listed, extension, joined, table, text
+from pti_core.sources.base import CHUNK, EXTENSIONS, Container, Listed, extension, is_hidden, joined, table, text
 from pti_core.tables import TABLES
 
 KINDS: Final = {".tar": "tar", ".tgz": "tar", ".tar.gz": "tar", ".tar.bz2": "tar", ".tar.xz": "tar"} | {
@@ -144,6 +145,24 @@ def written(fs: Any, root: str, without: str | None, pattern: str = "") -> LeftO
         return frozen(f"{found['root']}/runs/{found['a'] or found['b']}/manifest.parquet")
 
     return left_out
+
+
+def listed_with(dataset: str, folder: Path, output: str | None = None) -> bool:
+    """Whether images in a folder of this machine would be inputs of a data set: it is a folder around that one.
+
+    False where a listing leaves the folder out: hidden, or what a run has written. `output`: that of the data set's run.
+    """
+    root = local_path(dataset)
+    top = Path(canonical(root)) if root else None
+    if top is None or not top.is_dir():
+        return False
+    left_out, path = written(LocalFileSystem(), str(top), output), Path(canonical(str(folder)))
+    for above, own in ((top, path), (top.resolve(), path.resolve())):  # links are followed when it is listed
+        if own.is_relative_to(above):
+            below = own.relative_to(above)
+            if not is_hidden(below.as_posix()) and not left_out(str(top / below)):
+                return True
+    return False
 
 
 def _output_in(fs: Any, root: str, without: str | None) -> LeftOut:
