@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 MIN_CELL, MAX_CELL = 128, 256  # pixels; larger images are reduced, smaller ones enlarged
 INK, PAPER, GREY = (24, 24, 27), (255, 255, 255), (113, 113, 122)
 MARGIN, GAP, GROUP_GAP, HEAD, CAPTION = 16, 4, 18, 26, 20
-_CUT = "…"
+_CUT, _UNKNOWN = "…", "□"
 
 
 @dataclass(frozen=True)
@@ -51,15 +51,14 @@ def write(
 ) -> None:
     """A line of text of `size` pixels, centred below `at` and cut to a width.
 
-    Its end is kept, which tells more (the file's name, the strength). What no font here has is written as its code, so
-    that names stay different ones.
+    Its end is kept, which tells more (the file's name, the strength). What no font here has is one `_UNKNOWN` each: the
+    code of a letter would take the room of ten.
     """
-    text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
     font: ImageFont.FreeTypeFont | ImageFont.ImageFont = ImageFont.load_default(size)
-    if not text.isascii():
+    if not (text.isascii() and text.isprintable()):
         path, known = _more_letters()
         font = ImageFont.truetype(path, size, layout_engine=ImageFont.Layout.BASIC)  # as the default font has it
-        text = "".join(c if ord(c) in known else c.encode("ascii", "backslashreplace").decode() for c in text)
+        text = "".join(c if c.isprintable() and ord(c) in known else _UNKNOWN for c in text)
     cut, text = text, text[-int(width) :]  # no letter is narrower than a pixel
     while len(text) > 4 and font.getlength(cut) > width:
         text = text[1:]
