@@ -34,7 +34,7 @@ def check(
     from pti_core.words import counted
 
     use_credentials(credentials)
-    store, stuck = Store(root), 0
+    store, stuck, shards, unfinished = Store(root), 0, 0, 0
     again: Again = {}
     strays: list[str] = []
     names = run_names(store, name)
@@ -43,7 +43,10 @@ def check(
         stuck += 1
     for run in names:
         try:
-            stuck += not _whole(store, run, again, strays)
+            read, left, whole = _read(store, run, again, strays)
+            shards += read
+            unfinished += left
+            stuck += not whole
         except OutputRefused:
             raise  # it is so for all runs
         except StoreError as error:
@@ -64,10 +67,18 @@ def check(
         said.append(f"{counted(stuck, 'run')} could not be checked in full, for what is said above")
     if said:
         raise RuntimeError("; ".join(said))
+    found = "everything is as written"
+    if unfinished:
+        are = "is" if unfinished == 1 else "are"
+        found = f"all that was read is as written; {counted(unfinished, 'shard')} {are} unfinished"
+    _line(f"{counted(len(names), 'run')}, {counted(shards, 'shard')}: {found}")
 
 
-def _whole(store: Store, run: str, again: Again, strays: list[str]) -> bool:
-    """Check one run, say what is found, add it to `again` or `strays`; False where its manifest is damaged or gone."""
+def _read(store: Store, run: str, again: Again, strays: list[str]) -> tuple[int, int, bool]:
+    """Check one run, say what is found, add it to `again` or `strays`.
+
+    Returns its shards that were read and those that are unfinished, and whether its manifest can be read.
+    """
     from rich.progress import track
 
     from pti_core.checking import RUN, check_all, check_manifest
@@ -78,7 +89,9 @@ def _whole(store: Store, run: str, again: Again, strays: list[str]) -> bool:
     total, problem = check_manifest(store, run, markers)
     if problem:
         _line(f"run {run}: {problem}")
-    for found in track(check_all(store, run, markers), f"run {run}", len(markers), console=console, transient=True):
+    everything = check_all(store, run, markers)
+    quiet = not console.is_terminal
+    for found in track(everything, f"run {run}", len(markers), console=console, transient=True, disable=quiet):
         for text in found.problems:
             _line(f"run {run}, shard {found.shard}: {text}; `{found.again}` again makes it once more")
             again.setdefault((run, found.shard), set()).add(found.again)
@@ -90,7 +103,7 @@ def _whole(store: Store, run: str, again: Again, strays: list[str]) -> bool:
     left = max(0, (total or 0) - len(seen))
     unfinished = f"; {left} {'is' if left == 1 else 'are'} unfinished and not read" if left else ""
     _line(f"run {run}: {counted(len(markers), 'shard')} read{unfinished}")
-    return problem is None
+    return len(markers), left, problem is None
 
 
 def _line(text: str) -> None:

@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 from flows.cli import app
 from pti_core import tables
 from pti_core.store import Store
+from pti_core.words import counted
 
 
 @pytest.fixture
@@ -24,18 +25,31 @@ def store(tmp_path: Path) -> Store:
 def check(store: Store, *more: str) -> tuple[int, list[str]]:
     """Exit status and lines of `pti check`; the last one is what is said on stderr."""
     result = CliRunner().invoke(app, ["check", store.root, *more])
-    return result.exit_code, [line for line in result.output.splitlines() if line.strip()]
+    return result.exit_code, result.output.splitlines()
+
+
+def well(read: int, left: int = 0) -> tuple[int, list[str]]:
+    """What `check` gives of one run in which nothing is wrong, by its shards that were read and are left."""
+    of_run = f"run {RUN}: {counted(read, 'shard')} read"
+    all_of_it = f"1 run, {counted(read, 'shard')}: "
+    if not left:
+        return 0, [of_run, f"{all_of_it}everything is as written"]
+    are = "is" if left == 1 else "are"
+    return 0, [
+        f"{of_run}; {left} {are} unfinished and not read",
+        f"{all_of_it}all that was read is as written; {counted(left, 'shard')} {are} unfinished",
+    ]
 
 
 def test_what_is_not_read_is_counted(store: Store) -> None:
-    assert check(store) == (0, [f"run {RUN}: 3 shards read"])
-    for shard, said in ((2, "2 shards read; 1 is unfinished"), (1, "1 shard read; 2 are unfinished")):
+    assert check(store) == well(3)
+    for shard in (2, 1):
         Path(f"{store.root}/runs/{RUN}/done/0000{shard}.json").unlink()
-        assert check(store) == (0, [f"run {RUN}: {said} and not read"])
+        assert check(store) == well(shard, 3 - shard)
     flipped = Path(f"{store.root}/pivots/run={RUN}/shard=00000/part-0.parquet")
     flipped.write_bytes(flipped.read_bytes()[:-1])
     assert check(store)[0] == 1
-    assert check(store) == (0, [f"run {RUN}: 0 shards read; 3 are unfinished and not read"])  # it is known by now
+    assert check(store) == well(0, 3)  # it is known by now
 
 
 @pytest.mark.parametrize("content", ["garbage", "[]", '{"run": 1}', "of another shard"])
@@ -54,7 +68,7 @@ def test_a_marker_that_is_none_is_named(store: Store, content: str) -> None:
     assert 0 not in store.done(RUN)  # so a run does it
     store.unmark(RUN, 0)  # it is at work
     if content != "of another shard":
-        assert check(store) == (0, [f"run {RUN}: 2 shards read; 1 is unfinished and not read"])
+        assert check(store) == well(2, 1)
 
 
 def test_a_run_without_its_manifest_keeps_nobody_from_checking_the_others(store: Store) -> None:
@@ -91,7 +105,7 @@ def test_a_manifest_whose_later_file_is_gone(store: Store) -> None:
     listing = tables.assign_shards(manifest().drop_columns(["shard"]), 2, 3)
     store.write_manifest(RUN, listing)
     do_shard(store, RUN, 5)
-    assert check(store) == (0, [f"run {RUN}: 4 shards read; 2 are unfinished and not read"])
+    assert check(store) == well(4, 2)
     Path(f"{store.root}/runs/{RUN}/manifest-00003.parquet").unlink()
     status, lines = check(store)
     assert status == 1
@@ -105,7 +119,7 @@ def test_a_manifest_whose_middle_file_is_gone(store: Store) -> None:
         store.write_manifest(RUN, tables.assign_shards(rows, 2, first))
     for shard in range(3, 9):
         do_shard(store, RUN, shard)
-    assert check(store) == (0, [f"run {RUN}: 9 shards read"])
+    assert check(store) == well(9)
     Path(f"{store.root}/runs/{RUN}/manifest-00003.parquet").unlink()
     status, lines = check(store)
     assert status == 1
@@ -149,6 +163,17 @@ def test_files_that_are_no_parts_of_their_run_are_named_and_have_to_be_removed(s
     for path in strays:
         path.unlink()
     assert check(store)[0] == 0
+
+
+def test_that_all_is_well_is_said_of_all_runs_together(store: Store) -> None:
+    start(store, "second")
+    for shard in range(3):
+        do_shard(store, "second", shard)
+    assert check(store)[1][-1] == "2 runs, 6 shards: everything is as written"
+    assert check(store, "--run", "second")[1][-1] == "1 run, 3 shards: everything is as written"
+    Path(f"{store.root}/pivots/run={RUN}/shard=00000/part-0.parquet").unlink()
+    assert "as written; " not in check(store)[1][-2]
+    assert check(store)[1][-1] == "2 runs, 5 shards: all that was read is as written; 1 shard is unfinished"
 
 
 def test_help_says_that_all_runs_are_checked() -> None:
