@@ -159,4 +159,11 @@ def no_pivot(store: Store, runs: Sequence[str], image_id: str) -> str:
 
 
 def _names(store: Store, run: str) -> pa.ChunkedArray:
-    return store.manifest(run).table(["image_id"])["image_id"]
+    """The images of a run that have a pivot, or all of its inputs where none has one."""
+    names = store.manifest(run).table(["image_id", "shard"])
+    counts = {shard: marker["counts"] for shard, marker in store.markers(run).items() if marker["counts"]["pivots"]}
+    done = names.filter(pc.is_in(names["shard"], pa.array(counts, names["shard"].type)))
+    if with_rejects := [shard for shard, count in counts.items() if count["rejects"]]:
+        rejects = store.read_arrow("rejects", run, ["image_id"], [("shard", "in", with_rejects)])
+        done = done.filter(pc.invert(pc.is_in(done["image_id"], rejects["image_id"].combine_chunks())))
+    return (done if len(done) else names)["image_id"]

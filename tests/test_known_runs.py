@@ -98,7 +98,7 @@ def test_an_image_that_is_not_done_yet_is_not_called_unknown(runs: tuple[Run, Ru
     expected = f"image '{waiting}' is not done yet; `pti run` again finishes run {run.name}"
     assert no_pivot(store, [run.name], waiting) == expected
     assert no_pivot(store, [run.name], "9.png").startswith(
-        f"run {run.name} has no image '9.png'; it has 4, for example"
+        f"run {run.name} has no image '9.png'; it has 2, for example"
     )
     for command in (["export", waiting], ["edit", "--image", waiting], ["alpha-study", "--image", waiting]):
         code, said = pti(command[0], store.root, *command[1:], "--run", run.name)

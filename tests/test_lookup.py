@@ -72,7 +72,8 @@ def test_why_an_image_has_no_pivot_is_told_without_opening_the_files_of_other_sh
     assert status.no_pivot(store, names, "5.png").startswith(
         f"image '5.png' was rejected by run {run.name} (image_id '5.png':"
     )
-    assert status.no_pivot(store, names, "9.png").startswith(f"run {run.name} has no image '9.png'; it has 6, for")
+    assert status.no_pivot(store, names, "9.png").startswith(f"run {run.name} has no image '9.png'; it has 5, for")
+    assert "for example '4.png', '3.png', '2.png'" in status.no_pivot(store, names, "55.png")
     spoil_all_but(run)
     (Path(store.root) / store.part_path("rejects", run.name, 2, 0)).unlink()
     assert "is not done yet" in status.no_pivot(store, names, "5.png")
