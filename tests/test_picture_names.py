@@ -1,5 +1,6 @@
 """Names of pictures, edited and exported ones: for any image_id, on any file system."""
 
+import math
 import os
 import shutil
 import zipfile
@@ -10,9 +11,11 @@ from PIL import Image
 from test_edit import do, finish, table
 
 from pti_core.editing.checking import check_edits
+from pti_core.editing.pictures import picture_path
 from pti_core.editing.plans import plan
 from pti_core.editing.report import publish
 from pti_core.export import export_images
+from pti_core.store import Store
 
 ASKED = (None, ["pca:0"], [2.0])
 IDS = ["A.png", "a.png", "l" * 250 + ".png", "l" * 300 + ".png", "é?" * 60 + ".png", "/".join(["m" * 90] * 9) + ".png"]
@@ -106,3 +109,12 @@ def test_images_whose_names_differ_in_capitals_are_exported_as_two_files(root, t
     assert not {"A.png", "a.png"} & {path.name for path in (tmp_path / "folded").iterdir()}
     export_images(str(root), tmp_path / "faces")
     assert {"A.png", "a.png"} <= {path.name for path in (tmp_path / "faces").iterdir()}
+
+
+def test_no_two_strengths_share_a_picture(tmp_path):
+    store = Store(str(tmp_path))
+    strengths = [2.0, 2.0000001, math.nextafter(2.0, 3.0), 1 / 3, 0.333333, -1e-7, 1234567.0, 1234568.0, 1e30]
+    paths = [Path(picture_path(store, "abc", "pca-0", "1.png", strength)).name for strength in strengths]
+    assert len(set(paths)) == len(strengths)
+    assert (paths[0], paths[1], paths[5]) == ("+2.png", "+2.0000001.png", "-1e-07.png")
+    assert [float(path.removesuffix(".png")) for path in paths] == strengths

@@ -41,8 +41,9 @@ def unedited_path(run: str, picture: str | None) -> str | None:
 
 
 def strength_text(strength: float) -> str:
-    """`+2`, `-1.5`, `0`."""
-    return f"{strength:+g}" if strength else "0"
+    """`+2`, `-1.5`, `0`; no two strengths have one text, so that none gets the picture of another."""
+    short = f"{strength:+g}" if strength else "0"
+    return short if float(short) == strength else f"{strength:+}"
 
 
 def _folder_name(part: str, folds: bool) -> str:
