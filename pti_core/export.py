@@ -136,8 +136,8 @@ def export_images(
     kept unless `overwrite`; so the same call again does the rest. An image whose name the file system does not take is
     left out and told. `on_progress(done, total)` counts images.
 
-    Raises ExportError for an unknown image, a run without results and a folder in the run's data set; RunError for no such run; StoreError where its
-    manifest cannot be read.
+    Raises ExportError for an unknown image, a run without results and a folder in the run's data set; RunError for no
+    such run; StoreError where its manifest cannot be read.
     """
     if "://" in str(folder):
         raise ExportError(f"{redact(str(folder))}: a folder on this machine expected")

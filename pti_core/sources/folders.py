@@ -150,7 +150,7 @@ def written(fs: Any, root: str, without: str | None, pattern: str = "") -> LeftO
 def listed_with(dataset: str, folder: Path, output: str | None = None) -> bool:
     """Whether images in a folder of this machine would be inputs of a data set: it is a folder around that one.
 
-    False where a listing leaves the folder out: hidden, or what a run has written. `output`: that of the data set's run.
+    False where a listing leaves the folder out, which is hidden or what a run has written. `output`: that of its run.
     """
     root = local_path(dataset)
     top = Path(canonical(root)) if root else None

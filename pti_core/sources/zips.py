@@ -90,7 +90,7 @@ def read(inside: str, url: str, options: Mapping[str, Any] | None) -> bytes:
 
 
 def _by_backslashes(infos: Sequence[zipfile.ZipInfo]) -> bool:
-    r"""Whether the names in an archive are `anna\0.png`, as some tools of Windows write them: none of them has a `/`."""
+    r"""Whether the names in an archive are `anna\0.png`, as some tools of Windows write them, and none has a `/`."""
     return any("\\" in i.filename for i in infos) and not any("/" in i.filename for i in infos)
 
 
