@@ -38,6 +38,5 @@ OnShardProgress = Callable[[ShardProgress], None]
 
 def drawing(what: str, done: int, total: int) -> ShardProgress:
     """Pictures of `total` images, for the report, say: `drawing the report, image 5 of 48` once four are there."""
-    return ShardProgress(
-        PICTURES, done, total, None, f"drawing the {what}, image {min(done + 1, total):,} of {total:,}"
-    )
+    doing = f"drawing the {what}, image {done + 1:,} of {total:,}" if done < total else f"writing the {what}"
+    return ShardProgress(PICTURES, done, total, None, doing)

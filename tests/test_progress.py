@@ -165,13 +165,13 @@ def test_pictures_of_a_run_are_told_now_and_then_and_count_as_no_images(caplog, 
             tell(drawing("report", 48, 48))  # a moment later
     assert [record.getMessage() for record in caplog.records] == [
         "drawing the report, image 5 of 48",
-        "drawing the report, image 48 of 48",
+        "writing the report",
     ]
     lines = screen.getvalue().splitlines()
     assert lines[-1].endswith("] drawing the report, image 5 of 48")
     (bar,) = views[1].bar.tasks
     assert (bar.completed, bar.total, bar.description) == (48, 48, "pictures")
-    assert bar.fields["doing"] == "drawing the report, image 48 of 48"
+    assert bar.fields["doing"] == "writing the report"
     assert views[0].finished == 1000
 
 

@@ -39,8 +39,12 @@ def test_pictures_are_told_one_by_one_and_nothing_where_none_is_lacking(run):
 
 
 def test_all_is_done_only_where_the_report_is_there_too(run):
-    left = ["all images are done; the report is left", "drawing the contact sheet, image 1 of 2"]
-    assert said(run) == left
+    left = "all images are done; the report is left"
+    lines = said(run)  # on a slow machine more than two
+    assert lines[:2] == [left, "drawing the contact sheet, image 1 of 2"]
+    assert "everything is done already" not in lines
     assert said(run) == ["everything is done already"]
     Path(run.store.files.at(f"runs/{run.name}/report/{PAGE}")).unlink()
-    assert said(run) == [left[0], "drawing the report, image 1 of 2"]
+    lines = said(run)
+    assert lines[:2] == [left, "drawing the report, image 1 of 2"]
+    assert "everything is done already" not in lines
