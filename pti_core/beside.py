@@ -30,6 +30,7 @@ class Job:
     generator_sha256: str
     encoder_sha256: str | None
     config: RunConfig
+    default_generator: bool = False  # whether it is the one that is taken where none is named
 
     @cached_property
     def digest(self) -> str:
@@ -112,17 +113,46 @@ def check_extended(store: Store, job: Job) -> None:
 
     That is a run of the same data set, limit, groups, generator, preset and mode: only single settings or the encoder
     differ. They may have changed by themselves, such as defaults of another version, and a schedule would begin to
-    invert everything anew, unseen.
+    invert everything anew, unseen. And it is one with options that this job leaves out, or with another limit.
     """
-    meant = [other for other in _others(store, job) if other.differs and _same_job(other.content, job)]
-    if not meant:
-        return
-    nearest = _nearest(meant)
-    raise RunError(
-        f"{store.root}: no run there has these settings, so none can be extended; run {nearest.name} is of the same "
-        f"data set, generator, preset and mode, but {nearest.shown()}; do it once without --extend (existing=resume) "
-        f"to begin a new run{_way_back(nearest, job)}"
-    )
+    others = _others(store, job)
+    meant = [other for other in others if other.differs and _same_job(other.content, job)]
+    if meant:
+        nearest = _nearest(meant)
+        raise RunError(
+            f"{store.root}: no run there has these settings, so none can be extended; run {nearest.name} is of the "
+            f"same data set, generator, preset and mode, but {nearest.shown()}; do it once without --extend "
+            f"(existing=resume) to begin a new run{_way_back(nearest, job)}"
+        )
+    forgotten = {other.name: options for other in others if (options := _left_out(other.content, job))}
+    if forgotten:
+        nearest = _nearest([other for other in others if other.name in forgotten])
+        raise RunError(
+            f"{store.root}: no run there is of this job, so none can be extended; run {nearest.name} is of the same "
+            f"data set with {' '.join(forgotten[nearest.name])}: say so too to extend that one, or do it once without "
+            "--extend (existing=resume) to begin a new run"
+        )
+
+
+def _left_out(content: Mapping[str, Any], job: Job) -> list[str]:
+    """Options of a run that a job has at their defaults, or another limit; none where the job has others of its own.
+
+    A job without a limit may well follow one that was a trial.
+    """
+    was, now = content["config"], job.config
+    default = RunConfig()
+    options = [
+        ("generator", content["generator"]["sha256"] == job.generator_sha256, job.default_generator),
+        ("preset", was.get("preset") == now.preset, now.preset == "fast"),
+        ("mode", was.get("mode") == now.mode, now.mode == default.mode),
+        ("group_by", content.get("group_by") == job.group_by, job.group_by in (None, "folder")),
+        ("limit", content.get("limit") == job.limit, job.limit is not None and content.get("limit") is not None),
+    ]
+    if any(not same and not omitted for _, same, omitted in options):
+        return []
+    value = {"generator": content["generator"]["source"], "preset": was.get("preset"), "mode": was.get("mode")}
+    value |= {"group_by": content.get("group_by"), "limit": content.get("limit")}
+    return [f"--{name.replace('_', '-')} {value[name]}" for name, same, _ in options if not same]
 
 
 def _others(store: Store, job: Job) -> list[_Other]:

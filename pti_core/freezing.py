@@ -20,7 +20,7 @@ from pti_core.datasets import DatasetError, read_bytes, scan
 from pti_core.encoder.kept import encoder_of_job, keep_encoder
 from pti_core.extension import Changes, changes, extension
 from pti_core.generators.cache import FETCHABLE_NAMES
-from pti_core.generators.checkpoints import ALIASES, BUILT_IN, LoadedGenerator
+from pti_core.generators.checkpoints import ALIASES, BUILT_IN, DEFAULT_GENERATOR, LoadedGenerator
 from pti_core.group_sizes import remarks_on_groups
 from pti_core.known_runs import RunError, left_unfrozen, lost_config, lost_results
 from pti_core.runs import Run, load_run, loaded_now
@@ -86,7 +86,7 @@ def freeze(
     store.check_writable()
     found = loaded_now(generator)
     _check_generator(found, config)
-    job, meant = Job(dataset, limit, group_by, found.sha256, None, config), Meant(store)
+    job, meant = Job(dataset, limit, group_by, found.sha256, None, config, generator == DEFAULT_GENERATOR), Meant(store)
     encoder = None
     if config.engine == "pti":
         start = config.pivot.start

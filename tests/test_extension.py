@@ -76,6 +76,28 @@ def test_extend_of_a_run_that_was_never_made_makes_it(dataset, begin):
     assert (run.pending(), run.manifest.rows) == ([0], 2)
 
 
+def test_extend_does_not_begin_anew_where_options_were_left_out(dataset, begin, tiny_generator, tmp_path):
+    folder = dataset(3)
+    paper = begin(folder, preset="paper", generator="pocket-ffhq-128", limit=2)
+    grouped = {"mode": "multi"}
+    sentence = "no run there is of this job, so none can be extended; run {} is of the same data set with {}: say so"
+    for options, of in (
+        ({"preset": "fast", "generator": "pocket-ffhq-128", "limit": 2}, "--preset paper"),
+        ({"preset": "paper", "generator": "pocket-ffhq-128", "limit": 3}, "--limit 2"),
+        ({"preset": "fast", "generator": "pocket-ffhq-128", "limit": 1}, "--preset paper --limit 2"),
+    ):
+        with pytest.raises(RunError, match=re.escape(sentence.format(paper.name, of))):
+            begin(folder, existing="extend", **options)
+    # What has options of its own is another job, and one without a limit may follow a trial.
+    own = begin(folder, existing="extend", preset="noop", limit=2)
+    whole = begin(folder, existing="extend", preset="paper", generator="pocket-ffhq-128")
+    multi = begin(folder, existing="extend", preset="noop", settings=grouped, group_by="count:2")
+    with pytest.raises(RunError, match=re.escape(sentence.format(multi.name, "--group-by count:2"))):
+        begin(folder, existing="extend", preset="noop", settings=grouped)
+    assert len({paper.name, own.name, whole.name, multi.name}) == 4
+    assert begin(folder, preset="fast", generator="pocket-ffhq-128").manifest.rows == 3  # as a new run, asked for
+
+
 def test_extend_does_not_begin_anew_where_only_settings_differ(dataset, begin, tmp_path, tiny_generator):
     folder, other = dataset(2), {"tuning.steps": 7, "measure.alphas": [20]}
     first = begin(folder)
