@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -125,25 +126,42 @@ def exact_float32(device: torch.device) -> Iterator[None]:
     if device.type != "cuda":
         yield
         return
-    name, exact, *places = _tf32_settings()
-    before = [(place, getattr(place, name)) for place in places]
-    rounding = [(place, value) for place, value in before if value in ("tf32", True)]
-    for place, _ in rounding:
-        setattr(place, name, exact)
+    rounding = [(choose, found, exact) for read, choose, exact in _roundings() if (found := _read(read)) in _COARSE]
+    for choose, _, exact in rounding:
+        choose(exact)
     try:
         yield
     finally:
-        for place, value in rounding:
-            setattr(place, name, value)
+        for choose, found, _ in reversed(rounding):
+            choose(found)
 
 
-def _tf32_settings() -> tuple[Any, ...]:
-    """A setting's name, its value where nothing is rounded, and whose it is: those of cuDNN and of cuBLAS.
+_COARSE: Final = (True, "tf32", "high", "medium")
+_Setting = tuple[Callable[[], Any], Callable[[Any], None], Any]
 
-    Those that torch has had since 2.9: it raises where somebody has used them and asks for the older ones, and these
-    leave TF32 on where it has been chosen for all of torch.
+
+def _roundings() -> Iterator[_Setting]:
+    """What rounds factors, of cuDNN and cuBLAS: how to read it, how to choose it, and what rounds nothing.
+
+    By the names that torch has had for long, and where it has them (since 2.9) by the newer ones too: those alone end a
+    rounding that was chosen for all of torch. Where only the newer were set, torch would raise as soon as somebody
+    reads the older.
     """
+
+    def of(place: Any, name: str, exact: Any) -> _Setting:
+        return partial(getattr, place, name), partial(setattr, place, name), exact
+
     cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    yield of(cudnn, "allow_tf32", False)
+    yield torch.get_float32_matmul_precision, torch.set_float32_matmul_precision, "highest"
     if hasattr(torch.backends, "fp32_precision"):
-        return "fp32_precision", "ieee", cudnn.conv, cudnn.rnn, matmul  # type: ignore[attr-defined]
-    return "allow_tf32", False, cudnn, matmul
+        for place in (cudnn.conv, cudnn.rnn, matmul):  # type: ignore[attr-defined]
+            yield of(place, "fp32_precision", "ieee")
+
+
+def _read(setting: Callable[[], Any]) -> Any:
+    """What is chosen; None where torch refuses to say, since somebody has chosen something else by the newer names."""
+    try:
+        return setting()
+    except RuntimeError:
+        return None

@@ -2,8 +2,8 @@
 
 python on_second_device.py LIBRARY '[["run", "data", ...], ["edit", ...]]'
 
-With an empty LIBRARY they run on the CPU, with `cuda` on a GPU (float32 as exact as the CPU's). A command
-`["benchmarks.side", ...]` runs that module.
+With an empty LIBRARY they run on the CPU, with `cuda` on a GPU (float32 as exact as the CPU's), with `cuda, rounded` on
+one that rounds as torch has it by default. A command `["benchmarks.side", ...]` runs that module.
 """
 
 import json
@@ -15,6 +15,7 @@ import torch
 
 NAME = "second"
 CUDA = "cuda"
+ROUNDED = "cuda, rounded"
 
 
 def add_device(library: str) -> None:
@@ -32,7 +33,7 @@ def main() -> None:
     library, commands = sys.argv[1:]
     if library == CUDA:
         torch.backends.cudnn.allow_tf32 = False
-    elif library:
+    elif library and library != ROUNDED:
         add_device(library)
     for name, *arguments in json.loads(commands):
         of_pti = not name.startswith("benchmarks.")
@@ -45,7 +46,7 @@ def main() -> None:
     if library:
         made = (
             torch.ops.second_device.allocations()
-            if library != CUDA
+            if library not in (CUDA, ROUNDED)
             else torch.cuda.memory_stats()["allocation.all.allocated"]
         )
         if made < 1000:

@@ -65,15 +65,40 @@ def test_a_device_that_has_failed_makes_the_machine_unfit_and_not_each_shard_in_
 EXACT = """
 import multiprocessing, sys, torch
 from pti_core.device import exact_float32
+def older():
+    # what older programs read; None where torch refuses to say
+    found = {}
+    for name, read in {
+        "cudnn": lambda: torch.backends.cudnn.allow_tf32,
+        "cublas": lambda: torch.backends.cuda.matmul.allow_tf32,
+        "products": torch.get_float32_matmul_precision,
+    }.items():
+        try:
+            found[name] = read()
+        except RuntimeError:
+            found[name] = None
+    return found
 def shown():
-    return torch.backends.cudnn.conv.fp32_precision, torch.backends.cuda.matmul.fp32_precision
+    places = torch.backends.cudnn.conv, torch.backends.cudnn.rnn, torch.backends.cuda.matmul
+    return [place.fp32_precision for place in places], older()
 def look(chosen):
     exec(chosen)
     before = shown()
     with exact_float32(torch.device("cpu")):
         assert shown() == before
     with exact_float32(torch.device("cuda")):
-        assert "tf32" not in shown(), (chosen, shown())
+        newer, inside = shown()
+        assert "tf32" not in newer, (chosen, newer)
+        unsaid = [name for name, value in inside.items() if value is None]
+        assert all(before[1][name] is None for name in unsaid), (chosen, before, inside)
+        exact = {"cudnn": False, "cublas": False, "products": "highest"}
+        assert all(inside[name] == exact[name] for name in exact if name not in unsaid), (chosen, inside)
+    assert shown() == before, (chosen, before, shown())
+    try:
+        with exact_float32(torch.device("cuda")):
+            raise KeyError
+    except KeyError:
+        pass
     assert shown() == before, (chosen, before, shown())
 for chosen in sys.argv[1:]:  # each in a process of its own: the settings depend on what was set before
     one = multiprocessing.get_context("fork").Process(target=look, args=(chosen,))
@@ -84,6 +109,10 @@ for chosen in sys.argv[1:]:  # each in a process of its own: the settings depend
 CHOICES = (
     "",
     "torch.set_float32_matmul_precision('high')",
+    "torch.set_float32_matmul_precision('medium')",
+    "torch.backends.cudnn.allow_tf32 = False",
+    "torch.backends.cuda.matmul.allow_tf32 = True",
+    "torch.backends.cudnn.fp32_precision = 'tf32'",
     "torch.backends.fp32_precision = 'tf32'",
     "torch.backends.fp32_precision = 'ieee'",
     "torch.backends.cudnn.conv.fp32_precision = 'ieee'",
@@ -96,6 +125,45 @@ def test_products_are_exact_for_a_while_on_nvidia_s_gpus_whatever_has_been_chose
     environment = os.environ | {"TORCH_ALLOW_TF32_CUBLAS_OVERRIDE": override}
     done = subprocess.run([sys.executable, "-c", EXACT, *CHOICES], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+ON_A_GPU = """
+import torch
+from torch.nn import functional as F
+from pti_core.device import exact_float32
+def flags():
+    return torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+def off(work, *tensors):
+    there = work(*(t.cuda() for t in tensors)).cpu().double()
+    exact = work(*(t.double() for t in tensors))
+    return float((there - exact).norm() / exact.norm())
+x, weight, matrix = torch.randn(2, 64, 33, 33), torch.randn(64, 64, 3, 3), torch.randn(512, 512)
+works = {
+    "conv2d": (F.conv2d, x, weight),
+    "conv_transpose2d": (lambda a, b: F.conv_transpose2d(a, b, stride=2), x, weight),
+    "matmul": (torch.matmul, matrix, matrix.flip(0)),
+}
+before = flags()
+print("as torch rounds:", {name: off(*work) for name, work in works.items()})
+with exact_float32(torch.device("cuda")):
+    found = {name: off(*work) for name, work in works.items()}
+assert max(found.values()) < 1e-5, found
+assert flags() == before
+try:
+    with exact_float32(torch.device("cuda")):
+        raise KeyError
+except KeyError:
+    assert flags() == before
+print("exact:", found)
+"""
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="without a GPU of NVIDIA")
+def test_a_gpu_s_products_are_as_exact_as_a_cpu_s_where_they_are_asked_to_be():
+    """In a process of its own, with what torch chooses by itself."""
+    done = subprocess.run([sys.executable, "-c", ON_A_GPU], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    print(done.stdout)
 
 
 @pytest.mark.parametrize(
@@ -136,7 +204,7 @@ def test_what_does_not_fit_is_done_with_half_as_many_at_once() -> None:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return "done"
 
-    assert halved(call, 9, torch.device("cpu")) == "done"
+    assert halved(call, 9, torch.device("cpu")) == ("done", 2)
     assert tried == [9, 4, 2]
 
     def never(at_once: int) -> None:

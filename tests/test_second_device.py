@@ -20,7 +20,7 @@ from PIL import Image
 from torch.utils.cpp_extension import include_paths
 
 from pti_core.generators.checkpoints.own import save_generator
-from tests.on_second_device import CUDA, NAME
+from tests.on_second_device import CUDA, NAME, ROUNDED
 from tests.test_stacked import generators
 
 TESTS = Path(__file__).parent
@@ -56,7 +56,7 @@ def run(device, *commands):
     """`pti` commands, one after the other, where torch has the other device; on the CPU where `device` is empty."""
     said = json.dumps([[*map(str, command)] for command in commands])
     arguments = [sys.executable, str(TESTS / "on_second_device.py"), device, said]
-    environment = GPU if device == CUDA else ENVIRONMENT
+    environment = GPU if device in (CUDA, ROUNDED) else ENVIRONMENT
     done = subprocess.run(arguments, env=environment, capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stdout + done.stderr
 
@@ -80,12 +80,14 @@ QUICK = {
     "precision": "fp32",  # `auto` may be another one on each device
 }
 NEAR = 2e-3  # in float32
+AS_TORCH_ROUNDS = "stylegan2, as torch rounds"  # the stand-in rounds nothing
 JOBS = {  # generator, options, settings, and how near the tables are
     "mobilestylegan, a generator for each": ("mobilestylegan", [], {}, NEAR),
     "mobilestylegan, one for all, w+": ("mobilestylegan", ["--mode", "multi"], {"pivot.space": "w+"}, NEAR),
     "stylegan2, a generator for each": ("stylegan2", [], {"tuning.basis": "weights"}, NEAR),
     # On a CPU half precision is bf16, elsewhere fp16, whose digits are more.
     "stylegan2, half precision": ("stylegan2", [], {"precision": "half"}, 2e-2),
+    AS_TORCH_ROUNDS: ("stylegan2", [], {}, 2e-2),
 }
 
 
@@ -93,6 +95,10 @@ JOBS = {  # generator, options, settings, and how near the tables are
 def roots(request, checkpoints, device, pictures, tmp_path_factory):
     """One job on both devices, with edits and a study of alpha in float32: the roots there and here."""
     kind, options, settings, near = JOBS[request.param]
+    if request.param == AS_TORCH_ROUNDS:
+        if device != CUDA:
+            pytest.skip("of a GPU")
+        device = ROUNDED
     folder = tmp_path_factory.mktemp("roots")
     (folder / "data").mkdir()
     for i, picture in enumerate(pictures[:5]):
