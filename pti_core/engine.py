@@ -74,6 +74,7 @@ class Engine:
         self._making = Lock()
         self._room: Semaphore | None = None  # for jobs on a CPU, once a first image has shown what it takes
         self._prepared = False
+        self._most = 0  # the widths that were tried on a GPU
 
     @cached_property
     def lpips(self) -> LPIPS:
@@ -100,13 +101,15 @@ class Engine:
         with exact_float32(self.device):
             return input_bases(self.generator, self.statistics.samples)
 
-    def prepare(self) -> None:
+    def prepare(self, count: int | None = None) -> None:
         """Make what jobs share, once where several shards begin together; see `first_pass` and `widths`.
 
-        UnfitMachine where there is not memory enough for one image alone.
+        On a GPU, where what is worth doing together is found by trying: for so many images, as long as no more come;
+        None for as many as a part may have. UnfitMachine where there is not memory enough for one image alone.
         """
+        most = min(self.config.batch, count or self.config.batch)
         with self._making:
-            if self._prepared:
+            if self._prepared and (self.device.type == "cpu" or most <= self._most):
                 return
             try:
                 shared = (self.drawing, self.config, self.statistics, self.judge)
@@ -122,8 +125,20 @@ class Engine:
 
                 self._room = Semaphore(room_beside(alone, available_cores()))
             else:
-                self.at_once, self.stack = widths(*shared, bases, self.device)
+                self.at_once, self.stack = widths(*shared, bases, self.device, most)
+                self._most = most
             self._prepared = True
+
+    def with_steps(self, pivot: int, tuning: int) -> Engine:
+        """The same method with so many steps, and all that this engine has prepared: for a GPU's first use of it."""
+        self.prepare()
+        other = copy.copy(self)
+        steps = {
+            "pivot": self.config.pivot.model_copy(update={"steps": pivot}),
+            "tuning": self.config.tuning.model_copy(update={"steps": tuning}),
+        }
+        other.config = self.config.model_copy(update=steps)
+        return other
 
     def in_parallel(
         self,
@@ -148,7 +163,7 @@ class Engine:
         In mode "multi" all targets of a group have to be in one call.
         """
         counter = WorkCounter(self.config, len(targets), on_progress, on_step)
-        self.prepare()
+        self.prepare(len(targets))
         batches = [targets[i : i + self.at_once] for i in range(0, len(targets), self.at_once)]
         owners: dict[str, list[Found]] = {}
         for found in self.in_parallel(partial(self._pivots, counter), batches):
@@ -256,9 +271,8 @@ class Engine:
         results: list[Result] = []
         for (owner, members), one in zip(job, tuned, strict=True):
             # Of its own: what is tuned is not tuned again because its delta, in float32, did not fit beside the rest.
-            results += halved(
-                partial(self._results, owner, members, one, seconds), min(at_once, len(members)), self.device
-            )
+            of_one = partial(self._results, owner, members, one, seconds)
+            results += halved(of_one, min(at_once, len(members)), self.device)[0]
         return results
 
     def _optimise(

@@ -76,14 +76,14 @@ def free_memory(device: torch.device) -> None:
             torch.cuda.empty_cache()
 
 
-def halved(call: Callable[[int], Result], at_once: int, device: torch.device) -> Result:
-    """`call(at_once)`, and again with half as many at once as long as they do not fit into memory.
+def halved(call: Callable[[int], Result], at_once: int, device: torch.device) -> tuple[Result, int]:
+    """`call(at_once)`, and again with half as many at once as long as they do not fit into memory; and how many fitted.
 
     Raises what is out of memory with one alone, and any other error.
     """
     while True:
         try:
-            return call(at_once)
+            return call(at_once), at_once
         except (RuntimeError, MemoryError) as error:
             short = shortage(error)
         if at_once == 1:

@@ -37,7 +37,7 @@ def load_targets(dataset: str, resolution: int, config: RunConfig, limit: int | 
 def find_all_pivots(engine: Engine, targets: Sequence[Target], on_progress: OnProgress | None = None) -> list[Found]:
     """Their pivots, in order. RuntimeError where one diverges or does not fit into memory."""
     work = partial(engine._pivots, WorkCounter(engine.config, len(targets), on_progress))
-    engine.prepare()
+    engine.prepare(len(targets))
     batches = [targets[i : i + engine.at_once] for i in range(0, len(targets), engine.at_once)]
     found = [one for part in engine.in_parallel(work, batches) for one in part]
     if failed := [one for one in found if isinstance(one, Failure)]:
@@ -73,7 +73,7 @@ def tune_in_groups(
     RuntimeError where one diverges or does not fit into memory.
     """
     work = partial(engine._tune, WorkCounter(engine.config, len(found), None))
-    engine.prepare()
+    engine.prepare(len(found))
     groups = [list(found[i : i + size]) for i in range(0, len(found), size)]
     done, images = [], 0
     jobs = [[(group[0].target.image_id, group)] for group in groups]

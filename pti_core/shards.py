@@ -254,7 +254,9 @@ def _locality_rows(run: Run, part: Mapping[str, FileInfo]) -> list[dict[str, Any
             engine.lpips,
             run.config.seed,
         )
-        return [asdict(point) for point in halved(compared, engine.at_once, engine.device)]
+        points, fitted = halved(compared, engine.at_once, engine.device)
+        engine.at_once = min(engine.at_once, fitted)  # or each image would find it anew, by failing first
+        return [asdict(point) for point in points]
 
     with one_at_a_time(engine.device):
         return [row for rows in engine.in_parallel(measured, tables.records(pivots)) for row in rows]

@@ -26,8 +26,8 @@ _log = logging.getLogger(__name__)
 
 GAIN = 0.95  # a width is worth it if an image then costs at most this share
 MISSES = 2  # doublings in a row without it, after which no more are tried
+NEAR = 0.1  # a width whose cost is within this share of the limit is timed again, and the quicker time counts
 STEPS = 4  # of the work that are timed
-REPEATS = 2  # of which the quicker one counts: anything else that the machine does makes one longer
 
 
 def fastest_width(seconds: Callable[[int], float], most: int) -> int:
@@ -36,7 +36,8 @@ def fastest_width(seconds: Callable[[int], float], most: int) -> int:
     `seconds(width)` does a little of the work for so many images and tells how long it took. Doubling ends where it
     gains less than a twentieth twice in a row (two images together are drawn in another way than one, which costs more
     by itself), or where memory ends: an out-of-memory error of a width is its answer, any other error is raised. `most`
-    itself is tried too, where it is no power of two.
+    itself is tried too, where it is no power of two. A width that gains about a twentieth is asked for again: anything
+    else that the machine does makes it take longer.
 
     UnfitMachine where there is not memory enough for one.
     """
@@ -44,6 +45,8 @@ def fastest_width(seconds: Callable[[int], float], most: int) -> int:
     while True:
         try:
             now = seconds(width) / width
+            if math.isfinite(cost) and abs(now - GAIN * cost) < NEAR * GAIN * cost:
+                now = min(now, seconds(width) / width)
         except (RuntimeError, MemoryError) as error:
             if width == 1:
                 raise too_small_for_one(error) from None
@@ -69,8 +72,9 @@ def widths(
     lpips: LPIPS,
     bases: Bases | None,
     device: torch.device,
+    most: int,
 ) -> tuple[int, int]:
-    """How many images to search pivots of together, and how many to tune in one stack, at most `config.batch` each.
+    """How many images to search pivots of together, and how many to tune in one stack, at most `most` each.
 
     A stack is not tried where it has no use, in mode "multi".
     """
@@ -97,14 +101,21 @@ def widths(
             work(n, steps)
             return seconds_since(start, device)
 
+        tried = 0
+
         def seconds(n: int) -> float:
-            took(n, 1 + STEPS)  # the first time also chooses kernels and gets memory, some of it at the second step
-            few, many = (min(took(n, steps) for _ in range(REPEATS)) for steps in (1, 1 + STEPS))
+            nonlocal tried
+            if n > tried:  # the first time also chooses kernels and gets memory, some of it at the second step
+                took(n, 1 + STEPS)
+                tried = n
+            if most == 1:  # nothing to choose; whether there is memory enough is known
+                return 0.0
+            few, many = took(n, 1), took(n, 1 + STEPS)
             # Without what is done once, however many steps. Where that was disturbed, an upper bound: a width must not
             # win by chance.
             return many - few if many > few else many
 
-        found = fastest_width(seconds, config.batch)
+        found = fastest_width(seconds, most)
         free_memory(device)  # the widest took most, and may have failed for it
         return found
 

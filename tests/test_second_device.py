@@ -172,6 +172,31 @@ def test_the_device_is_taken_and_a_tensor_elsewhere_is_an_error(stand_in, work, 
     assert error is None or error in done.stderr
 
 
+TRIED = """
+import sys, torch
+sys.path[:0] = [{tests!r}]
+from on_second_device import add_device
+add_device({library!r})
+from pti_core.engine import Engine
+from pti_core.generators.checkpoints import load_generator
+from pti_core.presets import configure
+config = configure("demo", {{"batch": 4, "pivot.w_samples": 100, "tuning.basis": "weights"}})
+engine, sizes = Engine(load_generator({checkpoint!r}).generator, config, "second"), []
+engine.judge.slices[0].register_forward_pre_hook(lambda _, given: sizes.append(len(given[0])))
+for count, most in ((1, 1), (1, 0), (3, 3), (2, 0), (9, 4), (4, 0), (None, 0)):
+    sizes.clear()
+    engine.prepare(count)
+    assert max(sizes, default=0) == most, (count, sizes)
+    assert max(engine.at_once, engine.stack) <= engine.config.batch
+"""
+
+
+def test_no_more_at_once_are_tried_than_there_are_images_and_more_once_they_come(stand_in, checkpoints):
+    code = TRIED.format(tests=str(TESTS), library=stand_in, checkpoint=str(checkpoints["mobilestylegan"]))
+    done = subprocess.run([sys.executable, "-c", code], env=ENVIRONMENT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize("side", ["plain", "engine"])
 def test_a_side_of_the_benchmark_has_a_row_and_a_curve_of_every_image(device, checkpoints, pictures, tmp_path, side):
     (tmp_path / "data").mkdir()
@@ -188,3 +213,4 @@ def test_a_side_of_the_benchmark_has_a_row_and_a_curve_of_every_image(device, ch
         assert row["curve"][-1][0] > row["curve"][0][0]
     if side == "engine":
         assert 0 < found["matrix"] < 1
+        assert 1 <= found["stack"] <= QUICK["batch"] >= found["at_once"] >= 1

@@ -6,12 +6,14 @@ import shutil
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
+from threading import Semaphore
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from conftest import QUICK_SETTINGS
 from PIL import Image
 from rich.console import Console
@@ -309,6 +311,24 @@ def test_a_stored_generator_that_draws_no_numbers_costs_the_others_nothing(datas
     assert [
         sentence for sentence in exported.left_out if "image '0.png': its stored generator draws values" in sentence
     ]
+
+
+def test_how_many_are_measured_at_once_is_found_once_and_not_by_every_image(dataset, tmp_path, tiny_checkpoint):
+    run = begin(dataset(3), tmp_path / "out", tiny_checkpoint)
+    inverted, engine, sizes = invert_shard(run, 0), engine_for(run), []
+
+    def hungry(_, given):
+        sizes.append(len(given[0]))
+        if sizes[-1] > 2:
+            raise torch.OutOfMemoryError("no room for more than two")
+
+    engine.at_once, engine._room = 4, Semaphore(1)  # as on a GPU: one job after the other
+    hook = engine.generator.synthesis.register_forward_pre_hook(hungry)
+    measure_shard(run, 0, inverted["files"])
+    hook.remove()
+    assert engine.at_once == 2
+    assert [size for size in sizes if size > 2] == [4]
+    assert len(pd.read_parquet(tmp_path / "out/locality")) == 3 * 4  # three alphas, and w_z
 
 
 def test_a_folder_without_images_a_missing_folder_and_no_generator_are_named(dataset, tmp_path, tiny_checkpoint):

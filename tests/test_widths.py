@@ -9,7 +9,7 @@ from nvidia_files import random_generator
 from pti_core.device import UnfitMachine
 from pti_core.engine import Engine
 from pti_core.presets import configure
-from pti_core.widths import fastest_width, widths
+from pti_core.widths import STEPS, fastest_width, widths
 
 
 def test_doubles_as_long_as_an_image_gets_cheaper():
@@ -20,7 +20,13 @@ def test_doubles_as_long_as_an_image_gets_cheaper():
         return max(1.0, width / 4)  # a device with room for four
 
     assert fastest_width(seconds, 64) == 4
-    assert asked == [1, 2, 4, 8, 16]
+    assert [width for width, _ in groupby(asked)] == [1, 2, 4, 8, 16]
+
+
+def test_a_width_that_gains_about_a_twentieth_is_asked_for_twice_and_its_quicker_time_counts():
+    times = {1: [1.0], 2: [2 * 0.98, 2 * 0.90], 4: [4 * 0.5], 8: [8 * 0.6], 16: [16 * 0.47, 16 * 0.48]}
+    assert fastest_width(lambda width: times[width].pop(0), 16) == 16
+    assert not any(times.values())
 
 
 def test_two_that_cost_as_much_as_one_each_do_not_hide_what_more_would_gain():
@@ -82,7 +88,7 @@ def test_what_is_tried_is_the_search_and_the_tuning_of_this_generator(tiny_gener
 
     hook = engine.lpips.slices[0].register_forward_pre_hook(judged)
     try:
-        found = widths(*shared)
+        found = widths(*shared, 3)
     finally:
         hook.remove()
     stacks = mode == "single"
@@ -96,3 +102,16 @@ def test_what_is_tried_is_the_search_and_the_tuning_of_this_generator(tiny_gener
         assert chosen in tried
     assert stacks or found[1] == 1
     assert not any(p.requires_grad for p in generator.parameters())
+
+
+def test_one_image_alone_is_tried_and_not_timed(tiny_generator):
+    settings = {"precision": "fp32", "pivot.w_samples": 100, "locality.enabled": False}
+    engine = Engine(tiny_generator, configure("demo", settings))
+    judged = []
+    hook = engine.lpips.slices[0].register_forward_pre_hook(lambda _, given: judged.append(given[0].requires_grad))
+    shared = (engine.drawing, engine.config, engine.statistics, engine.lpips, engine.bases, engine.device)
+    try:
+        assert widths(*shared, 1) == (1, 1)
+    finally:
+        hook.remove()
+    assert sum(judged) == 2 * (1 + STEPS)  # of the search and of the tuning, once each
