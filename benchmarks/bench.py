@@ -72,12 +72,19 @@ def summary(sides: dict[str, dict[str, Any]]) -> pd.DataFrame:
                 "share of fp32": median["bytes"] / found["fp32_bytes"],
                 "peak GB": found["peak"] / 1e9,
                 "matrix work": found.get("matrix", float("nan")),
+                "at once": at_once(found),
             }
         )
     table = pd.DataFrame(lines).set_index("side")
     plain = [name for name in sides if name.startswith(PLAIN)]
     table.insert(2, "times", table["images an hour"] / (table.loc[plain[0], "images an hour"] if plain else math.nan))
-    return table
+    return table if table["at once"].any() else table.drop(columns="at once")
+
+
+def at_once(found: dict[str, Any]) -> str:
+    """How many images a side searched, and tuned, together; empty where it was one."""
+    together = found.get("at_once", 1), found.get("stack", 1)
+    return "" if together == (1, 1) else "{}, {}".format(*together)
 
 
 FORMATS = {
@@ -93,6 +100,7 @@ FORMATS = {
     "share of fp32": "{:.1%}",
     "peak GB": "{:.2f}",
     "matrix work": "{:.0%}",
+    "at once": "{}",
 }
 
 

@@ -14,7 +14,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -89,9 +89,13 @@ def drift(old: Generator, new: Generator, ws: Tensor, image_id: str, lpips: LPIP
     return near, far
 
 
+FEW = 2, 2
+"""Steps of search and tuning after which a GPU has loaded and chosen its kernels."""
+
+
 def with_few_steps(config: RunConfig) -> RunConfig:
     """The same method, cut short."""
-    few = config.pivot.model_copy(update={"steps": 2}), config.tuning.model_copy(update={"steps": 2})
+    few = [part.model_copy(update={"steps": n}) for part, n in zip((config.pivot, config.tuning), FEW, strict=True)]
     return config.model_copy(update={"pivot": few[0], "tuning": few[1]})
 
 
@@ -131,15 +135,27 @@ def plain(generator: Generator, targets: Sequence[Target], config: RunConfig, de
     return rows
 
 
-def engine(
-    generator: Generator, targets: Sequence[Target], config: RunConfig, device: str, encoder: Encoder | None = None
-) -> list[Row]:
-    """The engine, all images in one call, as a part of a shard."""
-    if torch.device(device).type != "cpu":  # what a GPU loads and chooses when it is first used is no image's time
-        list(Engine(generator, with_few_steps(config), device, encoder).invert(targets[:1]))
-    found = Engine(generator, config, device, encoder)
-    found.prepare()
-    begin_peak(device)
+def filled(targets: Sequence[Target], made: Engine) -> list[Target]:
+    """Targets; on a GPU again and again, by other names, until they are as many as are drawn together there (or a multiple).
+
+    A few images would otherwise be drawn at another width than the many of a data set.
+    """
+    width = max(made.at_once, made.stack)
+    more = [f" again {n}" if n else "" for n in range(width)]  # enough for one target
+    repeated = [replace(t, image_id=t.image_id + word, group=t.group + word) for word in more for t in targets]
+    return repeated[: width * math.ceil(len(targets) / width)]
+
+
+def engine(made: Engine, targets: Sequence[Target]) -> list[Row]:
+    """The engine, all images in one call, as a part of a shard; a row for each of the targets.
+
+    On a GPU as many images as it draws together, see `filled`.
+    """
+    made.prepare()
+    device, todo = made.device, filled(targets, made)
+    if device.type != "cpu":  # what a GPU loads and chooses when it is first used is no image's time
+        list(made.with_steps(*FEW).invert(todo[: max(made.at_once, made.stack)]))
+    begin_peak(str(device))
     seen: dict[str, list[tuple[str, float]]] = {}
     start = time.perf_counter()
 
@@ -148,16 +164,16 @@ def engine(
             if not math.isnan(value):  # of an image that is finished
                 seen.setdefault(name, []).append((stage, value))
 
-    results = list(found.invert(targets, on_step=on_step))
-    seconds = (time.perf_counter() - start) / len(targets)
+    results = list(made.invert(todo, on_step=on_step))
+    seconds = (time.perf_counter() - start) / len(todo)
     if failed := [r for r in results if isinstance(r, Failure)]:
-        raise RuntimeError(f"{len(failed)} of {counted(len(targets), 'image')} failed: {failed[0].message}")
+        raise RuntimeError(f"{len(failed)} of {counted(len(todo), 'image')} failed: {failed[0].message}")
     by_owner = {r.owner: r for r in results if isinstance(r, Delta)}
-    rows = []
-    for one in (r for r in results if isinstance(r, Inversion)):
+    by_id, rows = {r.image_id: r for r in results if isinstance(r, Inversion)}, []
+    for one in (by_id[target.image_id] for target in targets):
         delta = by_owner[one.owner].tensors
-        ws = one.w[None].to(device).expand(1, generator.num_ws, -1)
-        near, far = drift(found.generator, found.stored_generator(delta), ws, one.image_id, found.lpips)
+        ws = one.w[None].to(device).expand(1, made.generator.num_ws, -1)
+        near, far = drift(made.generator, made.stored_generator(delta), ws, one.image_id, made.lpips)
         size = sum(len(t.payload) for t in delta) + len(one.noise or b"") + 4 * one.w.numel()
         stored, pivot = one.measures["stored"], one.measures["pivot"]
         quality = (float(stored["lpips"]), float(stored["psnr"]), float(pivot["lpips"]))  # type: ignore[arg-type]
@@ -189,20 +205,20 @@ def is_matrix_work(name: str) -> bool:
     return any(word in lower for word in MATRIX) and not any(word in lower for word in NO_MATRIX)
 
 
-def matrix_share(generator: Generator, config: RunConfig, device: str) -> float:
+def matrix_share(made: Engine) -> float:
     """Share of the time of a few steps of an image that goes into convolutions and matrix products.
 
     Of the time by the clock, so that a GPU that waits counts as well; drawn as the engine draws, in its precision,
     along its bases, as many images at once, on a CPU with one thread. By torch's profiler, which takes a little itself.
     """
-    made = Engine(generator, config, device)
+    generator, config, device = made.generator, made.config, made.device
     pivot = config.pivot.model_copy(update={"steps": PROFILED})
     tuning = config.tuning.model_copy(update={"steps": PROFILED, "stop_lpips": 0.0})
     lpips, of_w, bases = made.judge, made.statistics, made.bases
     made.prepare()  # finds how many images are searched, and tuned, together on a GPU
     shape = (generator.img_channels, generator.img_resolution, generator.img_resolution)
     together, stack = (torch.zeros(n, *shape, device=device) for n in (made.at_once, made.stack))
-    cuda = torch.device(device).type == "cuda"
+    cuda = device.type == "cuda"
     activity = torch.profiler.ProfilerActivity.CUDA if cuda else torch.profiler.ProfilerActivity.CPU
 
     def search() -> Pivots:
@@ -235,7 +251,7 @@ def matrix_share(generator: Generator, config: RunConfig, device: str) -> float:
         matrix = sum(time for name, time in times.items() if is_matrix_work(name))
         return matrix / 1e6 / images, seconds / images
 
-    with one_thread(made.device):
+    with one_thread(device):
         found = [share(search, len(together)), share(tuned, len(stack))]
     return sum(matrix for matrix, _ in found) / sum(seconds for _, seconds in found)
 
@@ -248,18 +264,16 @@ def main() -> None:
     generator, encoder = generator_for(said["generator"], config.pivot.start)
     targets = load_targets(said["images"], generator.img_resolution, config, said["limit"])
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    if said["side"] == "plain":
-        rows = plain(generator, targets, config, device)
-    else:
-        rows = engine(generator, targets, config, device, encoder)
+    made = None if said["side"] == "plain" else Engine(generator, config, device, encoder)
+    rows = engine(made, targets) if made else plain(generator, targets, config, device)
     # The engine has let the kernel begin the peak anew, after everything was loaded.
     peak = max(before, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
     if torch.device(device).type == "cuda":
         peak = torch.cuda.max_memory_allocated(device)
     parameters = sum(p.numel() for p in generator.parameters())  # type: ignore[attr-defined]
     found = {"rows": [asdict(r) for r in rows], "peak": peak, "fp32_bytes": 4 * parameters}
-    if said["side"] == "engine":
-        found["matrix"] = matrix_share(generator.to(device), config, device)  # type: ignore[attr-defined]
+    if made:
+        found |= {"matrix": matrix_share(made), "at_once": made.at_once, "stack": made.stack}
     out.write_text(json.dumps(found))
 
 

@@ -12,15 +12,19 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 from benchmarks import small
 from benchmarks.bench import PAPER, about, kept_from, summary, write
 from benchmarks.operators import counts
-from benchmarks.side import is_matrix_work
+from benchmarks.side import filled, is_matrix_work
 from pti_core.config import ImageConfig
 from pti_core.datasets import read_bytes, scan
+from pti_core.engine import Engine
 from pti_core.images import decode
+from pti_core.inversions import Target
+from pti_core.presets import configure
 
 ROOT = Path(__file__).parents[1]
 FITTED_BELOW = 10_000  # seeds of the faces that the pocket generator was fitted to
@@ -101,8 +105,39 @@ def test_sides_become_a_table_of_medians_a_plot_and_their_rows(tmp_path):
     assert (plain["times"], plain["matrix work"]) == ("1.0 x", "")
     assert (fast["s per image"], fast["times"], fast["matrix work"]) == ("21.0", "9.6 x", "77%")
     assert (fast["MB per image"], fast["share of fp32"], fast["peak GB"]) == ("1.00", "2.0%", "2.00")
+    assert "at once" not in plain  # of a GPU only
     assert json.loads((tmp_path / "bench.json").read_text()) == json.loads(json.dumps(sides))
     assert Image.open(tmp_path / "bench.png").width > 800
+
+
+def test_the_table_says_how_many_a_gpu_searched_and_tuned_together(tmp_path):
+    sides = {PAPER: side(), "engine": side() | {"at_once": 8, "stack": 4}, "alone": side() | {"at_once": 1, "stack": 1}}
+    _, _, head, _, *rows = write(sides, arguments(tmp_path)).splitlines()
+    assert head.endswith("| at once |")
+    assert [row.split("|")[-2].strip() for row in rows] == ["", "8, 4", ""]
+
+
+@pytest.mark.parametrize(("at_once", "stack", "count"), [(1, 1, 3), (8, 4, 8), (2, 1, 4), (1, 3, 3), (2, 2, 4)])
+def test_a_few_images_fill_what_a_gpu_draws_together(tiny_generator, at_once, stack, count):
+    targets = [Target(f"{i}.png", f"{i}.png", torch.full((3, 32, 32), float(i))) for i in range(3)]
+    made = Engine(tiny_generator, configure("demo"))
+    made.at_once, made.stack = at_once, stack
+    found = filled(targets, made)
+    assert len({t.image_id for t in found}) == len({t.group for t in found}) == len(found) == count
+    assert found[:3] == targets
+    assert [float(t.image[0, 0, 0]) for t in found] == [float(i % 3) for i in range(count)]
+
+
+def test_an_engine_of_few_steps_works_as_the_one_that_it_was_made_of(tiny_generator):
+    made = Engine(tiny_generator, configure("demo", {"pivot.w_samples": 100, "precision": "half"}))
+    few = made.with_steps(2, 3)
+    assert (few.config.pivot.steps, few.config.tuning.steps) == (2, 3)
+    assert few.statistics is made.statistics and few.bases is made.bases and few.judge is made.judge
+    whole = {"pivot": made.config.pivot, "tuning": made.config.tuning}
+    assert few.config.model_copy(update=whole) == made.config
+    assert made.config.pivot.steps > 2
+    (inversion, _) = few.invert([Target("0.png", "0.png", torch.zeros(3, 32, 32))])
+    assert (inversion.pivot_steps, inversion.tuning_steps) == (2, 3)
 
 
 def test_a_plain_loop_is_kept_only_beside_its_own_generator_and_machine(tmp_path):
