@@ -136,7 +136,7 @@ def plain(generator: Generator, targets: Sequence[Target], config: RunConfig, de
 
 
 def filled(targets: Sequence[Target], made: Engine) -> list[Target]:
-    """Targets; on a GPU again and again, by other names, until they are as many as are drawn together there (or a multiple).
+    """Targets; on a GPU again and again, by other names, up to a multiple of what is drawn together there.
 
     A few images would otherwise be drawn at another width than the many of a data set.
     """

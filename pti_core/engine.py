@@ -132,12 +132,10 @@ class Engine:
     def with_steps(self, pivot: int, tuning: int) -> Engine:
         """The same method with so many steps, and all that this engine has prepared: for a GPU's first use of it."""
         self.prepare()
-        other = copy.copy(self)
-        steps = {
-            "pivot": self.config.pivot.model_copy(update={"steps": pivot}),
-            "tuning": self.config.tuning.model_copy(update={"steps": tuning}),
-        }
-        other.config = self.config.model_copy(update=steps)
+        other, config = copy.copy(self), self.config
+        steps = {"pivot": pivot, "tuning": tuning}
+        parts = {name: getattr(config, name).model_copy(update={"steps": n}) for name, n in steps.items()}
+        other.config = config.model_copy(update=parts)
         return other
 
     def in_parallel(

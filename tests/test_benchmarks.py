@@ -9,16 +9,19 @@ import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 
-from benchmarks import small
+from benchmarks import gpu, small
 from benchmarks.bench import PAPER, about, kept_from, summary, write
+from benchmarks.gpu import Part, run_all
 from benchmarks.operators import counts
 from benchmarks.side import filled, is_matrix_work
+from benchmarks.steps import timed
 from pti_core.config import ImageConfig
 from pti_core.datasets import read_bytes, scan
 from pti_core.engine import Engine
@@ -177,3 +180,63 @@ def test_what_fails_the_small_benchmark(changed, says):
     found = small.losses(summary(sides))
     assert len(found) == (says is not None)
     assert says is None or says in found[0]
+
+
+def test_a_step_that_fails_is_a_row_that_says_why():
+    def fails():
+        raise RuntimeError("operation not permitted when stream is capturing\nand more")
+
+    rows = timed({"fails": (fails, 1), "works": (lambda: None, 2)}, "cpu", 1)
+    assert rows["fails"] == "operation not permitted when stream is capturing"
+    assert rows["works"] >= 0
+
+
+TABLE = """
+import pathlib, subprocess, sys, time
+print("| way | ms |\\n| --- | ---: |\\n| one | 1.0 |", flush=True)
+pathlib.Path(sys.argv[1]).mkdir()
+pathlib.Path(sys.argv[1], "bench.md").write_text("| side |\\n| --- |\\n| first |")
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+print("child", child.pid, flush=True)
+time.sleep(float(sys.argv[2]))
+child.kill()
+"""
+
+
+def ended(process: int) -> bool:
+    """Also where nobody has asked for its status."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rsplit(")")[-1].split()[0] == "Z"
+    except OSError:
+        return True
+
+
+def test_parts_of_what_is_measured_on_a_gpu_end_alone_and_the_page_tells_of_all(tmp_path):
+    parts = [
+        Part("whole", "a table", ("-c", TABLE, "{output}", "0"), 60),
+        Part("slow", "too slow", ("-c", TABLE, "{output}", "60"), 8),
+        Part("broken", "an error", ("-c", "raise SystemExit('error: no such generator')"), 60),
+        Part("last", "of the product", ("-c", "import pti_core; print(pti_core.__name__)"), 60),
+    ]
+    page = run_all(parts, 600, tmp_path / "out").read_text()
+    sections = {text.split(":")[0]: text for text in page.split("\n## ")[1:]}
+    assert list(sections) == ["whole", "slow", "broken", "last"]
+    table = "\n\n| way | ms |\n| --- | ---: |\n| one | 1.0 |\n\n    child "
+    assert table in sections["whole"] and "FAILED" not in sections["whole"]
+    assert "STOPPED after its 8 s" in sections["slow"] and "| first |" in sections["slow"]
+    assert table in sections["slow"]
+    assert "FAILED (status 1)" in sections["broken"] and "    error: no such generator" in sections["broken"]
+    assert "    pti_core" in sections["last"]
+    child = re.search(r"child (\d+)", sections["slow"])[1]
+    for _ in range(100):
+        if ended(int(child)):
+            break
+        time.sleep(0.1)
+    assert ended(int(child))
+    assert "no time left" in run_all(parts, 1, tmp_path / "again").read_text()
+
+
+def test_all_of_the_product_can_be_imported_and_the_machine_is_told():
+    lines = list(gpu.machine())
+    assert lines[1].startswith("torch 2.")
+    assert not [line for line in lines if "cannot be imported" in line]
