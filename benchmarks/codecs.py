@@ -121,8 +121,9 @@ def each_tensor(case: Case, codec: str, encoder: Callable[[np.ndarray], tuple[fl
 def fixed_step(case: Case, costs: dict[str, Tensor], step: float, max_rank: int) -> Rows:
     """The codec `adaptive` with a given step and rank."""
     rows = []
-    for name, value in case.delta.items():
-        whole = layered.Decomposed(value, fitting.channel_weights(costs[name]), max_rank)
+    weights = fitting.channel_weights([costs[name] for name in case.delta])
+    for (name, value), by_channel in zip(case.delta.items(), weights, strict=True):
+        whole = layered.Decomposed(value, by_channel, max_rank)
         payload = layered.pack(whole.quantise(step, whole.rank(step))[0])
         rows.append(deltas.EncodedTensor(name, whole.shape, "adaptive", step, payload))
     return rows

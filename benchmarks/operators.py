@@ -1,4 +1,6 @@
-"""How many operators a step sends: what a GPU is bound by where images are few and small, counted on any machine.
+"""How many operators a step sends, and an image's results: what a GPU is bound by where images are few and small.
+
+Counted on any machine:
 
     python -m benchmarks.operators                         # a Markdown table, some minutes
 
@@ -19,8 +21,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from flows.options import one_sentence
 from pti_core.engine import Engine
 from pti_core.generators.stylegan2 import StyleGAN2
+from pti_core.inversions import Found, Target
 from pti_core.pivot import find_pivots
 from pti_core.presets import configure
+from pti_core.results import results_of
 from pti_core.stacked import tune_stack
 from pti_core.tuning import tune
 
@@ -60,7 +64,7 @@ def a_step(work: Callable[[int], object], steps: int) -> float:
 
 
 def counts(resolution: int, images: int, preset: str) -> dict[str, float]:
-    """Operators a step of the search, of tuning one image, and of a stack."""
+    """Operators a step of the search, of tuning one image, and of a stack; and all for an image's delta and measures."""
     torch.manual_seed(0)
     kwargs = {"channel_base": 8 * resolution, "channel_max": 64}
     generator = StyleGAN2(512, 0, 512, resolution, 3, {"num_layers": 8}, kwargs).eval().requires_grad_(False)
@@ -74,8 +78,8 @@ def counts(resolution: int, images: int, preset: str) -> dict[str, float]:
 
     pivots = search(1)
 
-    def tuning(count: int, way: Callable[..., Any]) -> Callable[[int], object]:
-        def work(steps: int) -> object:
+    def tuning(count: int, way: Callable[..., Any]) -> Callable[[int], Any]:
+        def work(steps: int) -> Any:
             settings = config.tuning.model_copy(update={"steps": steps, "stop_lpips": 0.0, "lr_rampdown": 0.0})
             common = (engine.drawing, targets[:count], pivots[:count], seeds[:count], settings, config.locality)
             return way(*common, engine.judge, bases=engine.bases)
@@ -83,10 +87,16 @@ def counts(resolution: int, images: int, preset: str) -> dict[str, float]:
         return work
 
     steps = 2 * config.locality.interval
+    tuned = tuning(1, tune)(2)
+    member = Found(Target("0", "0", targets[0]), pivots[:1], b"", 0.0, 0.0)
+    engine.lpips  # noqa: B018  (loaded before anything is counted)
+    with Operators() as results:
+        results_of(engine, "0", [member], targets[:1], pivots[:1], tuned, 0.0, 1)
     return {
         f"search of {images} images": a_step(search, 2),
         "tuning of one image": a_step(tuning(1, tune), steps),
         f"tuning of {images} images in a stack": a_step(tuning(images, tune_stack), steps),
+        "results of one image, in all": results.sent.total(),
     }
 
 

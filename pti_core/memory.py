@@ -29,6 +29,7 @@ _SHORT = (  # in the messages of torch and of its libraries
     "smaller than int32_t max",
 )
 TOP_PAD = 256 * 2**20
+_kept: list[Callable[[], object]] = []  # what drops it
 
 
 @once()
@@ -68,8 +69,15 @@ def shortage(error: RuntimeError | MemoryError) -> RuntimeError | MemoryError:
     return error.with_traceback(None)
 
 
+def drop_when_short(drop: Callable[[], object]) -> None:
+    """`drop` is called where memory is to be freed: by a module that keeps tensors between images."""
+    _kept.append(drop)
+
+
 def free_memory(device: torch.device) -> None:
-    """Give back what no tensor holds any more, before another try."""
+    """Give back what no tensor holds any more, and what is only kept to be quick, before another try."""
+    for drop in _kept:
+        drop()
     gc.collect()
     if device.type == "cuda":
         with torch.cuda.device(device):  # or torch would set up the first GPU as well, which may be full

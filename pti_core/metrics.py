@@ -26,13 +26,14 @@ def measure(targets: Tensor, images: Tensor, lpips: LPIPS) -> list[dict[str, flo
     with torch.no_grad():
         a, b = round_uint8(targets), round_uint8(images)
         mse = (a - b).square().mean(dim=(1, 2, 3))
-        columns: dict[str, list[float] | list[None]] = {
-            "lpips": lpips(a, b).tolist(),
-            "mse": mse.tolist(),
-            "psnr": (10 * (DATA_RANGE**2 / mse).log10()).tolist(),
-            "ssim": ssim(a + 1, b + 1, data_range=DATA_RANGE, size_average=False).tolist(),
-            "ms_ssim": [None] * len(a),
+        found = {
+            "lpips": lpips(a, b),
+            "mse": mse,
+            "psnr": 10 * (DATA_RANGE**2 / mse).log10(),
+            "ssim": ssim(a + 1, b + 1, data_range=DATA_RANGE, size_average=False),
         }
         if min(a.shape[2:]) >= MS_SSIM_MIN:
-            columns["ms_ssim"] = ms_ssim(a + 1, b + 1, data_range=DATA_RANGE, size_average=False).tolist()
-    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+            found["ms_ssim"] = ms_ssim(a + 1, b + 1, data_range=DATA_RANGE, size_average=False)
+        rows = torch.stack(list(found.values()), dim=1).tolist()  # read once
+    measured: list[dict[str, float | None]] = [dict(zip(found, row, strict=True)) for row in rows]
+    return [row | {"ms_ssim": row.get("ms_ssim")} for row in measured]

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 
 from pti_core import deltas
@@ -35,9 +34,19 @@ def results_of(
     `seconds`: an image's share of the tuning. Images are drawn `at_once`.
     """
     config = engine.config
-    delta = tuned.delta(engine.generator)
-    finite = torch.stack([torch.isfinite(d).all() for d in delta.values()])
-    if not bool(finite.all()):  # read once
+    try:
+        with exact_float32(engine.device):
+            encoded = deltas.fit(
+                engine.generator,
+                tuned.generator,
+                images,
+                pivots,
+                engine.lpips,
+                config.codec,
+                at_once,
+                config.tuning.max_resolution,
+            )
+    except deltas.NotFiniteError:
         way_out = f"a tuning.lr below {config.tuning.lr:g} may help (a new run)"
         ids = [member.target.image_id for member in members]
         return [
@@ -46,17 +55,6 @@ def results_of(
             )
             for name in ids
         ]
-    with exact_float32(engine.device):
-        encoded = deltas.fit(
-            engine.generator,
-            tuned.generator,
-            images,
-            pivots,
-            engine.lpips,
-            config.codec,
-            at_once,
-            config.tuning.max_resolution,
-        )
     shots: list[bytes] = []
     measured = partial(measure_fit, images, pivots, engine.lpips, at_once)
     measures: dict[Stage, list[Measures]] = {

@@ -13,8 +13,10 @@ import torch
 
 from pti_core import deltas
 from pti_core.deltas import layered, table
+from pti_core.deltas.flat import Flat
 from pti_core.deltas.payloads import Reader, compress, section
 from pti_core.deltas.symbols import _dense, _sparse, decode_symbols, encode_symbols
+from pti_core.deltas.together import Together
 from pti_core.generators.mobilestylegan import MobileStyleGAN
 from pti_core.runs import encoded_tensors
 from pti_core.tables import records, to_parquet
@@ -152,6 +154,26 @@ def test_the_weights_of_channels_decide_where_errors_go():
     torch.testing.assert_close(decoded, promised, rtol=1e-4, atol=1e-9)
     weight = torch.tensor([1.0] * 16 + [8.0] * 16)[:, None] * torch.tensor([0.5] * 8 + [2.0] * 8)
     assert bool(((decoded - kernel).abs() * weight[:, :, None, None] <= step * layered.DEAD_ZONE * 1.001).all())
+
+
+@pytest.mark.parametrize("share", [0.2, 1.0, 50.0])  # of a root mean square: all components, some, nothing at all
+def test_tensors_together_are_quantised_to_the_bit_as_each_alone(share):
+    delta = some_delta() | {"another": low_rank_kernel(9, 130, 20)}
+    rng = np.random.default_rng(0)
+    sides = [layered.matrix_shape(tuple(value.shape)) for value in delta.values()]
+    weights = [layered.Weights(*(rng.integers(-9, 9, n).astype(np.int8) for n in (o, i))) for o, i, _ in sides]
+    flat, decoded = (Flat([tuple(value.shape) for value in delta.values()], torch.device("cpu")) for _ in range(2))
+    torch._foreach_copy_(flat.views, list(delta.values()))
+    together, step = Together(flat, weights), share * float(delta["kernel"].square().mean().sqrt())
+    for layers, *one in zip(together.layers(step, decoded), decoded.views, delta.values(), weights, strict=True):
+        found, value, by_channel = one
+        whole = layered.Decomposed(value, by_channel)
+        alone, expected = whole.quantise(step, whole.rank(step))
+        assert torch.equal(found, expected)
+        assert layered.pack(layers) == layered.pack(alone)
+    before = decoded.values.clone()
+    together.quantise(step, decoded)
+    assert torch.equal(decoded.values.nan_to_num(), before.nan_to_num())
 
 
 def slow_low_rank_plus_sparse(step, layers, shape):

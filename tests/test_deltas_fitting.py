@@ -14,6 +14,7 @@ from pti_core.engine import Engine
 from pti_core.generators.checkpoints import load_generator
 from pti_core.images import to_float
 from pti_core.inversions import Delta, Inversion, Target
+from pti_core.memory import free_memory
 from pti_core.metrics import measure
 from pti_core.perceptual import load_lpips
 from pti_core.pivot import Pivots
@@ -174,13 +175,28 @@ def test_importance_is_the_diagonal_of_j_transposed_j(case, monkeypatch):
 def test_channel_weights_follow_costs_that_are_a_product():
     torch.manual_seed(2)
     rows, columns = 4.0 ** torch.randint(-2, 3, (12,)), 4.0 ** torch.randint(-2, 3, (7,))
-    weights = fitting.channel_weights(rows[:, None, None] * columns[:, None].expand(12, 7, 3))
+    (weights,) = fitting.channel_weights([rows[:, None, None] * columns[:, None].expand(12, 7, 3)])
     found = torch.from_numpy(weights.row_weights())[:, None] * torch.from_numpy(weights.column_weights(1))
     mean = (rows.mean() * columns.mean()).sqrt()
     wanted = mean * ((rows / rows.mean())[:, None] * columns / columns.mean()) ** (fitting._TRUST / 2)
     ratio = found / wanted
     assert ratio.min() > 2**-0.51  # each exponent is rounded to half an octave
     assert ratio.max() < 2**0.51
+
+
+def test_a_tensor_of_one_channel_is_weighted_by_its_mean_cost():
+    weights, *others = fitting.channel_weights([torch.tensor([1.0, 31.0]), torch.tensor(2.0**-8), torch.zeros(3, 1)])
+    assert (weights.rows.tolist(), weights.columns.tolist()) == ([4], [0])
+    assert others[0].rows.tolist() == [-8]
+    assert (len(others[1].rows), len(others[1].columns)) == (3, 1)
+
+
+def test_what_the_probes_keep_is_given_back_where_memory_is_short(case):
+    _, tuned, images, pivots, lpips = case
+    fitting.importance(tuned, images, pivots, lpips, 1024)
+    assert fitting._probes.cache_info().currsize == 1
+    free_memory(torch.device("cpu"))
+    assert fitting._probes.cache_info().currsize == 0
 
 
 @pytest.mark.parametrize("edge", [3e-8, 3e-7, 1.4e-5, 1.6e-5, 4e-4, 9e-3])

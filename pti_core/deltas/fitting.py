@@ -8,20 +8,26 @@ cost one step serves the whole generator, and a search finds the largest step at
 
 from __future__ import annotations
 
-import copy
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Final
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from pti_core.deltas.layered import Decomposed, Weights, matrix_shape, pack
+from pti_core.deltas.flat import Flat, moved_together
+from pti_core.deltas.layered import Weights, matrix_shape, pack
 from pti_core.deltas.table import EncodedTensor, check_finite, decode, encode
+from pti_core.deltas.together import Together
 from pti_core.generators.base import Generator
+from pti_core.generators.network import with_weights
+from pti_core.memory import drop_when_short
 from pti_core.metrics import round_uint8
+from pti_core.overlap import read_ahead
 from pti_core.parallel import on_idle_cores
 from pti_core.perceptual import LPIPS, area_downsample
 from pti_core.pivot import Pivots
@@ -50,6 +56,7 @@ _TRUST: Final = 0.6
 trust them less takes an eighth off the bytes at the same promise; to ask more of them takes less off, and time."""
 
 _FLOOR: Final = 1e-4  # a channel's cost is at least this share of its tensor's mean: beyond that it is noise
+KEPT: Final = 8  # as in tuning: images of a group whose features are kept
 _FALLBACKS: Final = ("int8", "fp16")
 
 
@@ -72,35 +79,42 @@ def fit(
     not changed. On a CPU the same inputs give the same bytes. Raises DeltaError where a value of the delta is not
     finite.
     """
-    old = base.tunable()
-    delta = {name: (p - old[name]).detach() for name, p in tuned.tunable().items()}
+    old, new = base.tunable(), tuned.tunable()
+
+    def difference() -> Flat:
+        found = Flat([tuple(p.shape) for p in old.values()], images.device)
+        torch._foreach_copy_(found.views, [p.detach() for p in new.values()])
+        torch._foreach_sub_(found.views, [p.detach() for p in old.values()])
+        return found
+
+    delta = difference()
     if codec != "adaptive":
-        return encode(delta, codec)
-    for name, value in delta.items():
-        check_finite(name, value)
+        return encode(dict(zip(old, delta.views, strict=True)), codec)
+    if not all(map(math.isfinite, torch.stack(delta.values.aminmax()).tolist())):  # read once for all
+        for name, value in zip(old, delta.views, strict=True):
+            check_finite(name, value)
     costs = importance(tuned, images, pivots, lpips, max_resolution)
+    parts = Together(delta, channel_weights(list(costs.values())))
+    del costs
+    trial = Flat([tuple(p.shape) for p in old.values()], images.device)
+    good = _judge(base, tuned, images, pivots, lpips, at_once or len(images), promise, trial)
 
-    def decomposed(name: str) -> Decomposed:
-        return Decomposed(delta[name], channel_weights(costs.pop(name)))
+    def keeps(step: float) -> bool:
+        parts.quantise(step, trial)
+        return good()
 
-    parts = dict(zip(delta, on_idle_cores(decomposed, delta, images.device), strict=True))
-    keeps = _judge(base, tuned, images, pivots, lpips, at_once or len(images), promise)
-
-    def at(step: float) -> dict[str, Tensor]:
-        return {name: part.quantise(step, part.rank(step))[1] for name, part in parts.items()}
-
-    step = largest_step(lambda step: keeps(at(step)))
+    step = largest_step(keeps)
     if step is not None:
-        layers = (part.quantise(step, part.rank(step))[0] for part in parts.values())
-        payloads = on_idle_cores(pack, layers, images.device)
+        payloads = on_idle_cores(pack, parts.layers(step, trial), images.device)
         return [
-            EncodedTensor(name, part.shape, codec, step if payload else 0.0, payload)
-            for (name, part), payload in zip(parts.items(), payloads, strict=True)
+            EncodedTensor(name, tuple(p.shape), codec, step if payload else 0.0, payload)
+            for (name, p), payload in zip(old.items(), payloads, strict=True)
         ]
     rows = []
     for fallback in _FALLBACKS:
-        rows = encode(delta, fallback)
-        if keeps(decode(rows)):
+        rows = encode(dict(zip(old, difference().views, strict=True)), fallback)
+        torch._foreach_copy_(trial.views, moved_together(list(decode(rows).values()), images.device))
+        if good():
             break
     return rows
 
@@ -114,7 +128,8 @@ def importance(
     """
     parameters = generator.tunable()
     wanted = {name: p.requires_grad for name, p in parameters.items()}
-    total = {name: torch.zeros_like(p) for name, p in parameters.items()}
+    total: list[Tensor] = []
+    made: Iterator[list[list[Tensor]]] | None = None
     try:
         for p in parameters.values():
             p.requires_grad_(True)
@@ -123,35 +138,63 @@ def importance(
             drawn = generator.synthesis(one.ws, noise=one.noise)
             outputs = [*lpips.features(area_downsample(drawn, max_resolution)), drawn / math.sqrt(drawn.numel())]
             shapes = tuple(x.shape for x in outputs)
-            for probe, random in enumerate(_probes(i, PROBES, shapes, str(images.device))):
+            made = made or _made_ahead(len(images), shapes, images.device)
+            for probe, random in enumerate(next(made)):
                 mixed = [(x * r).sum() for x, r in zip(outputs, random, strict=True)]
                 gradients = torch.autograd.grad(
                     torch.stack(mixed).sum(), list(parameters.values()), retain_graph=probe + 1 < PROBES
                 )
-                for name, gradient in zip(parameters, gradients, strict=True):
-                    total[name] += gradient.square() / (PROBES * len(images))
+                squares = torch._foreach_mul(gradients, gradients)
+                del gradients
+                torch._foreach_div_(squares, PROBES * len(images))
+                if total:
+                    torch._foreach_add_(total, squares)
+                else:
+                    total = list(squares)
     finally:
         for name, p in parameters.items():
             p.requires_grad_(wanted[name])
-    return total
+    return dict(zip(parameters, total, strict=True))
+
+
+def _made_ahead(images: int, shapes: tuple[torch.Size, ...], device: torch.device) -> Iterator[list[list[Tensor]]]:
+    """The probes of each image; where the device is not the CPU, the next ones are made while it has these at work."""
+    make = partial(_probes, PROBES, shapes, str(device))
+    if device.type == "cpu" or images == 1:
+        yield from map(make, range(images))
+    else:
+        yield from (probes for _, probes in read_ahead(range(images), make))
 
 
 @lru_cache(1)  # the first image's are those of all where each has a generator of its own
-def _probes(image: int, count: int, shapes: tuple[torch.Size, ...], device: str) -> list[list[Tensor]]:
+def _probes(count: int, shapes: tuple[torch.Size, ...], device: str, image: int) -> list[list[Tensor]]:
     random = torch.Generator().manual_seed(image)  # on the CPU: the same on every device
     return [[torch.randn(shape, generator=random).to(device) for shape in shapes] for _ in range(count)]
 
 
-def channel_weights(costs: Tensor) -> Weights:
-    """Weights by output and input channel: about the root of the costs of a tensor, nearer to its mean (`_TRUST`)."""
-    o, i, k = matrix_shape(tuple(costs.shape))
-    by_channel = costs.double().reshape(o, i, k).mean(dim=2)
-    mean = by_channel.mean().clamp_min(1e-30)
-    by_mean = torch.cat((by_channel.mean(dim=1), by_channel.mean(dim=0))) / mean
-    exponents = _TRUST * by_mean.clamp_min(_FLOOR).log2()
-    exponents[:o] += mean.log2()
-    found = exponents.round().clamp(-120, 120).to(torch.int8).cpu().numpy()  # read once
-    return Weights(found[:o], found[o:])
+drop_when_short(_probes.cache_clear)
+
+
+def channel_weights(costs: Sequence[Tensor]) -> list[Weights]:
+    """Weights of tensors by output and input channel: about the root of their costs, nearer to a tensor's mean
+    (`_TRUST`).
+    """
+    sums: list[Tensor] = []
+    for cost in costs:
+        o, i, k = matrix_shape(tuple(cost.shape))
+        by_channel = cost.double().reshape(o, i, k)
+        by_channel = by_channel.mean(dim=2) if k > 1 else by_channel[:, :, 0]
+        one = [by_channel[0, 0], by_channel[0], by_channel[0]]  # means of one channel by one
+        sums += [by_channel.mean(), by_channel.mean(dim=1), by_channel.mean(dim=0)] if o * i > 1 else one
+    found = [x.numpy() for x in moved_together(sums, torch.device("cpu"))]  # read once
+    return [_weights(float(mean), rows, columns) for mean, rows, columns in zip(*[iter(found)] * 3, strict=True)]
+
+
+def _weights(mean: float, by_row: NDArray[np.float64], by_column: NDArray[np.float64]) -> Weights:
+    mean = max(mean, 1e-30)
+    rows, columns = (_TRUST * np.log2(np.maximum(costs / mean, _FLOOR)) for costs in (by_row, by_column))
+    rows += math.log2(mean)
+    return Weights(*(each.round().clip(-120, 120).astype(np.int8) for each in (rows, columns)))
 
 
 def largest_step(keeps: Callable[[float], bool]) -> float | None:
@@ -179,31 +222,39 @@ def largest_step(keeps: Callable[[float], bool]) -> float | None:
 
 
 def _judge(
-    base: Generator, tuned: Generator, images: Tensor, pivots: Pivots, lpips: LPIPS, at_once: int, promise: Promise
-) -> Callable[[Mapping[str, Tensor]], bool]:
-    """Whether the generator with a delta keeps the promise."""
+    base: Generator,
+    tuned: Generator,
+    images: Tensor,
+    pivots: Pivots,
+    lpips: LPIPS,
+    at_once: int,
+    promise: Promise,
+    trial: Flat,
+) -> Callable[[], bool]:
+    """Whether the generator with the delta in `trial` keeps the promise; `trial` becomes its weights."""
     parts = [slice(i, i + at_once) for i in range(0, len(images), at_once)]
-    trial, old = copy.deepcopy(base), base.tunable()
-    weights = trial.tunable()
+    old = [p.detach() for p in base.tunable().values()]
+    drawing = with_weights(base, trial.views)
     targets = [round_uint8(images[part]) for part in parts]
+    kept = [lpips.features(target) for target in targets] if len(images) <= KEPT else []
 
     @torch.no_grad()
     def quality(generator: Generator) -> Tensor:
         """LPIPS and MSE `[2, K]`."""
         found = []
-        for part, target in zip(parts, targets, strict=True):
+        for i, (part, target) in enumerate(zip(parts, targets, strict=True)):
             some = pivots[part]
             drawn = round_uint8(generator.synthesis(some.ws, noise=some.noise))
-            found.append(torch.stack([lpips(target, drawn), (drawn - target).square().mean(dim=(1, 2, 3))]))
+            distance = lpips.distance(kept[i] if kept else lpips.features(target), lpips.features(drawn))
+            found.append(torch.stack([distance, (drawn - target).square().mean(dim=(1, 2, 3))]))
         return torch.cat(found, dim=1)
 
     goal = quality(tuned.with_precision("fp32"))
     limits = torch.stack([goal[0] + promise.lpips, goal[1] * 10 ** (promise.decibels / 10)])
 
     @torch.no_grad()
-    def keeps(delta: Mapping[str, Tensor]) -> bool:
-        for name, value in delta.items():
-            torch.add(old[name], value.to(old[name].device), out=weights[name])
-        return bool((quality(trial) <= limits).all())
+    def good() -> bool:
+        torch._foreach_add_(trial.views, old)
+        return bool((quality(drawing) <= limits).all())
 
-    return keeps
+    return good

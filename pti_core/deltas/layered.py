@@ -96,27 +96,39 @@ class Decomposed:
         columns = torch.from_numpy(self.weights.column_weights(k)).to(delta.device)
         self.scaling = rows * columns
         self.x = delta.detach().float().reshape(o, i * k) * self.scaling
-        rank = min(max_rank, *self.x.shape) if min(self.x.shape) >= _MIN_SIDE else 0
-        self.u, self.s, self.v = leading_components(self.x, rank)
-        self._squares = self.s.square().cpu()  # for `rank`, which so asks nothing of a GPU
+        self.u, self.s, self.v = leading_components(self.x, most_components((o, i * k), max_rank))
 
     def rank(self, step: float) -> int:
         """How many components are worth storing at a step."""
-        return int((self._squares > _WORTH * step**2 * sum(self.x.shape)).sum())
+        return worth(self.s.cpu().numpy(), step, (self.x.shape[0], self.x.shape[1]))
 
     def quantise(self, step: float, rank: int, rest: bool = True) -> tuple[Layers, Tensor]:
         """The layers at a step, and the delta that they decode to."""
-        s, low = self.s[:rank], torch.zeros(())
-        u, v = ((part[:, :rank] * s / step).round() for part in (self.u, self.v))
-        x = torch.zeros_like(self.x)
+        s, u, v, x = self.s[:rank], self.u[:, :rank], self.v[:, :rank], torch.zeros_like(self.x)
         if rank:
+            u, v = ((part * s / step).round() for part in (u, v))
             torch.mm(u * (step * step / s), v.T, out=x)
-        q = None
-        if rest:
-            low = (self.x - x) / step
-            q = low.sign() * (low.abs() + (1 - DEAD_ZONE)).floor()
-            x = x.add_(q, alpha=step)
+        q = left_over(self.x, x, step) if rest else None
         return Layers(step, self.weights, s, u, v, q), (x / self.scaling).reshape(self.shape)
+
+
+def most_components(shape: tuple[int, int], max_rank: int = MAX_RANK) -> int:
+    """How many components of a matrix are looked for."""
+    return min(max_rank, *shape) if min(shape) >= _MIN_SIDE else 0
+
+
+def worth(sizes: NDArray[np.float32], step: float, shape: tuple[int, int]) -> int:
+    """How many components of a matrix, of such sizes `[n]`, are worth storing at a step."""
+    return int(np.count_nonzero(np.square(sizes) > _WORTH * step**2 * sum(shape)))
+
+
+def left_over(x: Tensor, low: Tensor, step: float) -> Tensor:
+    """What is left of x beside `low`, in whole steps, which is added to `low`."""
+    left = (x - low).div_(step)
+    # Half away from zero, as far as the dead zone leaves it: sign times floor(|left| + 1 - DEAD_ZONE).
+    left.add_(left.sign(), alpha=1 - DEAD_ZONE).trunc_()
+    low.add_(left, alpha=step)
+    return left
 
 
 def leading_components(x: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:

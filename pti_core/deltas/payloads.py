@@ -34,6 +34,10 @@ class DeltaError(ValueError):
     """A delta that cannot be stored, does not fit its generator, or is damaged."""
 
 
+class NotFiniteError(DeltaError):
+    """A delta that has NaN or infinity: the tuning diverged."""
+
+
 def check_shape(shape: tuple[int, ...], what: str) -> int:
     """The number of values of a shape. DeltaError where no generator has such a tensor."""
     if any(n < 0 for n in shape) or math.prod(shape) > MAX_VALUES:

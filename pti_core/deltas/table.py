@@ -13,8 +13,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pti_core.deltas.flat import moved_together
 from pti_core.deltas.layered import MAX_RANK, Decomposed, pack, unpack
-from pti_core.deltas.payloads import MAX_VALUES, Decoder, DeltaError, Encoder
+from pti_core.deltas.payloads import MAX_VALUES, Decoder, DeltaError, Encoder, NotFiniteError
 from pti_core.deltas.plain import fp16_decode, fp16_encode, integer_codec
 from pti_core.generators.base import Generator
 from pti_core.parallel import on_own_cores
@@ -90,24 +91,24 @@ CODECS: Final[dict[str, tuple[Encoder, Decoder]]] = {
 def encode(delta: Mapping[str, Tensor], codec: str = "fp16") -> list[EncodedTensor]:
     """Encode a delta (finite tensors by parameter name) with a codec of `CODECS`, each tensor by itself.
 
-    `fitting.fit` does it by what the picture needs. Raises DeltaError for an unknown codec and where a value is not
-    finite.
+    `fitting.fit` does it by what the picture needs. Raises DeltaError for an unknown codec, and NotFiniteError where a
+    value is not finite.
     """
     if codec not in CODECS:
         raise DeltaError(f"codec {codec!r}: one of {sorted(CODECS)} expected")
     rows = []
-    for name, value in delta.items():
-        values = value.detach().cpu().numpy().astype(np.float32)
+    on_cpu = moved_together([value.detach() for value in delta.values()], torch.device("cpu"))
+    for name, value in zip(delta, on_cpu, strict=True):
         check_finite(name, value)
-        scale, payload = CODECS[codec][0](values)
+        scale, payload = CODECS[codec][0](value.numpy().astype(np.float32))
         rows.append(EncodedTensor(name, tuple(value.shape), codec, scale, payload))
     return rows
 
 
 def check_finite(name: str, value: Tensor) -> None:
-    """DeltaError where a tensor has NaN or infinity."""
+    """NotFiniteError where a tensor has NaN or infinity."""
     if not bool(torch.isfinite(value).all()):
-        raise DeltaError(f"tensor {name!r}: a value of the delta is not finite; the tuning diverged")
+        raise NotFiniteError(f"tensor {name!r}: a value of the delta is not finite; the tuning diverged")
 
 
 def decode(rows: Sequence[EncodedTensor], shapes: Mapping[str, tuple[int, ...]] | None = None) -> dict[str, Tensor]:
@@ -166,5 +167,5 @@ def apply(generator: Generator, delta: Mapping[str, Tensor]) -> None:
     parameters, shapes = generator.tunable(), shapes_of(generator)
     for name, value in delta.items():
         check_fits(name, tuple(value.shape), shapes)
-    for name, value in delta.items():
-        parameters[name].add_(value.to(parameters[name].device))
+    if changed := [parameters[name].detach() for name in delta]:
+        torch._foreach_add_(changed, moved_together(list(delta.values()), changed[0].device))

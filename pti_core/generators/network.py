@@ -4,12 +4,24 @@ from __future__ import annotations
 
 import copy
 import re
+from collections.abc import Sequence
 from typing import Any, Self
 
 from torch import Tensor, nn
 
+from pti_core.generators.base import Generator
 from pti_core.generators.half import Precision, check_precision
 from pti_core.generators.mapping import MappingNetwork
+
+
+def with_weights(generator: Generator, weights: Sequence[Tensor]) -> Generator:
+    """A copy that draws with other weights, of the shapes and in the order of `tunable()`; all else is shared."""
+    shared: dict[int, Any] = {}
+    for tensor in (*generator.parameters(), *generator.buffers()):  # type: ignore[attr-defined]
+        shared[id(tensor)] = tensor
+    for old, new in zip(generator.tunable().values(), weights, strict=True):
+        shared[id(old)] = nn.Parameter(new, requires_grad=False)
+    return copy.deepcopy(generator, shared)
 
 
 class GeneratorNetwork(nn.Module):
