@@ -64,7 +64,7 @@ def a_step(work: Callable[[int], object], steps: int) -> float:
 
 
 def counts(resolution: int, images: int, preset: str) -> dict[str, float]:
-    """Operators a step of the search, of tuning one image, and of a stack; and all for an image's delta and measures."""
+    """Operators a step of the search, of tuning one image, and of a stack; and all for an image's results."""
     torch.manual_seed(0)
     kwargs = {"channel_base": 8 * resolution, "channel_max": 64}
     generator = StyleGAN2(512, 0, 512, resolution, 3, {"num_layers": 8}, kwargs).eval().requires_grad_(False)

@@ -73,7 +73,7 @@ def test_operators_of_a_step_are_counted_and_a_stack_sends_few_more_than_one_ima
     """What a GPU waits for: were a stack's operators sent for each of its images, they would be twice as many."""
     search, one, stack, results = counts(32, 2, "demo").values()
     assert 0 < search < one < stack < 1.5 * one
-    assert one < results < 7 * one  # with each tensor by itself: more than 20 times
+    assert one < results < 10 * one  # with each tensor by itself: more than 20 times
 
 
 def test_matrix_work_is_told_by_its_kernels_names_and_is_no_optimiser():
