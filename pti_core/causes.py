@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from pti_core.tables import Row
+if TYPE_CHECKING:  # it brings pandas, and a terminal shows causes
+    from pti_core.tables import Row
 
 BY_CAUSE: Final = "by_error"
 """In a marker's counts where there are rejects: how many, by stage and class of error as in the table of rejects."""

@@ -135,7 +135,7 @@ def test_notes_answers_and_studies_that_may_not_be_read(refuse) -> None:
     NoteBook(run.store.files, RUN, 1).failed("no memory")
     note_left_out(run, 0, {"0.png": "why"})
     request = plans.Request(directions={}, strengths=[2.0], images=None, pictures=False)
-    plans.mark_answered(run, 0, request, run.store.done(RUN)[0], [])
+    plans.mark_answered(run, 0, request, run.store.done(RUN, whole=True)[0], [])
     place = Place("0.png", 0, 0, {})
     part = run.store.part_path("alpha_drift", RUN, 0, 0)
     run.store.files.put(part, b"")

@@ -182,12 +182,12 @@ def test_a_shard_that_another_one_has_finished_is_not_done_again(dataset: Any, b
     measure_shard(run, 0, theirs["files"], theirs["seconds"], theirs["counts"])
     before, seen = written(run.store.root), list[Any]()
     found = invert_shard(other, 0, seen.append)
-    assert (found["images"], found["counts"]) == (4, {"pivots": 4, "rejects": 0, "temporary": 0})
+    assert (found["images"], found["counts"]) == (4, {"pivots": 4, "rejects": 0, "temporary": 0, "gone": 0})
     assert [(one.done, one.total) for one in seen] == [(4, 4)]
     measured = measure_shard(other, 0, found["files"], found["seconds"], found["counts"])
     assert (measured["shard"], measured["images"], measured["pivots"]) == (0, 4, 4)
     assert written(run.store.root) == before
-    marker = run.store.markers(run.name)[0]
+    marker = run.store.markers(run.name, whole=True)[0]
     run.store.mark_damaged(run.name, 0, marker)
     again = invert_shard(other, 0)
     measure_shard(other, 0, again["files"], again["seconds"], again["counts"])
@@ -212,7 +212,7 @@ def test_a_shard_that_another_one_finishes_meanwhile_is_left_to_it(dataset: Any,
 def test_a_marker_of_files_that_this_process_has_written_over_is_taken_back(dataset: Any, begin: Begin) -> None:
     run = begin(dataset(4))
     whole = finish(begin(run.dataset, f"{run.store.root}-other"))
-    (marker,) = whole.store.markers(run.name).values()
+    (marker,) = whole.store.markers(run.name, whole=True).values()
 
     def other_marks(progress: Any) -> None:
         """With what it saw before this process wrote its first part; the sizes are the same."""
