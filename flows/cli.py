@@ -69,11 +69,12 @@ def status(
     use_credentials(credentials)
     store = Store(root)
     names = run_names(store)
-    if shards:
-        write_shards(store, names, sys.stdout)
-        return
     found, wrong = [], [lost_config(store, lost) for lost in without_config(store, names)]
-    for name in names:
+    if shards:
+        with _while_read():
+            wrong += write_shards(store, names, sys.stdout)
+            sys.stdout.flush()
+    for name in () if shards else names:
         try:
             found.append(run_status(store, name))
         except OutputRefused:
@@ -93,9 +94,18 @@ def status(
         if run.temporary:
             _line(f"run {run.run}: {run.temporary} rejects are temporary; `pti run ... --retry-rejects` tries them")
     for sentence in wrong:
-        _line(sentence)
+        (errors if shards else console).print(sentence, highlight=False, markup=False, soft_wrap=True)
     if wrong:
         raise StoreError(f"{counted(len(wrong), 'run')} cannot be read, for what is said above")
+
+
+@contextmanager
+def _while_read() -> Iterator[None]:
+    """What a pipe's reader does not want any more, such as `head`, is no error."""
+    try:
+        yield
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would complain as it ends
 
 
 def _line(text: str) -> None:

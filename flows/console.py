@@ -32,7 +32,7 @@ class ProgressView:
         self.ended: set[int] = set()
         self.started, self.finished = False, 0  # `finished`: images of shards that have ended
         self.start, self.first_work = BEGUN, time.monotonic()
-        self.at_first_work = 0.0
+        self.begun: dict[int, float] = {}  # by shard: images of it that were done before this command
         self.images, self.done_before = 0, 0
         self.last_line = -PLAIN_EVERY
         self.bar = Progress(
@@ -88,9 +88,10 @@ class ProgressView:
             if progress.shard == PICTURES:
                 self._show_pictures(progress)
                 return
+            # The first word of a shard tells what of it was done before this command: that is no speed.
+            self.begun.setdefault(progress.shard, progress.done if progress.doing == PREPARING else 0.0)
             if not self.started and progress.doing != PREPARING:
-                self.first_work, self.at_first_work = time.monotonic(), self.done_before + progress.done
-                self.started = True
+                self.first_work, self.started = time.monotonic(), True
             if progress.shard not in self.ended:
                 self.in_work[progress.shard] = progress
                 if progress.now is None and progress.done >= progress.total:  # not summed again for each of thousands
@@ -99,7 +100,8 @@ class ProgressView:
             done = self.done_before + self.finished + sum(p.done for p in self.in_work.values())
             total = max(self.images, self.finished + sum(p.total for p in self.in_work.values()))
             elapsed = time.monotonic() - self.first_work
-            rate = rate_of(done - self.at_first_work, elapsed) if self.started else 0.0
+            new = done - self.done_before - sum(self.begun.values())
+            rate = rate_of(new, elapsed) if self.started else 0.0
             doing = progress.words or "writing, measuring"
             if self.console.is_terminal:
                 speed = f"{rate:.2f} images/s" if rate and progress.unit != PERCENT else ""

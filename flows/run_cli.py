@@ -148,7 +148,18 @@ def run(
 
         # All that can go wrong is found here, in seconds, before a server or a worker is started.
         config = configure(preset.value, overrides)
-        frozen = freeze(dataset, output, generator, config, limit, shard_size, existing, group_by, ready=ready)
+        frozen = freeze(
+            dataset,
+            output,
+            generator,
+            config,
+            limit,
+            shard_size,
+            existing,
+            group_by,
+            ready=ready,
+            alone=share.whole,
+        )
         for remark in frozen.remarks:
             view.note(remark)
         pending, done = frozen.left(retry_rejects, share)

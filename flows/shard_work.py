@@ -38,7 +38,8 @@ def do_shards(
 ) -> None:
     """Take all pending shards through the steps, `shards_per_task` at a time; `parameters` as in `in_window`.
 
-    `plan` has `pending` (numbers of shards), `images` (of all) and `done` (of these, before). The last step returns
+    `plan` has `pending` (numbers of shards), `images` (of all), `done` (of these, before) and maybe `fresh` (shards
+    that were not done before). The last step returns
     `shard` and `images` of each shard. Raises ShardsFailed once all others are done; at once where the output takes
     nothing more or the data set is away (see `AWAY`), since all others would only be computed for nothing; and where
     more than the share `max_rejects` of the images is rejected, with which the last step returns the counts of rejects
@@ -49,7 +50,7 @@ def do_shards(
     failed: dict[int, str] = {}  # no exceptions, which would hold their shards' images
     waiting, newest = deque(chunks), None  # the chunk that is tried before the data set is taken for away
     finished, away, hopeless = 0, 0, ""
-    rejects = Rejects(max_rejects, plan["images"] - plan["done"])
+    rejects = Rejects(max_rejects, plan["images"], plan.get("fresh", pending))
     with (
         runner as pool,
         run_progress(plan["images"], plan["done"]) as progress,

@@ -127,9 +127,14 @@ def check_extended(store: Store, job: Job) -> None:
     forgotten = {other.name: options for other in others if (options := _left_out(other.content, job))}
     if forgotten:
         nearest = _nearest([other for other in others if other.name in forgotten])
+        options = forgotten[nearest.name]
+        if nearest.content["config"].get("preset") == job.config.preset:  # else the preset gives them all
+            settings = _differences(nearest.content["config"], job.config)
+            own = [(key, old) for key, old, new in settings if new is not None and key not in ("preset", "mode")]
+            options += [f"--set {key}={_value(old)}" for key, old in own]
         raise RunError(
             f"{store.root}: no run there is of this job, so none can be extended; run {nearest.name} is of the same "
-            f"data set with {' '.join(forgotten[nearest.name])}: say so too to extend that one, or do it once without "
+            f"data set with {' '.join(options)}: say so too to extend that one, or do it once without "
             "--extend (existing=resume) to begin a new run"
         )
 

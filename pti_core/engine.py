@@ -70,6 +70,7 @@ class Engine:
         tuned_names(self.generator, config.tuning.from_resolution)  # or a ValueError, before any work
         self.encoder = encoder.to(self.device) if encoder is not None else None
         self.at_once = 1 if self.device.type == "cpu" else config.batch  # images that are drawn together
+        self._fits = self._stack_fits = config.batch  # less once memory was short
         self.stack = 1  # images that are tuned together, each with weights of its own
         self._making = Lock()
         self._room: Semaphore | None = None  # for jobs on a CPU, once a first image has shown what it takes
@@ -125,9 +126,15 @@ class Engine:
 
                 self._room = Semaphore(room_beside(alone, available_cores()))
             else:
-                self.at_once, self.stack = widths(*shared, bases, self.device, most)
+                together, stack = widths(*shared, bases, self.device, most)
+                self.at_once, self.stack = min(together, self._fits), min(stack, self._stack_fits)
                 self._most = most
             self._prepared = True
+
+    def draw_at_most(self, width: int) -> None:
+        """Memory was short: from now on no more images than so many are drawn together."""
+        self._fits = min(self._fits, max(1, width))
+        self.at_once = min(self.at_once, self._fits)
 
     def with_steps(self, pivot: int, tuning: int) -> Engine:
         """The same method with so many steps, and all that this engine has prepared: for a GPU's first use of it."""
@@ -188,7 +195,7 @@ class Engine:
         if len(batch) == 1:
             return [Failure.out_of_memory(batch[0], "pivot", short)]
         half = len(batch) // 2
-        self.at_once = min(self.at_once, half)
+        self.draw_at_most(half)
         return self._pivots(counter, batch[:half], check) + self._pivots(counter, batch[half:], check)
 
     def _search(
@@ -253,10 +260,10 @@ class Engine:
         free_memory(self.device)
         if len(job) > 1:
             half = len(job) // 2
-            self.stack = min(self.stack, half)
+            self.stack = self._stack_fits = min(self.stack, half)
             return self._tune(counter, job[:half], check) + self._tune(counter, job[half:], check)
         if min(at_once, count) > 1:
-            self.at_once = min(self.at_once, min(at_once, count) // 2)
+            self.draw_at_most(min(at_once, count) // 2)
             return self._tune(counter, job, check, min(at_once, count) // 2)
         return [Failure.out_of_memory(m.target, "tuning", short) for m in job[0][1]]
 

@@ -57,6 +57,7 @@ def freeze(
     group_by: str | None = None,
     by: str | None = None,
     ready: Callable[[], object] = lambda: None,
+    alone: bool = True,
 ) -> Run:
     """Check everything that can be checked before work starts, then write config and manifest, or find them again.
 
@@ -68,6 +69,7 @@ def freeze(
     encoder tell from it. A flow says which of its runs it is (`by`): where that one has overwritten the run it
     resumes it, and where this process has just made or extended the run for it, the data set is not listed again.
     `ready` is called before anything of a new run is written: where it raises, there is none, and an old one stays.
+    Where others begin the same run at the same time (not `alone`), none removes what an interrupted one has left.
     `remarks` of the result says what a person may want to know about it.
 
     The generator's encoder, where the search starts at one, belongs to the digest as the generator does, and is kept
@@ -110,6 +112,12 @@ def freeze(
         raise RunError(lost_config(store, name))
     if not known and existing == "extend":
         check_extended(store, job)
+    stale = not known and left_unfrozen(store, name)
+    if stale and not alone:
+        raise RunError(
+            f"{store.root}: run {name} was cut off while it was overwritten; run the command once without --part "
+            "(part), and start the parts when it works"
+        )
     remarks: list[str] = []
     if not known or existing == "overwrite":
         # The inputs are listed first: where that fails, nothing is lost.
@@ -123,7 +131,7 @@ def freeze(
         ready()
         if encoder is not None:
             keep_encoder(store, found.sha256, encoder)
-        if known or left_unfrozen(store, name):
+        if known or stale:
             store.clear_run(name)
         content = _content(name, digest, job, generator, found, shard_size)
         if by is not None and existing == "overwrite":

@@ -24,6 +24,7 @@ from pti_core.known_runs import newest_run
 from pti_core.large_files import FILE_BYTES, MARK, LargeFiles, LargeTable, Written, large_files
 from pti_core.manifests import Manifest
 from pti_core.markers import part_number
+from pti_core.sources.folders import listed_with
 from pti_core.status import or_another
 from pti_core.store import Store
 from pti_core.table_files import read_files
@@ -81,7 +82,9 @@ def gather(
     store, to = Store(root), Files(output)
     _check_apart(store, to)
     name = newest_run(store, run)
-    config = RunConfig.model_validate(store.read_config(name)["config"])
+    content = store.read_config(name)
+    _check_outside(content["dataset"], to, root)
+    config = RunConfig.model_validate(content["config"])
     manifest = store.manifest(name)
     _check_done(store, manifest, partial)
     alphas = config.measure.alphas
@@ -230,6 +233,15 @@ def _check_apart(store: Store, to: Files) -> None:
                 f"--output {to.name!r} lies in {first!r} of {store.files.name!r}, where all files are a run's own; "
                 "choose a folder outside"
             )
+
+
+def _check_outside(dataset: str, to: Files, root: str) -> None:
+    """Raise GatherError for a folder that the next listing of a data set would take Parquet files from."""
+    if to.local and listed_with(dataset, Path(to.at("")), root):
+        raise GatherError(
+            f"--output {to.name!r} lies in the data set of the run, whose next listing would take these tables for "
+            "inputs; choose a folder outside of it"
+        )
 
 
 def _check_done(store: Store, manifest: Manifest, partial: bool) -> None:

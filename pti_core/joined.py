@@ -78,12 +78,16 @@ def _read(address: str, name: str) -> pa.Table:
 
 def _csv(file: Any) -> pa.Table:
     data = file.read()
-    return pyarrow.csv.read_csv(
+    table = pyarrow.csv.read_csv(
         pa.BufferReader(data),
         pyarrow.csv.ReadOptions(block_size=max(1, min(len(data) + 1, _BLOCK))),
         pyarrow.csv.ParseOptions(newlines_in_values=True),
         pyarrow.csv.ConvertOptions(column_types={"image_id": pa.string()}),
     )
+    names = table.column_names  # an error where they are no UTF-8
+    if wrong := [name for name, of in zip(names, table.schema.types, strict=True) if pa.types.is_binary(of)]:
+        raise ValueError(f"column {wrong[0]!r} is not UTF-8; save the file as that")
+    return table
 
 
 def _ids(column: pa.ChunkedArray, name: str) -> pa.ChunkedArray:

@@ -53,12 +53,13 @@ def finished_by_another(run: Run, shard: int, retry_rejects: bool = False) -> Ma
     """The marker of a shard that another process has finished since this one has begun it; None where none has.
 
     Where it has, all files are read: what this process has written since the other one looked at it is not as marked.
-    Then the marker is taken back, since nobody else may ever see that.
+    Then the marker is taken back, since nobody else may ever see that; and so is one that does not count here, before
+    it vouches for what this process writes.
     """
     marker = run.store.marker(run.name, shard)
-    if marker is None or not is_finished(run, shard, marker, retry_rejects):
+    if marker is None or marker.get("damaged"):
         return None
-    if run.store.verify(marker):
+    if not is_finished(run, shard, marker, retry_rejects) or run.store.verify(marker):
         parts = {part_number(file["path"]) for file in marker["files"]}
         run.store.unmark(run.name, shard, {part for part in parts if part is not None})
         return None

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pti_core.inputs import Inputs, check_not_all_unreadable, read_inputs, seems_away
+from pti_core.meanwhile import check_unchanged
 from pti_core.parts import Part, part_table, write_part
 from pti_core.rows import added, rejected_ids
 from pti_core.runs import Run, any_engine_for
@@ -54,7 +55,8 @@ def read_job(run: Run, job: Job) -> Inputs | None:
     elif seems_away(run, tried, found):  # no try of these images then
         return None
     elif found.targets and run.config.mode == "multi":  # a group shares its generator: it is done again as a whole
-        found = read_inputs(run, job.rows, resolution, job.tries)
+        rejects = run.store.read_table(job.before.files["rejects"].path)[1].select(["image_id", "attempts"]).to_pylist()
+        found = read_inputs(run, job.rows, resolution, {row["image_id"]: row["attempts"] for row in rejects})
         if {row["image_id"] for row in found.rejects} - rejected_ids(run, job.before):
             return None  # now another one cannot be read
         before = run.store.read_table(job.before.files["pivots"].path)[1].select(["image_id", "sha256"]).to_pylist()
@@ -71,7 +73,12 @@ def write_job(
     shots: Mapping[str, bytes],
     seconds: float,
 ) -> Part:
-    """Write what was found for a part, or for some of its images (`new` rows by table), and its pictures (`shots`)."""
+    """Write what was found for a part, or for some of its images (`new` rows by table), and its pictures (`shots`).
+
+    WrittenByAnother where another process has written the part meanwhile: its rows would be added to, or sealed unseen.
+    """
+    if job.before is not None:
+        check_unchanged(run, job.before.info())
     contents = {table: part_table(run, table, rows) for table, rows in new.items()}
     some = len(new["pivots"]) + len(new["rejects"]) < len(job.rows)  # else all of it was done again
     if job.before is not None:

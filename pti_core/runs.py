@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import torch
@@ -43,6 +43,14 @@ class Input:
     sha256: str  # of the file's bytes, hex
 
 
+class ToDo(NamedTuple):
+    """What is left of a run."""
+
+    shards: list[int]  # to do, in order
+    images_done: int  # of the other shards
+    fresh: list[int]  # of `shards` those that were not done before
+
+
 @dataclass(frozen=True)
 class Run:
     """A frozen run; tasks open it again from its root and name (`load_run`)."""
@@ -74,11 +82,17 @@ class Run:
         To do are shards that are not done; with `retry_rejects` also those with temporary rejects. Temporary is what
         another try may help: a read that failed, memory that was short.
         """
+        found = self.to_do(retry_rejects, share)
+        return found.shards, found.images_done
+
+    def to_do(self, retry_rejects: bool = False, share: Share = ALL) -> ToDo:
+        """The same, and which shards are to be done for the first time."""
         markers = self.store.done(self.name)
-        if retry_rejects:
-            markers = {shard: marker for shard, marker in markers.items() if not temporary_rejects(marker)}
-        done = sum(int(markers[shard]["counts"]["manifest"]) for shard in share.of(markers))
-        return [shard for shard in share.of(range(self.manifest.shards)) if shard not in markers], done
+        own = share.of(range(self.manifest.shards))  # others may have appended and done more meanwhile
+        again = {shard for shard in own if shard in markers and retry_rejects and temporary_rejects(markers[shard])}
+        done = sum(int(markers[shard]["counts"]["manifest"]) for shard in own if shard in markers.keys() - again)
+        shards = [shard for shard in own if shard not in markers or shard in again]
+        return ToDo(shards, done, [shard for shard in shards if shard not in again])
 
     def pending(self, retry_rejects: bool = False) -> list[int]:
         """The shards to do, in order."""

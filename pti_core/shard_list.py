@@ -8,22 +8,30 @@ from typing import Any, Final, TextIO
 
 import pyarrow.compute as pc
 
+from pti_core.files import OutputRefused
 from pti_core.markers import temporary_rejects
 from pti_core.status import notes_of
-from pti_core.store import Store
+from pti_core.store import Store, StoreError
 
 COLUMNS: Final = ("run", "shard", "images", "pivots", "rejects", "temporary", "seconds", "state")
 
 
-def write_shards(store: Store, runs: Sequence[str], to: TextIO) -> None:
-    """One line a shard of these runs, after one with the names of `COLUMNS`. StoreError where one cannot be read.
+def write_shards(store: Store, runs: Sequence[str], to: TextIO) -> list[str]:
+    """One line a shard of these runs, after one with the names of `COLUMNS`; a sentence for each unreadable run.
 
     `state` is `done`; `running`, `failed` (its last try) or `left`: then what is not known yet is empty.
     """
     writer = csv.writer(to, lineterminator="\n")
     writer.writerow(COLUMNS)
+    wrong = []
     for run in runs:
-        writer.writerows(_rows(store, run))
+        try:
+            writer.writerows(list(_rows(store, run)))
+        except OutputRefused:
+            raise  # it is so for all runs
+        except StoreError as error:
+            wrong.append(str(error))
+    return wrong
 
 
 def _rows(store: Store, run: str) -> Iterator[list[Any]]:

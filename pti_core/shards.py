@@ -254,8 +254,10 @@ def _locality_rows(run: Run, part: Mapping[str, FileInfo]) -> list[dict[str, Any
             engine.lpips,
             run.config.seed,
         )
-        points, fitted = halved(compared, engine.at_once, engine.device)
-        engine.at_once = min(engine.at_once, fitted)  # or each image would find it anew, by failing first
+        asked = engine.at_once
+        points, fitted = halved(compared, asked, engine.device)
+        if fitted < asked:
+            engine.draw_at_most(fitted)  # or each image would find it anew, by failing first
         return [asdict(point) for point in points]
 
     with one_at_a_time(engine.device):

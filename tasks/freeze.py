@@ -36,11 +36,21 @@ def freeze_manifest(
     use_credentials(credentials)
     share = share_of(part, existing)
     run = freezing.freeze(
-        dataset, output, generator, RunConfig.model_validate(config), limit, shard_size, existing, group_by, flow_run.id
+        dataset,
+        output,
+        generator,
+        RunConfig.model_validate(config),
+        limit,
+        shard_size,
+        existing,
+        group_by,
+        flow_run.id,
+        alone=share.whole,
     )
     for remark in run.remarks:
         get_run_logger().warning(remark)
-    pending, done = run.left(retry_rejects, share)
+    left = run.to_do(retry_rejects, share)
+    pending, done = left.shards, left.images_done
     if others := others_at_work(run.store, run.name, pending):
         get_run_logger().warning(others)
     images = run.manifest.images_of(share)
@@ -48,4 +58,11 @@ def freeze_manifest(
     how_many = f"{counted(images, 'image')}, {done:,} of them done before, {shards}"
     which = f"run {run.name}" if share.whole else f"part {share} of run {run.name}"
     get_run_logger().info("%s in %s: %s", which, redact(output), how_many)
-    return {"run": run.name, "version": run.version, "images": images, "done": done, "pending": pending}
+    return {
+        "run": run.name,
+        "version": run.version,
+        "images": images,
+        "done": done,
+        "pending": pending,
+        "fresh": left.fresh,
+    }

@@ -63,7 +63,7 @@ def reporter() -> OnShardProgress:
         return other
 
     def report(progress: ShardProgress) -> None:
-        run.in_work(progress.shard, progress.done)
+        run.in_work(progress.shard, progress.done, begins=progress.doing == PREPARING)
         other(progress)
 
     return report
@@ -82,14 +82,20 @@ class RunProgress:
         """
         self._total, self._before, self._done, self._unit = total, done, float(done), unit
         self._in_work: dict[int, float] = {}  # by shard, images with the share of those in work
+        self._begun: dict[int, float] = {}  # by shard, images of it that were done before
         self._lock, self._closed, self._start = Lock(), Event(), time.monotonic()
         self._artifact: UUID | None = None
         self._failed = False
         self._warn = warn
 
-    def in_work(self, shard: int, images: float) -> None:
-        """So much of a shard that is not finished is done; told again, it replaces what was told before."""
+    def in_work(self, shard: int, images: float, begins: bool = False) -> None:
+        """So much of a shard that is not finished is done; told again, it replaces what was told before.
+
+        Where it `begins` now, that was done before, and says nothing of the speed.
+        """
         with self._lock:
+            if begins:
+                self._begun.setdefault(shard, images)
             self._in_work[shard] = images
 
     def finished(self, shard: int, images: int) -> None:
@@ -105,6 +111,7 @@ class RunProgress:
         """A shard has failed: it does not count."""
         with self._lock:
             self._in_work.pop(shard, None)
+            self._begun.pop(shard, None)
 
     def percent(self) -> float:
         """Of all images, 0 to 100."""
@@ -118,8 +125,10 @@ class RunProgress:
         seconds = time.monotonic() - self._start
         percent = self._unit == PERCENT
         words = f"{int(done + 1e-6):,} {f'of {counted(self._total, self._unit)}' if not percent else PERCENT}"
-        if done >= self._before + 1:
-            rate = (done - self._before) / max(seconds, 1e-9)
+        with self._lock:
+            new = done - self._before - sum(self._begun.values())
+        if new >= 1:
+            rate = new / max(seconds, 1e-9)
             speed = f", {rate:.2f} images a second" if rate >= 1 else f", {1 / rate:.1f} s per image"
             left = f", about {duration((self._total - done) / rate)} left" if done < self._total else ""
             words += f"{speed if not percent else ''}{left}"

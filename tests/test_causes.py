@@ -150,24 +150,31 @@ def test_shards_as_csv(run: Run) -> None:
 
 def counts(images: int, rejects: int, cause: str = GONE) -> dict[str, Any]:
     """Of a shard, as its last task returns them."""
-    return {"images": images, "rejects": rejects} | ({BY_CAUSE: {cause: rejects}} if rejects else {})
+    return {"shard": 0, "images": images, "rejects": rejects} | ({BY_CAUSE: {cause: rejects}} if rejects else {})
 
 
 def test_a_run_is_to_end_once_enough_images_say_so() -> None:
-    rejects = Rejects(0.2, 1000)
+    rejects = Rejects(0.2, 1000, [0])
     assert rejects.too_many(counts(ENOUGH - 1, 100)) is None
     assert rejects.too_many(counts(1, 1, "read TimeoutError")) == (
         "101 of 200 images were rejected (50.5%), more than the share max_rejects=0.2 allows (100 of them read "
         "FileNotFoundError); see to that, or allow more, and run it again: what is done stays"
     )
-    rejects = Rejects(0.2, 1000)
+    rejects = Rejects(0.2, 1000, [0])
     assert rejects.too_many(counts(ENOUGH, ENOUGH // 5)) is None  # not more than that
     assert rejects.too_many(counts(1, 1)) is not None
-    assert Rejects(None, 1).too_many(counts(1, 1)) is None
-    assert Rejects(0.0, 300).too_many(counts(300, 0)) is None
-    small = Rejects(0.5, 3)
+    assert Rejects(None, 1, [0]).too_many(counts(1, 1)) is None
+    assert Rejects(0.0, 300, [0]).too_many(counts(300, 0)) is None
+    small = Rejects(0.5, 3, [0])
     assert small.too_many(counts(2, 2)) is None
-    assert small.too_many({"images": 1, "rejects": 0}) is not None  # all of a small run
+    assert small.too_many({"shard": 0, "images": 1, "rejects": 0}) is not None  # all of a small run
+
+
+def test_what_was_rejected_before_does_not_end_a_run() -> None:
+    rejects = Rejects(0.2, 1000, [1])
+    assert rejects.too_many(counts(ENOUGH, ENOUGH)) is None  # shard 0 is only tried again
+    assert rejects.too_many(counts(ENOUGH, 10) | {"shard": 1}) is None
+    assert rejects.too_many(counts(ENOUGH, 150) | {"shard": 1}) is not None
 
 
 @pytest.mark.slow

@@ -15,6 +15,7 @@ from rich.console import Console
 
 from flows import console
 from flows.console import PLAIN_EVERY, ProgressView
+from pti_core.progress import Progress
 from pti_core.shard_progress import PREPARING, ShardProgress, drawing
 from pti_core.words import counted, how_far, rate_of
 from tasks import page
@@ -54,6 +55,33 @@ def test_the_line_for_a_person_tells_speed_and_time_left_once_there_is_any(progr
     progress.finished(1, 70)
     assert progress.percent() == 100
     assert "left" not in progress.describe()
+
+
+def test_what_of_a_shard_was_done_before_is_no_speed(progress):
+    for shard in (3, 4):
+        progress.in_work(shard, 30.0, begins=True)
+    assert progress.describe() == "80 of 100 images"
+    progress.in_work(3, 30.9)
+    assert progress.describe() == "80 of 100 images"
+    progress.in_work(4, 31.0)
+    assert progress.describe().startswith("81 of 100 images, ")
+    progress.dropped(4)
+    assert progress.describe() == "50 of 100 images"
+
+
+def test_a_terminal_shows_the_speed_of_this_command_alone(capsys, monkeypatch):
+    monkeypatch.setattr("flows.console.PLAIN_EVERY", 0.0)
+    now = [100.0]
+    monkeypatch.setattr("flows.console.time.monotonic", lambda: now[0])
+    with ProgressView(Console(width=200)) as view:
+        view.expect(256, 0)
+        for shard in range(4):
+            view(ShardProgress(shard, 32.0, 64, None, PREPARING))
+        now[0] += 5
+        view(ShardProgress(0, 32.0, 64, Progress("tuning", 1, 2, 0.5, 8, 0.0)))
+        now[0] += 10
+        view(ShardProgress(0, 34.0, 64, None))
+    assert "130.0 of 256 images, 0.200 images/s" in capsys.readouterr().out
 
 
 def test_nothing_to_do_is_done():
