@@ -148,6 +148,16 @@ def test_shards_as_csv(run: Run) -> None:
     assert found.loc[1, ["pivots", "rejects", "temporary", "seconds"]].isna().all()
 
 
+def test_shards_as_csv_of_runs_that_can_be_read(run: Run, tmp_path: Path) -> None:
+    other = tmp_path / "out/runs/0123456789ab"
+    other.mkdir()
+    (other / "config.json").write_text("{")
+    result = CliRunner().invoke(app, ["status", run.store.root, "--shards"])
+    assert result.exit_code == 1
+    assert pd.read_csv(io.StringIO(result.stdout), dtype={"run": str})["run"].unique().tolist() == [run.name]
+    assert "0123456789ab" in result.stderr
+
+
 def counts(images: int, rejects: int, cause: str = GONE) -> dict[str, Any]:
     """Of a shard, as its last task returns them."""
     return {"shard": 0, "images": images, "rejects": rejects} | ({BY_CAUSE: {cause: rejects}} if rejects else {})

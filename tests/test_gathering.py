@@ -266,6 +266,17 @@ def test_the_run_s_own_folders_are_no_output(noop, tmp_path, monkeypatch):
     shutil.rmtree(root / "large")
 
 
+def test_the_data_set_is_no_output(noop, tmp_path):
+    data = Path(noop.store.read_config(noop.name)["dataset"])
+    with pytest.raises(
+        GatherError, match="lies in the data set of the run, whose next listing would take these tables"
+    ):
+        gather(root_of(noop), str(data / "large"))
+    assert not (data / "large").exists()
+    gather(root_of(noop), str(data / ".large"))  # hidden folders are not listed
+    shutil.rmtree(data / ".large")
+
+
 def test_secrets_in_addresses_of_earlier_versions_are_left_out(noop):
     rows = pa.table(
         {"uri": ["https://x/a.png?X-Amz-Signature=abc", "/data/a?b.png", "s3://k:secret@b/a.png", "s3://b/a#.png"]}

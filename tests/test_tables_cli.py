@@ -137,10 +137,12 @@ def test_a_late_value_of_another_kind_makes_the_column_text(root, tmp_path):
         ("image_id,a,a\n0.png,1,2\n", "two columns are called 'a'; rename one"),
         ("image_id,a\n0.png,1,2\n", "cannot be read (ArrowInvalid"),
         ("", "cannot be read"),
+        ("image_id,a\n0.png,M\xfcller\n", "column 'a' is not UTF-8; save the file as that"),
+        ("image_id,\xe4\n0.png,b\n", "cannot be read (UnicodeDecodeError"),
     ],
 )
 def test_files_that_cannot_be_joined(root, tmp_path, text, sentence):
-    (tmp_path / "own.csv").write_text(text)
+    (tmp_path / "own.csv").write_bytes(text.encode("cp1252"))
     result = pti("tables", root, "-o", tmp_path / "large", "--join", tmp_path / "own.csv")
     assert result.exit_code == 1
     assert sentence in result.output

@@ -104,6 +104,20 @@ def test_what_is_tried_is_the_search_and_the_tuning_of_this_generator(tiny_gener
     assert not any(p.requires_grad for p in generator.parameters())
 
 
+def test_what_memory_has_no_room_for_is_not_tried_again_for_a_larger_part(tiny_generator, monkeypatch):
+    engine = Engine(tiny_generator, configure("demo", {"batch": 8, "pivot.w_samples": 100}))
+    engine.device = torch.device("meta")  # where it counts what is found by trying
+    monkeypatch.setattr("pti_core.engine.widths", lambda *shared_and_most: (shared_and_most[-1],) * 2)
+    monkeypatch.setattr(Engine, "bases", None)
+    engine.prepare(4)
+    assert (engine.at_once, engine.stack) == (4, 4)
+    engine.prepare(7)
+    assert (engine.at_once, engine.stack) == (7, 7)
+    engine.draw_at_most(3)  # as after a search that ran out of memory
+    engine.prepare(8)
+    assert (engine.at_once, engine.stack) == (3, 8)
+
+
 def test_one_image_alone_is_tried_and_not_timed(tiny_generator):
     settings = {"precision": "fp32", "pivot.w_samples": 100, "locality.enabled": False}
     engine = Engine(tiny_generator, configure("demo", settings))
