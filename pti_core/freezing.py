@@ -112,8 +112,7 @@ def freeze(
         raise RunError(lost_config(store, name))
     if not known and existing == "extend":
         check_extended(store, job)
-    stale = not known and left_unfrozen(store, name)
-    if stale and not alone:
+    if not alone and not known and left_unfrozen(store, name):
         raise RunError(
             f"{store.root}: run {name} was cut off while it was overwritten; run the command once without --part "
             "(part), and start the parts when it works"
@@ -131,7 +130,8 @@ def freeze(
         ready()
         if encoder is not None:
             keep_encoder(store, found.sha256, encoder)
-        if known or stale:
+        # Looked for only now: what another process has begun meanwhile is nothing that was left.
+        if known or (alone and left_unfrozen(store, name)):
             store.clear_run(name)
         content = _content(name, digest, job, generator, found, shard_size)
         if by is not None and existing == "overwrite":
