@@ -187,7 +187,6 @@ def test_what_was_rejected_before_does_not_end_a_run() -> None:
     assert rejects.too_many(counts(ENOUGH, 150) | {"shard": 1}) is not None
 
 
-@pytest.mark.slow
 def test_a_run_that_rejects_too_much_ends_and_what_is_done_stays(
     dataset: Any, tiny_checkpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -38,6 +38,7 @@ def test_a_package_that_does_not_exist(monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.computing
 def test_mobile_ffhq(cache, monkeypatch):
     path = fetching.fetch("mobile-ffhq")
     assert path.parent == cache / "generators"

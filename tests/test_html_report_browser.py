@@ -12,7 +12,7 @@ from benchmarks.report_page import BROWSERS, page_of
 from pti_core.html_report import page, write_page
 from pti_core.html_report.figures import gather
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.computing]
 
 
 @pytest.fixture(scope="module")

@@ -318,7 +318,6 @@ def test_a_part_that_is_done_says_what_is_left_and_the_last_one_publishes(
     assert run.store.exists(f"runs/{run.name}/report/summary.json")
 
 
-@pytest.mark.slow
 def test_parts_that_begin_at_once_leave_a_run_that_is_whole(
     dataset: Any, tmp_path: Path, tiny_checkpoint: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -343,7 +342,6 @@ def test_parts_that_begin_at_once_leave_a_run_that_is_whole(
     assert publish(run)["images"] == 12
 
 
-@pytest.mark.slow
 def test_two_commands_that_do_a_part_each_at_once(
     dataset: Any, tmp_path: Path, tiny_checkpoint: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
