@@ -80,7 +80,6 @@ class Meant:
             for content in self._newest_first:
                 if _is_of(content, job):
                     return content["run"], content["digest"]
-            return name, job.digest
         return name, job.digest
 
 
