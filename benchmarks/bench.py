@@ -27,8 +27,8 @@ import torch
 from matplotlib.figure import Figure
 
 from flows.options import one_sentence, set_option
-from pti_core.device import best_device
 from pti_core.generators.half import multiplies_bf16
+from pti_core.machine.device import best_device
 
 PLAIN = "plain loop"
 PAPER = f"{PLAIN}, paper"

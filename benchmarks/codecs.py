@@ -27,16 +27,16 @@ from torch import Tensor
 from flows.options import one_sentence
 from pti_core import deltas
 from pti_core.deltas import fitting, layered, table
-from pti_core.device import exact_float32
-from pti_core.freezing import freeze
+from pti_core.freezing.freeze import freeze
 from pti_core.generators.base import Generator
 from pti_core.images import to_float
+from pti_core.machine.device import exact_float32
 from pti_core.metrics import measure
 from pti_core.pivot import Pivots
 from pti_core.presets import configure
 from pti_core.runs import Run, engine_for, find_run, load_run, read_stored
-from pti_core.shards import invert_shard, measure_shard
 from pti_core.tables import records
+from pti_core.work.shards import invert_shard, measure_shard
 
 PROMISED = deltas.Promise().lpips
 COLOURS = {

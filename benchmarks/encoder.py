@@ -23,13 +23,13 @@ from torch import Tensor
 
 from flows.options import one_sentence, set_option
 from pti_core.datasets import read_bytes, scan
-from pti_core.device import best_device
 from pti_core.encoder.files import load_encoder
 from pti_core.encoder.samples import draw
 from pti_core.encoder.start import encoded_start
 from pti_core.engine import Engine
 from pti_core.generators.checkpoints import load_generator
 from pti_core.images import decode, fit, to_float
+from pti_core.machine.device import best_device
 from pti_core.metrics import measure
 from pti_core.pivot import Pivots, find_pivots, initial_noise
 from pti_core.presets import configure

@@ -23,8 +23,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pti_core.config import RunConfig
-from pti_core.device import seconds_since
 from pti_core.generators.base import Generator
+from pti_core.machine.device import seconds_since
 from pti_core.sampling import seed_for
 
 OnStep = Callable[[str, int, float], None]

@@ -19,13 +19,13 @@ import numpy as np
 import pandas as pd
 
 from flows.options import one_sentence
-from pti_core.freezing import freeze
+from pti_core.freezing.freeze import freeze
 from pti_core.html_report.figures import gather
 from pti_core.html_report.page import Report, write
 from pti_core.html_report.pictures import draw
 from pti_core.presets import configure
 from pti_core.runs import Run
-from pti_core.shards import invert_shard, measure_shard
+from pti_core.work.shards import invert_shard, measure_shard
 
 FEW_STEPS = {"pivot.steps": 6, "pivot.w_samples": 300, "tuning.steps": 5, "measure.z_samples": 1}
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")

@@ -24,7 +24,6 @@ from torch import Tensor
 from benchmarks.reference import invert
 from flows.options import one_sentence
 from pti_core.config import MeasureConfig, RunConfig
-from pti_core.device import exact_float32
 from pti_core.encoder.files import encoder_for
 from pti_core.encoder.network import Encoder
 from pti_core.engine import Engine
@@ -32,15 +31,16 @@ from pti_core.generators.base import Generator
 from pti_core.generators.checkpoints import load_generator
 from pti_core.generators.stylegan2 import StyleGAN2
 from pti_core.inversions import Delta, Failure, Inversion, Target
+from pti_core.machine.device import exact_float32
+from pti_core.machine.parallel import one_thread
 from pti_core.measure import measure_locality
 from pti_core.metrics import measure
-from pti_core.parallel import one_thread
 from pti_core.perceptual import LPIPS, load_lpips, reference_lpips
 from pti_core.pivot import Pivots, find_pivots
 from pti_core.presets import configure
-from pti_core.retuning import load_targets
 from pti_core.sampling import w_statistics
 from pti_core.stacked import tune_stack
+from pti_core.studies.retuning import load_targets
 from pti_core.tuning import tune
 from pti_core.words import counted
 

@@ -26,11 +26,11 @@ from torch.overrides import TorchFunctionMode
 from benchmarks.side import generator_for
 from flows.options import one_sentence
 from pti_core.config import PivotConfig, TuningConfig
-from pti_core.device import best_device, exact_float32, reason_of
 from pti_core.generators.base import Generator
 from pti_core.generators.half import multiplies_bf16
-from pti_core.matmul import convolution
-from pti_core.memory import keep_freed_memory
+from pti_core.machine.device import best_device, exact_float32, reason_of
+from pti_core.machine.matmul import convolution
+from pti_core.machine.memory import keep_freed_memory
 from pti_core.perceptual import area_downsample, load_lpips
 from pti_core.stacked import Stack
 from pti_core.tuning import adam, tunable_copy
@@ -45,7 +45,7 @@ Work = Callable[[], object]
 
 
 class _TorchsOwn(TorchFunctionMode):
-    """While in force, all convolutions are torch's (see `pti_core.matmul`)."""
+    """While in force, all convolutions are torch's (see `pti_core.machine.matmul`)."""
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None

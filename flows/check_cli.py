@@ -10,7 +10,7 @@ from rich.console import Console
 from flows.options import Credentials, Root, use_credentials
 
 if TYPE_CHECKING:
-    from pti_core.store import Store
+    from pti_core.storage.store import Store
 
 console = Console()
 
@@ -28,9 +28,9 @@ def check(
     Files of runs and edits are compared with their checksums, those of alpha studies read, pictures of edits looked
     for. Files in a run's tables that are no parts of it are named, to be removed.
     """
-    from pti_core.files import OutputRefused, StoreError
-    from pti_core.known_runs import lost_config, run_names, without_config
-    from pti_core.store import Store
+    from pti_core.storage.files import OutputRefused, StoreError
+    from pti_core.storage.known_runs import lost_config, run_names, without_config
+    from pti_core.storage.store import Store
     from pti_core.words import counted
 
     use_credentials(credentials)
@@ -82,7 +82,7 @@ def _read(store: Store, run: str, again: Again, strays: list[str]) -> tuple[int,
     from rich.progress import track
 
     from pti_core.checking import RUN, check_all, check_manifest
-    from pti_core.completeness import STRAY
+    from pti_core.storage.completeness import STRAY
     from pti_core.words import counted
 
     markers, seen = store.markers(run), set[int]()

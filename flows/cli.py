@@ -58,12 +58,12 @@ def status(
 ) -> None:
     """What is done and what is left of every run under ROOT."""
     from pti_core.causes import in_lines
-    from pti_core.files import OutputRefused
-    from pti_core.known_runs import lost_config, run_names, without_config
-    from pti_core.notes import LATE
     from pti_core.shard_list import write_shards
     from pti_core.status import run_status
-    from pti_core.store import Store, StoreError
+    from pti_core.storage.files import OutputRefused
+    from pti_core.storage.known_runs import lost_config, run_names, without_config
+    from pti_core.storage.notes import LATE
+    from pti_core.storage.store import Store, StoreError
     from pti_core.words import counted, duration
 
     use_credentials(credentials)
@@ -155,9 +155,9 @@ def _time_left(seconds: float | None) -> str:
 def show(root: Root, name: RunName = None, credentials: Credentials = None) -> None:
     """The medians, the rejects and the pictures of a finished run."""
     from flows.console import show_summary
-    from pti_core.known_runs import newest_run
     from pti_core.status import or_another, run_status
-    from pti_core.store import Store
+    from pti_core.storage.known_runs import newest_run
+    from pti_core.storage.store import Store
 
     use_credentials(credentials)
     store = Store(root)

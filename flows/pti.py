@@ -12,10 +12,10 @@ from flows.addresses import Address
 from flows.run_names import named
 from flows.runners import RunnerName, started
 from flows.shard_work import do_shards
-from pti_core.device import best_device
-from pti_core.parallel import tasks_for_all_cores
+from pti_core.machine.device import best_device
+from pti_core.machine.parallel import tasks_for_all_cores
 from pti_core.presets import configure
-from pti_core.share import share_of
+from pti_core.storage.share import share_of
 from tasks.freeze import freeze_manifest
 from tasks.publish import publish_summary
 from tasks.shards import invert_shards, measure_shards

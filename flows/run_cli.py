@@ -117,7 +117,7 @@ def run(
     Run the same command again to finish what is missing.
     """
     from flows.console import ProgressView, show_summary
-    from pti_core.share import others_left, share_of
+    from pti_core.storage.share import others_left, share_of
 
     share = share_of(part, "overwrite" if overwrite else "resume")
     if extend and overwrite:
@@ -126,7 +126,7 @@ def run(
     resources = options.resources_of(resource)
     options.check_runner(runner.value, address, resources)
     with ProgressView(console) as view:
-        from pti_core.freezing import freeze
+        from pti_core.freezing.freeze import freeze
         from pti_core.presets import configure
         from pti_core.status import others_at_work
         from tasks.credentials import use_credentials
@@ -138,8 +138,8 @@ def run(
         def ready() -> None:
             """What cannot work here, as a server that does not answer, must not leave a run: it would be the newest."""
             from flows.reachable import check_reachable
-            from pti_core.device import best_device
-            from pti_core.parallel import available_cores
+            from pti_core.machine.device import best_device
+            from pti_core.machine.parallel import available_cores
 
             if runner is options.RunnerKind.threads:
                 best_device()
@@ -211,7 +211,7 @@ def run(
 def _published(run: Run, view: ProgressView) -> dict[str, Any]:
     """The summary of a run whose images are all done; its pictures are drawn where they are missing."""
     from pti_core.report import publish
-    from pti_core.shard_progress import drawing
+    from pti_core.work.shard_progress import drawing
 
     begun = False
 

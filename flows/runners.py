@@ -20,7 +20,7 @@ from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
 from flows.options import RunnerError, check_runner
 from flows.stopping import jobs_allowed_again
-from pti_core.parallel import CORES, available_cores
+from pti_core.machine.parallel import CORES, available_cores
 from tasks.tries import ShardsLeft
 
 RunnerName = Literal["threads", "dask", "ray"]

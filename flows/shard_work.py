@@ -12,8 +12,8 @@ from prefect import Task
 from flows.rejects import Rejects
 from flows.runners import Runner, in_window
 from flows.stopping import end_when_told, give_up
-from pti_core.device import UnfitMachine
-from pti_core.files import OutputRefused
+from pti_core.machine.device import UnfitMachine
+from pti_core.storage.files import OutputRefused
 from pti_core.words import counted
 from tasks.progress import run_progress
 from tasks.tries import ShardsLeft

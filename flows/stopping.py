@@ -72,7 +72,7 @@ def end_when_told() -> Iterator[None]:
     Prefect raises TerminationSignal in the main thread for SIGTERM (also where a run is cancelled), Python
     KeyboardInterrupt for Ctrl-C; whoever holds the tasks would then wait for the end of their shards.
     """
-    from pti_core.parallel import allow_all
+    from pti_core.machine.parallel import allow_all
 
     if _take_over is not None and threading.current_thread() is threading.main_thread():
         _take_over()  # Prefect has set a handler of its own meanwhile
@@ -95,7 +95,7 @@ def end_when_told() -> Iterator[None]:
 @contextlib.contextmanager
 def jobs_allowed_again() -> Iterator[None]:
     """Around a flow's work: who goes on in this process after it has been given up (a notebook) may compute again."""
-    from pti_core.parallel import allow_all
+    from pti_core.machine.parallel import allow_all
 
     try:
         yield
@@ -105,9 +105,9 @@ def jobs_allowed_again() -> Iterator[None]:
 
 def give_up() -> None:
     """Stop all jobs of this process at their next step; wait for parts that are computed, and notes, to be written."""
-    from pti_core.notes import stop_all_notes
-    from pti_core.overlap import finish_writes
-    from pti_core.parallel import stop_all
+    from pti_core.machine.overlap import finish_writes
+    from pti_core.machine.parallel import stop_all
+    from pti_core.storage.notes import stop_all_notes
 
     end = time.monotonic() + WRITING
     noted = stop_all_notes()  # first: a shard whose jobs have stopped is no more in work

@@ -10,8 +10,8 @@ from rich.console import Console
 from flows import options
 
 if TYPE_CHECKING:
-    from pti_core.gathering import Gathered
-    from pti_core.joined import Joined
+    from pti_core.large_tables.gathering import Gathered
+    from pti_core.large_tables.joined import Joined
 
 
 def tables(
@@ -37,7 +37,7 @@ def tables(
     """
     from rich.progress import Progress
 
-    from pti_core.gathering import gather
+    from pti_core.large_tables.gathering import gather
 
     options.use_credentials(credentials)
     console = Console()

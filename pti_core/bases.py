@@ -25,8 +25,8 @@ from torch.overrides import TorchFunctionMode
 
 from pti_core.generators.base import Generator
 from pti_core.generators.stylegan2_layers import scales_weights
-from pti_core.matmul import convolution, matmul
-from pti_core.parallel import in_parallel
+from pti_core.machine.matmul import convolution, matmul
+from pti_core.machine.parallel import in_parallel
 
 SAMPLES = 32
 """Samples w_z at which a layer's inputs are looked at."""

@@ -13,10 +13,10 @@ from typing import Any, Final
 
 from pti_core import tables
 from pti_core.editing.checking import check_edits
-from pti_core.files import DamagedFile, MissingFile
-from pti_core.layout import checked
-from pti_core.markers import parse_marker, part_shard
-from pti_core.store import Store
+from pti_core.storage.files import DamagedFile, MissingFile
+from pti_core.storage.layout import checked
+from pti_core.storage.markers import parse_marker, part_shard
+from pti_core.storage.store import Store
 
 RUN: Final = "pti run"
 _WINDOW: Final = 100_000  # rows of the manifest that are read at once

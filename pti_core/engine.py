@@ -22,20 +22,20 @@ from torch import Tensor
 from pti_core import deltas
 from pti_core.bases import Bases, input_bases
 from pti_core.config import RunConfig
-from pti_core.device import exact_float32, seconds_since
 from pti_core.encoder.network import Encoder
 from pti_core.encoder.start import encoded_start
 from pti_core.first_pass import first_pass
 from pti_core.generators.base import Generator
 from pti_core.generators.half import multiplies_bf16, precision_for
 from pti_core.inversions import Failure, Found, Result, Target
-from pti_core.memory import free_memory, halved, keep_freed_memory, shortage
-from pti_core.parallel import available_cores, in_parallel, on_idle_cores, one_thread
+from pti_core.machine.device import exact_float32, seconds_since
+from pti_core.machine.memory import free_memory, halved, keep_freed_memory, shortage
+from pti_core.machine.parallel import available_cores, in_parallel, on_idle_cores, one_thread
+from pti_core.machine.room import room_beside, too_small_for_one
 from pti_core.perceptual import LPIPS, load_lpips
 from pti_core.pivot import Pivots, find_pivots
 from pti_core.progress import OnImageStep, OnProgress, WorkCounter
 from pti_core.results import results_of
-from pti_core.room import room_beside, too_small_for_one
 from pti_core.sampling import WStatistics, seed_for, w_statistics
 from pti_core.stacked import tune_stack
 from pti_core.tuning import Tuned, tune, tuned_names

@@ -14,13 +14,12 @@ import torch
 
 from pti_core import images
 from pti_core.addresses import redact
-from pti_core.device import exact_float32
 from pti_core.engine import Engine
 from pti_core.generators.checkpoints import load_generator
 from pti_core.generators.checkpoints.convert import SUFFIXES, check_free, format_for, write_generator
 from pti_core.generators.checkpoints.whole import whole
-from pti_core.known_runs import RunError, run_names
-from pti_core.lookup import manifest_is_lost, rows_of
+from pti_core.machine.device import exact_float32
+from pti_core.machine.parallel import one_at_a_time
 from pti_core.names import (
     apart,
     as_listed,
@@ -32,12 +31,13 @@ from pti_core.names import (
     shortened,
     there,
 )
-from pti_core.parallel import one_at_a_time
 from pti_core.read_back import StoredRows, in_turn, stored_rows
 from pti_core.runs import Run, Stored, engine_for, find_run, load_run, read_stored, stored_from_rows
 from pti_core.sources.folders import listed_with
 from pti_core.status import no_pivot, nothing_done
-from pti_core.store import Store, StoreError
+from pti_core.storage.known_runs import RunError, run_names
+from pti_core.storage.lookup import manifest_is_lost, rows_of
+from pti_core.storage.store import Store, StoreError
 
 
 class ExportError(ValueError):

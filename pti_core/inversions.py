@@ -8,7 +8,7 @@ from typing import Final, Literal, get_args
 from torch import Tensor
 
 from pti_core.deltas import EncodedTensor
-from pti_core.device import reason_of
+from pti_core.machine.device import reason_of
 from pti_core.pivot import Pivots
 
 Measures = dict[str, float | None]

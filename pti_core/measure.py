@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from pti_core.config import MeasureConfig
-from pti_core.device import exact_float32
 from pti_core.generators.base import Generator
 from pti_core.images import shot, to_uint8
 from pti_core.inversions import Measures
 from pti_core.locality import distance_in_w, interpolate
+from pti_core.machine.device import exact_float32
 from pti_core.metrics import measure, round_uint8
 from pti_core.perceptual import LPIPS
 from pti_core.pivot import Pivots

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pti_core.matmul import convolution
+from pti_core.machine.matmul import convolution
 from pti_core.once import once
 
 ASSETS = Path(__file__).parent / "assets"

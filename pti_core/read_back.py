@@ -11,11 +11,11 @@ import pyarrow.parquet as pq
 
 from pti_core import tables
 from pti_core.engine import Engine
-from pti_core.layout import shard_folder
-from pti_core.markers import part_number
-from pti_core.parallel import available_cores
+from pti_core.machine.parallel import available_cores
 from pti_core.runs import Run
-from pti_core.table_files import read_files
+from pti_core.storage.layout import shard_folder
+from pti_core.storage.markers import part_number
+from pti_core.storage.table_files import read_files
 
 Result = TypeVar("Result")
 

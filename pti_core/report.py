@@ -22,12 +22,12 @@ from pti_core.directions import Direction, visible_directions
 from pti_core.engine import Engine
 from pti_core.generators.base import Generator
 from pti_core.html_report import PAGE, write_page
-from pti_core.markers import sum_text
 from pti_core.medians import images_in, locality_medians, medians, sample
 from pti_core.read_back import StoredRows, stored_rows
 from pti_core.runs import Run, engine_for, stored_from_rows
 from pti_core.sheet import Cell, sheet
-from pti_core.store import StoreError
+from pti_core.storage.markers import sum_text
+from pti_core.storage.store import StoreError
 from pti_core.throughput import in_words, throughput
 from pti_core.words import escaped, some_of
 

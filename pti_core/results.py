@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from pti_core import deltas
-from pti_core.device import exact_float32
 from pti_core.inversions import Delta, Failure, Found, Inversion, Measures, Result, Stage
+from pti_core.machine.device import exact_float32
 from pti_core.measure import measure_fit
 from pti_core.pivot import Pivots
 from pti_core.tuning import Tuned

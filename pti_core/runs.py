@@ -16,22 +16,22 @@ from torch import Tensor
 from pti_core import deltas, images
 from pti_core.config import RunConfig
 from pti_core.connections import file_system
-from pti_core.device import best_device
 from pti_core.encoder.files import EncoderError
 from pti_core.encoder.kept import encoder_of_config, encoder_of_run
 from pti_core.encoder.network import Encoder
 from pti_core.engine import Engine
-from pti_core.files import MissingFile
 from pti_core.generators.base import Generator
 from pti_core.generators.checkpoints import LoadedGenerator, load_generator
-from pti_core.known_runs import RunError, newest_run, run_names
-from pti_core.manifests import Manifest
-from pti_core.markers import temporary_rejects
+from pti_core.machine.device import best_device
 from pti_core.noop_engine import NoopEngine
 from pti_core.once import once
 from pti_core.reading import read_bytes
-from pti_core.share import ALL, Share
-from pti_core.store import Store
+from pti_core.storage.files import MissingFile
+from pti_core.storage.known_runs import RunError, newest_run, run_names
+from pti_core.storage.manifests import Manifest
+from pti_core.storage.markers import temporary_rejects
+from pti_core.storage.share import ALL, Share
+from pti_core.storage.store import Store
 from pti_core.tables import records
 
 

@@ -8,10 +8,10 @@ from typing import Any, Final, TextIO
 
 import pyarrow.compute as pc
 
-from pti_core.files import OutputRefused
-from pti_core.markers import temporary_rejects
 from pti_core.status import notes_of
-from pti_core.store import Store, StoreError
+from pti_core.storage.files import OutputRefused
+from pti_core.storage.markers import temporary_rejects
+from pti_core.storage.store import Store, StoreError
 
 COLUMNS: Final = ("run", "shard", "images", "pivots", "rejects", "temporary", "seconds", "state")
 

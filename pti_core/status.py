@@ -12,11 +12,11 @@ import pyarrow.compute as pc
 
 from pti_core.addresses import redact
 from pti_core.causes import causes_of
-from pti_core.layout import marker_path
-from pti_core.lookup import rows_of
-from pti_core.markers import parse_marker, temporary_rejects
-from pti_core.notes import Note, here, read_notes
-from pti_core.store import Store, StoreError
+from pti_core.storage.layout import marker_path
+from pti_core.storage.lookup import rows_of
+from pti_core.storage.markers import parse_marker, temporary_rejects
+from pti_core.storage.notes import Note, here, read_notes
+from pti_core.storage.store import Store, StoreError
 from pti_core.words import counted, duration
 
 if TYPE_CHECKING:

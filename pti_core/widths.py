@@ -11,12 +11,12 @@ import torch
 
 from pti_core.bases import Bases
 from pti_core.config import RunConfig
-from pti_core.device import reason_of, seconds_since
 from pti_core.generators.base import Generator
-from pti_core.memory import free_memory, shortage
+from pti_core.machine.device import reason_of, seconds_since
+from pti_core.machine.memory import free_memory, shortage
+from pti_core.machine.room import too_small_for_one
 from pti_core.perceptual import LPIPS
 from pti_core.pivot import Pivots, find_pivots
-from pti_core.room import too_small_for_one
 from pti_core.sampling import WStatistics
 from pti_core.stacked import tune_stack
 from pti_core.tuning import tune

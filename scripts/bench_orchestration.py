@@ -161,7 +161,7 @@ def step(what: str, root: str) -> dict[str, Any]:
     from pti_core.report import summary
     from pti_core.runs import load_run
     from pti_core.status import run_status
-    from pti_core.store import Store
+    from pti_core.storage.store import Store
 
     store = Store(root)
     name = store.runs()[0]

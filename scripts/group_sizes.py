@@ -20,14 +20,14 @@ from studies import decimals, markdown, parser, settings_of
 
 from flows.options import one_sentence
 from pti_core.datasets import inputs_digest, scan
-from pti_core.device import best_device
 from pti_core.encoder.files import encoder_for
 from pti_core.engine import Engine
 from pti_core.generators.checkpoints import load_generator
+from pti_core.machine.device import best_device
 from pti_core.presets import configure
 from pti_core.progress import Progress
-from pti_core.quality import ALPHA
-from pti_core.retuning import by_group_size, kept_pivots, load_targets
+from pti_core.studies.quality import ALPHA
+from pti_core.studies.retuning import by_group_size, kept_pivots, load_targets
 
 SIZES = (1, 2, 4, 8, 16, 32)
 COLUMNS = {

@@ -18,8 +18,8 @@ from pathlib import Path
 from studies import decimals, markdown, parser, progress, settings_of
 
 from flows.options import one_sentence
-from pti_core.comparison import invert
-from pti_core.quality import IN_GROUPS, measured, summary, ways
+from pti_core.studies.comparison import invert
+from pti_core.studies.quality import IN_GROUPS, measured, summary, ways
 
 COLUMNS = {
     "lpips": ("LPIPS", decimals(4)),

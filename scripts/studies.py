@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from flows.options import set_option
-from pti_core.shard_progress import OnShardProgress, ShardProgress
+from pti_core.work.shard_progress import OnShardProgress, ShardProgress
 
 
 def parser(doc: str | None, images: str, output: str) -> argparse.ArgumentParser:

@@ -26,7 +26,7 @@ from pti_core.engine import Engine
 from pti_core.generators.checkpoints import LoadedGenerator, load_generator
 from pti_core.metrics import measure
 from pti_core.presets import configure
-from pti_core.retuning import Found, drifts, find_all_pivots, load_targets, tune_in_groups
+from pti_core.studies.retuning import Found, drifts, find_all_pivots, load_targets, tune_in_groups
 
 HEADINGS = (
     "| setting | pivot LPIPS | MSE | tuned LPIPS | MSE | PSNR gain dB | drift at w_r | w_z | s pivot | s tuning |\n"

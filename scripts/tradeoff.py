@@ -17,8 +17,8 @@ from scipy.stats import wilcoxon
 from studies import decimals, markdown, parser, progress, settings_of
 
 from flows.options import one_sentence
-from pti_core.comparison import WAYS, invert
-from pti_core.tradeoff import compare, summary
+from pti_core.studies.comparison import WAYS, invert
+from pti_core.studies.tradeoff import compare, summary
 
 COLOURS = {"W": "#2563eb", "W+": "#dc2626", "PTI without locality": "#f59e0b", "PTI": "#059669"}
 AXES = {"magnitude": "change of the attribute, 1 as asked", "correlation": "correlation with the edit in W"}

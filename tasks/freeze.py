@@ -8,11 +8,11 @@ from prefect import task
 from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
 
-from pti_core import freezing
 from pti_core.addresses import redact
 from pti_core.config import RunConfig
-from pti_core.share import share_of
+from pti_core.freezing import freeze
 from pti_core.status import others_at_work
+from pti_core.storage.share import share_of
 from pti_core.words import counted
 from tasks.credentials import use_credentials
 from tasks.tries import UNKEPT
@@ -26,7 +26,7 @@ def freeze_manifest(
     config: dict[str, Any],
     limit: int | None,
     shard_size: int,
-    existing: freezing.Existing,
+    existing: freeze.Existing,
     group_by: str | None = None,
     retry_rejects: bool = False,
     credentials: str | None = None,
@@ -35,7 +35,7 @@ def freeze_manifest(
     """Freeze the run, or find it again; its name, its size, and the shards that are still to do, of a part its own."""
     use_credentials(credentials)
     share = share_of(part, existing)
-    run = freezing.freeze(
+    run = freeze.freeze(
         dataset,
         output,
         generator,

@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from pti_core.device import use_device
-from pti_core.memory import free_memory
-from pti_core.parallel import use_cores
+from pti_core.machine.device import use_device
+from pti_core.machine.memory import free_memory
+from pti_core.machine.parallel import use_cores
 from pti_core.runs import forget_engine
 
 

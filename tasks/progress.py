@@ -15,8 +15,8 @@ from uuid import UUID
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.logging import get_run_logger
 
-from pti_core.shard_progress import PICTURES, PREPARING, OnShardProgress, ShardProgress
 from pti_core.words import PERCENT, counted, duration, how_far, rate_of
+from pti_core.work.shard_progress import PICTURES, PREPARING, OnShardProgress, ShardProgress
 
 ARTIFACT = "pti-progress"
 LOG_EVERY = 15.0  # seconds

@@ -7,11 +7,11 @@ from typing import Any
 
 from prefect import task
 
-from pti_core import shards
-from pti_core.meanwhile import WrittenByAnother
-from pti_core.notes import NoteBook
-from pti_core.parallel import Stopped
+from pti_core.machine.parallel import Stopped
 from pti_core.runs import Run, load_run
+from pti_core.storage.notes import NoteBook
+from pti_core.work import shards
+from pti_core.work.meanwhile import WrittenByAnother
 from tasks.credentials import use_credentials
 from tasks.placement import use_own_share
 from tasks.progress import reporter

@@ -15,10 +15,10 @@ from prefect.client.schemas.objects import State, TaskRun
 from prefect.context import TaskRunContext
 from prefect.logging import get_run_logger
 
-from pti_core.device import UnfitMachine, best_device, check_alive
-from pti_core.files import OutputRefused
-from pti_core.inputs import InputsUnreadable
-from pti_core.parallel import Stopped
+from pti_core.machine.device import UnfitMachine, best_device, check_alive
+from pti_core.machine.parallel import Stopped
+from pti_core.storage.files import OutputRefused
+from pti_core.work.inputs import InputsUnreadable
 from tasks.plain_log import in_sentences
 
 in_sentences()  # every process that runs tasks imports this module

@@ -8,10 +8,10 @@ from types import SimpleNamespace
 from conftest import QUICK_SETTINGS
 from PIL import Image
 
-from pti_core.freezing import freeze
+from pti_core.freezing.freeze import freeze
 from pti_core.html_report import write_page
 from pti_core.presets import configure
-from pti_core.shards import invert_shard, measure_shard
+from pti_core.work.shards import invert_shard, measure_shard
 
 HOSTILE = "</script><script>window.hacked=1</script><img src=x onerror=window.hacked=1>.png"
 

@@ -16,12 +16,12 @@ from pti_core.alpha import plans, shards, stored
 from pti_core.alpha.stored import Request
 from pti_core.alpha.study import AlphaError, check_alphas
 from pti_core.checking import check_all
-from pti_core.freezing import freeze
-from pti_core.known_runs import RunError
+from pti_core.freezing.freeze import freeze
 from pti_core.presets import configure
 from pti_core.runs import load_run
-from pti_core.shards import invert_shard, measure_shard
-from pti_core.store import StoreError
+from pti_core.storage.known_runs import RunError
+from pti_core.storage.store import StoreError
+from pti_core.work.shards import invert_shard, measure_shard
 
 REQUEST = Request([0.0, 30.0, 60.0, "off"], 2)
 

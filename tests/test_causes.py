@@ -22,13 +22,13 @@ from flows.runners import started
 from flows.shard_work import ShardsFailed, do_shards
 from pti_core import report
 from pti_core.causes import BY_CAUSE, LINES, UNKNOWN, causes_of, in_lines
-from pti_core.freezing import freeze
+from pti_core.freezing.freeze import freeze
 from pti_core.html_report import write_page
 from pti_core.presets import configure
 from pti_core.runs import Run
-from pti_core.shards import invert_shard, measure_shard
 from pti_core.status import run_status
 from pti_core.throughput import in_words, throughput
+from pti_core.work.shards import invert_shard, measure_shard
 from tasks.shards import invert_shards, measure_shards
 
 GONE = "read FileNotFoundError"

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from flows.cli import app
 from pti_core import tables
-from pti_core.store import Store
+from pti_core.storage.store import Store
 from pti_core.words import counted
 
 

@@ -13,12 +13,12 @@ from flows import alpha_cli, cli, console, edit_cli
 from flows.console import show_summary
 from flows.run_cli import without_overwrite
 from flows.shard_work import ShardsFailed
-from pti_core.freezing import freeze
+from pti_core.freezing.freeze import freeze
 from pti_core.generators.checkpoints import CheckpointError, load_generator
 from pti_core.presets import configure
-from pti_core.shards import invert_shard, measure_shard
 from pti_core.sources.base import DatasetError
 from pti_core.status import RunStatus
+from pti_core.work.shards import invert_shard, measure_shard
 
 
 @pytest.fixture(autouse=True)

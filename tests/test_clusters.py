@@ -14,7 +14,7 @@ from clusters import ROOT, Workers, dask_cluster, ray_cluster
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from flows.runners import RunnerError, started
-from pti_core.store import Store
+from pti_core.storage.store import Store
 
 pytestmark = pytest.mark.slow
 IMAGES = 8
@@ -114,7 +114,7 @@ GPUS = """
 import os, time
 import ray
 from flows.runners import ray_options
-from pti_core.parallel import available_cores
+from pti_core.machine.parallel import available_cores
 from tasks.placement import given_gpu, use_own_share
 
 assert given_gpu() is None

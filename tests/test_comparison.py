@@ -6,11 +6,11 @@ import pytest
 import torch
 from conftest import QUICK_SETTINGS
 
-from pti_core.comparison import WAYS, invert
 from pti_core.engine import Engine
 from pti_core.presets import configure
-from pti_core.quality import GROUPED, GROUPED_FREE, MEASURES, measured, summary, ways
-from pti_core.retuning import by_group_size, kept_pivots, load_targets
+from pti_core.studies.comparison import WAYS, invert
+from pti_core.studies.quality import GROUPED, GROUPED_FREE, MEASURES, measured, summary, ways
+from pti_core.studies.retuning import by_group_size, kept_pivots, load_targets
 
 SETTINGS = QUICK_SETTINGS | {"tuning.steps": 12, "tuning.stop_lpips": 0.0, "measure.z_samples": 2}
 

@@ -33,12 +33,12 @@ from pti_core.directions.learned import read_scores
 from pti_core.directions.specs import parse
 from pti_core.encoder.making import make
 from pti_core.export import export_images
-from pti_core.files import StoreError
-from pti_core.freezing import freeze
-from pti_core.known_runs import RunError
+from pti_core.freezing.freeze import freeze
 from pti_core.presets import configure
 from pti_core.status import run_status
-from pti_core.store import Store
+from pti_core.storage.files import StoreError
+from pti_core.storage.known_runs import RunError
+from pti_core.storage.store import Store
 from pti_core.tables import PARTS
 
 SECRET = "wJalrXUtnFEMIbPxRfiCY"

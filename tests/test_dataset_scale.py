@@ -17,7 +17,7 @@ from PIL import Image
 from prefect_server import PREFECT, ROOT, prefect_server
 
 from pti_core.status import run_status
-from pti_core.store import Store
+from pti_core.storage.store import Store
 
 pytestmark = pytest.mark.slow
 IMAGES, BROKEN = 2000, 400

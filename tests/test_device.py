@@ -7,8 +7,8 @@ import sys
 import pytest
 import torch
 
-from pti_core.device import UnfitMachine, best_device, check_alive
-from pti_core.memory import halved, is_out_of_memory, shortage
+from pti_core.machine.device import UnfitMachine, best_device, check_alive
+from pti_core.machine.memory import halved, is_out_of_memory, shortage
 
 
 def test_the_environment_names_a_device(monkeypatch):
@@ -28,7 +28,7 @@ def test_a_device_that_cannot_be_used_is_a_sentence_and_never_the_cpu_instead(mo
 UNSEEN = """
 import logging
 from pathlib import Path
-from pti_core import device
+from pti_core.machine import device
 logging.basicConfig(format="%(message)s")
 device.DRIVER = Path({driver!r})
 assert device.best_device() == device.best_device() == "cpu"
@@ -64,7 +64,7 @@ def test_a_device_that_has_failed_makes_the_machine_unfit_and_not_each_shard_in_
 
 EXACT = """
 import multiprocessing, sys, torch
-from pti_core.device import exact_float32
+from pti_core.machine.device import exact_float32
 def older():
     # what older programs read; None where torch refuses to say
     found = {}
@@ -130,7 +130,7 @@ def test_products_are_exact_for_a_while_on_nvidia_s_gpus_whatever_has_been_chose
 ON_A_GPU = """
 import torch
 from torch.nn import functional as F
-from pti_core.device import exact_float32
+from pti_core.machine.device import exact_float32
 def flags():
     return torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
 def off(work, *tensors):

@@ -16,11 +16,11 @@ from conftest import QUICK_SETTINGS, finish
 from disks import LARGE, PAGE, Disk
 from PIL import Image
 
-from pti_core.files import Files, StoreError
-from pti_core.freezing import freeze
+from pti_core.freezing.freeze import freeze
 from pti_core.presets import configure
 from pti_core.runs import Run
-from pti_core.shards import invert_shard, measure_shard
+from pti_core.storage.files import Files, StoreError
+from pti_core.work.shards import invert_shard, measure_shard
 
 IMAGES = 6
 

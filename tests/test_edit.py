@@ -20,13 +20,13 @@ from pti_core.editing.plans import EditError, load_directions, plan
 from pti_core.editing.report import publish
 from pti_core.editing.shards import edit_shard
 from pti_core.export import export_image, export_images
-from pti_core.freezing import freeze
+from pti_core.freezing.freeze import freeze
 from pti_core.images import to_uint8
-from pti_core.known_runs import RunError
 from pti_core.perceptual import load_lpips
 from pti_core.presets import configure
 from pti_core.runs import engine_for, read_stored
-from pti_core.shards import invert_shard, measure_shard
+from pti_core.storage.known_runs import RunError
+from pti_core.work.shards import invert_shard, measure_shard
 
 COLUMNS = "image_id direction layers strength distance lpips lpips_base correlation gain identity picture run shard"
 

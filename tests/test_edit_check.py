@@ -19,7 +19,7 @@ from pti_core.editing.checking import check_edits
 from pti_core.editing.plans import EditError, plan
 from pti_core.editing.report import publish
 from pti_core.editing.shards import edit_shard
-from pti_core.store import Store, StoreError
+from pti_core.storage.store import Store, StoreError
 from tasks.edit import edit_shards
 from tasks.progress import listen
 from tasks.tries import ShardsLeft

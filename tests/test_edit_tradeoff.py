@@ -7,12 +7,12 @@ import pytest
 import torch
 from conftest import QUICK_SETTINGS
 
-from pti_core.comparison import METHODS, WAYS, invert
 from pti_core.directions import make_direction, principal_components
 from pti_core.editing.attributes import features, fit_attributes, usual_change
 from pti_core.perceptual import load_lpips
 from pti_core.sampling import w_statistics
-from pti_core.tradeoff import compare, summary
+from pti_core.studies.comparison import METHODS, WAYS, invert
+from pti_core.studies.tradeoff import compare, summary
 
 
 @pytest.fixture(scope="module")

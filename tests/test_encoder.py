@@ -17,17 +17,17 @@ from pti_core.encoder.files import EncoderError, encoder_for, find_encoder, read
 from pti_core.encoder.samples import draw, sampled_features
 from pti_core.encoder.start import encoded_start
 from pti_core.encoder.training import TrainingConfig, train_encoder
-from pti_core.freezing import freeze
+from pti_core.freezing.freeze import freeze
 from pti_core.generators.checkpoints import load_generator
 from pti_core.generators.stylegan2 import StyleGAN2
-from pti_core.known_runs import RunError
-from pti_core.parallel import Stopped, allow_all, stop_all
+from pti_core.machine.parallel import Stopped, allow_all, stop_all
 from pti_core.perceptual import load_lpips
 from pti_core.pivot import find_pivots
 from pti_core.presets import configure
 from pti_core.runs import any_engine_for, forget_engine, load_run
 from pti_core.sampling import w_statistics
-from pti_core.shards import invert_shard
+from pti_core.storage.known_runs import RunError
+from pti_core.work.shards import invert_shard
 
 QUICK = TrainingConfig(samples=200, views=2, epochs=20, drawing_steps=5)
 

@@ -10,10 +10,10 @@ from nvidia_files import random_generator
 from PIL import Image
 
 from pti_core import deltas
-from pti_core.device import UnfitMachine
 from pti_core.engine import Engine
 from pti_core.generators.stylegan2 import StyleGAN2
 from pti_core.inversions import Delta, Failure, Inversion, Target
+from pti_core.machine.device import UnfitMachine
 from pti_core.metrics import round_uint8
 from pti_core.presets import configure
 from pti_core.progress import WorkCounter

@@ -11,16 +11,16 @@ from conftest import QUICK_SETTINGS
 from PIL import Image
 
 from pti_core.export import ExportError, _picture_path, export_image, export_images
-from pti_core.freezing import freeze
+from pti_core.freezing.freeze import freeze
 from pti_core.generators.checkpoints import CheckpointError, load_generator, save_generator
 from pti_core.generators.stylegan2 import StyleGAN2
 from pti_core.images import to_uint8
-from pti_core.known_runs import RunError
 from pti_core.names import plain_path
 from pti_core.presets import configure
 from pti_core.runs import engine_for, load_run, read_stored
-from pti_core.shards import invert_shard, measure_shard
 from pti_core.sources.folders import listed_with
+from pti_core.storage.known_runs import RunError
+from pti_core.work.shards import invert_shard, measure_shard
 
 SETTINGS = QUICK_SETTINGS | {"tuning.steps": 8}
 

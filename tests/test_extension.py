@@ -16,13 +16,13 @@ from conftest import QUICK_SETTINGS
 from PIL import Image
 
 from pti_core.datasets import DatasetError
-from pti_core.freezing import freeze
+from pti_core.freezing.freeze import freeze
 from pti_core.generators.checkpoints import save_generator
-from pti_core.known_runs import RunError
 from pti_core.presets import configure
 from pti_core.runs import Run
-from pti_core.shards import invert_shard, measure_shard
+from pti_core.storage.known_runs import RunError
 from pti_core.tables import schema, to_parquet
+from pti_core.work.shards import invert_shard, measure_shard
 
 
 @pytest.fixture
@@ -161,7 +161,7 @@ def test_files_that_were_only_touched_are_not_inverted_again(dataset, begin, pic
         os.utime(folder / name, ns=(1, 1))
     assert begin(folder, preset="noop").remarks == ()
     Image.fromarray(pictures[5]).save(folder / "1.png")
-    monkeypatch.setattr("pti_core.freezing.LOOKED_AT", 2)  # too many to be read for a remark
+    monkeypatch.setattr("pti_core.freezing.freeze.LOOKED_AT", 2)  # too many to be read for a remark
     (remark,) = begin(folder, preset="noop").remarks
     assert remark.startswith(
         "3 touched files are not in this run; `--extend` (existing=extend) adds them, but for those whose content"
@@ -189,7 +189,7 @@ def test_touched_files_are_read_once(dataset, begin, tmp_path, monkeypatch):
     (folder / "1.png").write_bytes(data)
     touch(1)  # of the size and date that were compared, so that only reading would tell
     assert extended() == ["0.png", "1.png", "2.png"]
-    monkeypatch.setattr("pti_core.freezing.LOOKED_AT", 0)
+    monkeypatch.setattr("pti_core.freezing.freeze.LOOKED_AT", 0)
     assert len(begin(folder, preset="noop").remarks) == 1  # of the one that is gone
     touch(2)
     assert "2 touched files" in begin(folder, preset="noop").remarks[0]
@@ -216,7 +216,7 @@ def test_touched_files_that_cannot_be_read_now_are_not_taken_for_changed(dataset
         raise OSError("503")
 
     with monkeypatch.context() as patched:
-        patched.setattr("pti_core.compared.read_bytes", away)
+        patched.setattr("pti_core.freezing.compared.read_bytes", away)
         extended = begin(folder, preset="noop", existing="extend")
     assert ids(extended) == ["0.png", "1.png", "2.png"]
     assert extended.remarks == (
@@ -309,7 +309,7 @@ def test_a_flow_that_comes_late_or_after_a_failed_extension_lists_the_data_set(d
     begin(folder, preset="noop")
     Image.fromarray(pictures[5]).save(folder / "9.png")
     with monkeypatch.context() as patched:
-        patched.setattr("pti_core.freezing._FLOW_COMES", -1.0)
+        patched.setattr("pti_core.freezing.freeze._FLOW_COMES", -1.0)
         assert len(begin(folder, preset="noop", by="flow run 1").remarks) == 1
     away = folder.rename(folder.parent / "away")
     with pytest.raises(DatasetError):

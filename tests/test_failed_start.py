@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from flows import cli, runners
 from flows.pti import pti
 from flows.runners import RunnerError
-from pti_core.freezing import freeze
+from pti_core.freezing.freeze import freeze
 from pti_core.presets import configure
 
 ROOT = Path(__file__).parents[1]

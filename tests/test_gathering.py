@@ -14,13 +14,14 @@ import pytest
 from conftest import QUICK_SETTINGS, finish
 from PIL import Image
 
-from pti_core import gathering, large_files, tables, wide
-from pti_core.files import StoreError
-from pti_core.freezing import freeze
-from pti_core.gathering import COPIED, GatherError, gather
-from pti_core.known_runs import RunError
+from pti_core import tables
+from pti_core.freezing.freeze import freeze
+from pti_core.large_tables import gathering, large_files, wide
+from pti_core.large_tables.gathering import COPIED, GatherError, gather
 from pti_core.presets import configure
 from pti_core.runs import Run
+from pti_core.storage.files import StoreError
+from pti_core.storage.known_runs import RunError
 
 
 def write(folder: Path, pictures, names) -> Path:

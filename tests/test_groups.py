@@ -8,11 +8,11 @@ from conftest import QUICK_SETTINGS
 from PIL import Image
 
 from pti_core.engine import Engine
-from pti_core.freezing import freeze
+from pti_core.freezing.freeze import freeze
 from pti_core.images import to_float
 from pti_core.inversions import Inversion, Target
-from pti_core.known_runs import RunError
 from pti_core.presets import configure
+from pti_core.storage.known_runs import RunError
 
 
 @pytest.fixture

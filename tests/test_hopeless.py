@@ -17,10 +17,10 @@ from s3_server import s3_server, use
 
 from flows.runners import started
 from flows.shard_work import AWAY, ShardsFailed, do_shards
-from pti_core.freezing import freeze
+from pti_core.freezing.freeze import freeze
 from pti_core.presets import configure
 from pti_core.runs import Run
-from pti_core.shards import invert_shard
+from pti_core.work.shards import invert_shard
 from tasks.shards import invert_shards, measure_shards
 from tasks.tries import ShardsLeft
 

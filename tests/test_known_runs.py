@@ -13,13 +13,13 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from flows.cli import app
-from pti_core.freezing import freeze
-from pti_core.known_runs import RunError, newest_run, run_names
+from pti_core.freezing.freeze import freeze
 from pti_core.presets import configure
 from pti_core.runs import Run
-from pti_core.shards import invert_shard, measure_shard
 from pti_core.status import no_pivot, nothing_done
-from pti_core.store import Store
+from pti_core.storage.known_runs import RunError, newest_run, run_names
+from pti_core.storage.store import Store
+from pti_core.work.shards import invert_shard, measure_shard
 
 
 @pytest.fixture(scope="module")

@@ -20,14 +20,14 @@ from conftest import QUICK_SETTINGS
 from fsspec.implementations.memory import MemoryFileSystem
 from PIL import Image
 
-from pti_core import completeness
 from pti_core.checking import check_run
-from pti_core.freezing import freeze
-from pti_core.layout import CLEARING
+from pti_core.freezing.freeze import freeze
 from pti_core.presets import configure
 from pti_core.runs import Run, load_run
-from pti_core.shards import invert_shard, measure_shard
-from pti_core.store import StoreError
+from pti_core.storage import completeness
+from pti_core.storage.layout import CLEARING
+from pti_core.storage.store import StoreError
+from pti_core.work.shards import invert_shard, measure_shard
 
 Begin = Callable[..., Run]
 

@@ -11,17 +11,18 @@ import pytest
 from conftest import QUICK_SETTINGS
 from PIL import Image
 
-from pti_core import status, table_files, tables
+from pti_core import status, tables
 from pti_core.alpha import plans as alpha_plans
 from pti_core.editing import plans as editing_plans
 from pti_core.export import ExportError, export_image, export_images
-from pti_core.freezing import freeze
-from pti_core.lookup import rows_of
-from pti_core.manifests import write
+from pti_core.freezing.freeze import freeze
 from pti_core.presets import configure
 from pti_core.runs import Run, load_run
-from pti_core.shards import invert_shard, measure_shard
-from pti_core.store import Store, StoreError
+from pti_core.storage import table_files
+from pti_core.storage.lookup import rows_of
+from pti_core.storage.manifests import write
+from pti_core.storage.store import Store, StoreError
+from pti_core.work.shards import invert_shard, measure_shard
 
 
 @pytest.fixture(scope="module")

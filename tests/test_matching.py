@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 
 from pti_core.addresses import lasting
-from pti_core.matching import are_in, differ, last_places, lasting_column, texts
+from pti_core.freezing.matching import are_in, differ, last_places, lasting_column, texts
 
 ADDRESSES = [
     "/data/a.png",
@@ -31,7 +31,7 @@ ADDRESSES = [
 
 @pytest.mark.parametrize("picked", [*([address] for address in ADDRESSES), ADDRESSES, ADDRESSES[:4] * 3])
 def test_lasting_addresses_are_those_of_each(picked, monkeypatch):
-    monkeypatch.setattr("pti_core.matching._AT_ONCE", 3)
+    monkeypatch.setattr("pti_core.freezing.matching._AT_ONCE", 3)
     column = pa.chunked_array([picked[:2], picked[2:]], pa.string())
     found = lasting_column(column)
     assert (found.to_pylist(), found.type) == ([lasting(address) for address in picked], pa.large_string())

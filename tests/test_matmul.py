@@ -8,9 +8,9 @@ from torch.autograd import forward_ad
 from torch.func import functional_call, vmap
 from torch.nn import functional as F
 
-from pti_core import matmul as module
-from pti_core.matmul import convolution, matmul
-from pti_core.parallel import in_parallel
+from pti_core.machine import matmul as module
+from pti_core.machine.matmul import convolution, matmul
+from pti_core.machine.parallel import in_parallel
 
 pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN")
 PRODUCT = "mkldnn::_linear_pointwise"

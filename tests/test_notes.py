@@ -8,9 +8,9 @@ import time
 
 import pytest
 
-from pti_core import notes
-from pti_core.notes import NoteBook, last_noted, read_notes, stop_all_notes
-from pti_core.store import Store
+from pti_core.storage import notes
+from pti_core.storage.notes import NoteBook, last_noted, read_notes, stop_all_notes
+from pti_core.storage.store import Store
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from pti_core.overlap import finish_writes, read_ahead, write_behind
+from pti_core.machine.overlap import finish_writes, read_ahead, write_behind
 
 WAIT = 20  # seconds until a test that hangs fails
 

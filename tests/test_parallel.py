@@ -7,8 +7,8 @@ import time
 import pytest
 import torch
 
-from pti_core import parallel
-from pti_core.parallel import (
+from pti_core.machine import parallel
+from pti_core.machine.parallel import (
     Stopped,
     available_cores,
     in_parallel,

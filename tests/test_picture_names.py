@@ -15,7 +15,7 @@ from pti_core.editing.pictures import picture_path
 from pti_core.editing.plans import plan
 from pti_core.editing.report import publish
 from pti_core.export import export_images
-from pti_core.store import Store
+from pti_core.storage.store import Store
 
 ASKED = (None, ["pca:0"], [2.0])
 IDS = ["A.png", "a.png", "l" * 250 + ".png", "l" * 300 + ".png", "é?" * 60 + ".png", "/".join(["m" * 90] * 9) + ".png"]

@@ -5,7 +5,7 @@ import logging
 import pytest
 
 import tasks.tries  # noqa: F401 (has Prefect log so)
-from pti_core.known_runs import RunError
+from pti_core.storage.known_runs import RunError
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from rich.console import Console
 from flows.console import ProgressView
 from flows.run_cli import _published
 from pti_core import report
-from pti_core.freezing import freeze
+from pti_core.freezing.freeze import freeze
 from pti_core.html_report import PAGE
 from pti_core.presets import configure
 

@@ -14,12 +14,12 @@ import pytest
 from conftest import finish
 from PIL import Image
 
-from pti_core.freezing import freeze
-from pti_core.known_runs import RunError
+from pti_core.freezing.freeze import freeze
+from pti_core.freezing.readdressed import check_addresses
 from pti_core.presets import configure
-from pti_core.readdressed import check_addresses
 from pti_core.runs import Run
-from pti_core.shards import invert_shard, measure_shard
+from pti_core.storage.known_runs import RunError
+from pti_core.work.shards import invert_shard, measure_shard
 
 
 @pytest.fixture
@@ -131,7 +131,7 @@ def test_moved_images_are_too_many_to_be_read_for_a_remark(
     begin: Any, push: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     finish(begin(push([("a", 0), ("b", 1)])))
-    monkeypatch.setattr("pti_core.freezing.LOOKED_AT", 1)
+    monkeypatch.setattr("pti_core.freezing.freeze.LOOKED_AT", 1)
     (remark,) = begin(push([("a", 0)], [("b", 1)])).remarks
     assert remark.startswith("2 touched files are not in this run; `--extend` (existing=extend) adds them, but for ")
 

@@ -26,19 +26,19 @@ from PIL import Image, ImageFile
 
 from pti_core import report, tables
 from pti_core.datasets import DatasetError, read_bytes, scan
-from pti_core.files import StoreError
-from pti_core.freezing import freeze
-from pti_core.inputs import InputsUnreadable
-from pti_core.known_runs import RunError
-from pti_core.layout import CLEARING
-from pti_core.notes import read_notes
-from pti_core.originals import OriginalGone
-from pti_core.parts import INVERTED
+from pti_core.freezing.freeze import freeze
 from pti_core.presets import configure
 from pti_core.runs import Run
-from pti_core.shards import invert_shard, measure_shard
-from pti_core.staged import end_changes, put_aside
 from pti_core.status import run_status
+from pti_core.storage.files import StoreError
+from pti_core.storage.known_runs import RunError
+from pti_core.storage.layout import CLEARING
+from pti_core.storage.notes import read_notes
+from pti_core.work.inputs import InputsUnreadable
+from pti_core.work.originals import OriginalGone
+from pti_core.work.parts import INVERTED
+from pti_core.work.shards import invert_shard, measure_shard
+from pti_core.work.staged import end_changes, put_aside
 
 COLUMNS = ["image_id", "stage", "lpips"]
 
@@ -287,7 +287,7 @@ def test_reads_that_fail_for_a_moment_are_tried_again(flaky, begin):
 
 
 def test_rejects_are_noted_while_a_shard_is_at_work(flaky, begin, monkeypatch):
-    monkeypatch.setattr("pti_core.notes.EVERY", 0.0)
+    monkeypatch.setattr("pti_core.storage.notes.EVERY", 0.0)
     run = begin(flaky)
 
     def wait(progress):  # until it is noted, or the next one would not be

@@ -18,12 +18,12 @@ from flows.cli import app
 from pti_core.alpha.stored import Place, Request, note_left_out, reasons_left_out, studied
 from pti_core.checking import check_run
 from pti_core.editing import answers, plans
-from pti_core.files import OutputRefused, StoreError
-from pti_core.notes import NoteBook, read_notes
 from pti_core.presets import configure
 from pti_core.runs import Run
 from pti_core.status import run_status
-from pti_core.store import Store
+from pti_core.storage.files import OutputRefused, StoreError
+from pti_core.storage.notes import NoteBook, read_notes
+from pti_core.storage.store import Store
 
 ROOT = "refusing://refused-reads/out"
 

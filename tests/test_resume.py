@@ -18,10 +18,10 @@ from PIL import Image
 
 from pti_core import report
 from pti_core.datasets import DatasetError
-from pti_core.freezing import freeze
+from pti_core.freezing.freeze import freeze
 from pti_core.presets import configure
 from pti_core.runs import Run
-from pti_core.shards import invert_shard, measure_shard
+from pti_core.work.shards import invert_shard, measure_shard
 
 Begin = Callable[..., Run]
 

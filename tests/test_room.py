@@ -15,13 +15,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from pti_core import parallel
-from pti_core.device import UnfitMachine
 from pti_core.engine import Engine
-from pti_core.memory import keep_freed_memory
-from pti_core.parallel import Stopped, allow_all, in_parallel, stop_all
+from pti_core.machine import parallel
+from pti_core.machine.device import UnfitMachine
+from pti_core.machine.memory import keep_freed_memory
+from pti_core.machine.parallel import Stopped, allow_all, in_parallel, stop_all
+from pti_core.machine.room import free_memory, images_at_once, peak, room_beside
 from pti_core.presets import configure
-from pti_core.room import free_memory, images_at_once, peak, room_beside
 
 MIB = 2**20
 IMAGE = 100 * MIB  # more than the 64 MiB of a thread's own arena, which this thread has where malloc has failed before
@@ -96,7 +96,7 @@ def test_this_machine_tells():
 @LINUX
 def test_an_address_space_that_is_limited_counts():
     code = (
-        "import resource; from pti_core.room import free_memory, _own;"
+        "import resource; from pti_core.machine.room import free_memory, _own;"
         "resource.setrlimit(resource.RLIMIT_AS, (_own('VmSize') + 300 * 2**20, resource.RLIM_INFINITY));"
         "print(free_memory())"
     )
@@ -121,8 +121,8 @@ def test_the_peak_is_of_the_work_alone_and_of_memory_that_earlier_work_had_given
 def test_memory_is_given_back_though_another_library_has_taken_some_behind_it():
     code = """
 import ctypes
-from pti_core.memory import keep_freed_memory
-from pti_core.room import peak
+from pti_core.machine.memory import keep_freed_memory
+from pti_core.machine.room import peak
 def work(size):
     ctypes.memset(ctypes.create_string_buffer(size), 1, size)
 keep_freed_memory()

@@ -17,13 +17,13 @@ from faulty_proxy import Proxy, proxy_to
 from s3_server import S3Server, s3_server, use
 
 from pti_core import tables
-from pti_core.files import Files
-from pti_core.freezing import freeze
-from pti_core.gathering import GatherError, gather
+from pti_core.freezing.freeze import freeze
+from pti_core.large_tables.gathering import GatherError, gather
 from pti_core.presets import configure
 from pti_core.runs import Run, engine_for, load_run, read_stored
 from pti_core.status import run_status
-from pti_core.store import Store
+from pti_core.storage.files import Files
+from pti_core.storage.store import Store
 
 
 @pytest.fixture
@@ -109,7 +109,7 @@ def test_the_endpoint_by_fsspecs_own_configuration(server: S3Server) -> None:
     mine = {"FSSPEC_S3_ENDPOINT_URL": server.url, "FSSPEC_S3_CONFIG_KWARGS": '{"read_timeout": 7}'}
     script = f"""
 import fsspec.config
-from pti_core.store import Store
+from pti_core.storage.store import Store
 store = Store("s3://{bucket}/out")
 assert store.runs() == ["abc"]
 config = store.files.fs.s3.meta.config

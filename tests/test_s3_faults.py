@@ -12,13 +12,13 @@ from faulty_proxy import KINDS, Proxy, outage, proxy_to, some
 from s3_server import s3_server, use
 
 from pti_core import connections, tables
-from pti_core.files import StoreError
-from pti_core.freezing import freeze
+from pti_core.freezing.freeze import freeze
 from pti_core.presets import configure
 from pti_core.reading import ReadError, read_bytes
 from pti_core.runs import Run
-from pti_core.shards import invert_shard, measure_shard
-from pti_core.store import Store
+from pti_core.storage.files import StoreError
+from pti_core.storage.store import Store
+from pti_core.work.shards import invert_shard, measure_shard
 
 
 @pytest.fixture
@@ -61,8 +61,8 @@ def test_every_way_to_use_the_files_survives_every_kind_of_fault(kind: str, prox
 @pytest.fixture
 def _no_tries_of_the_client(proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(fsspec.config.conf["s3"]["config_kwargs"], "retries", {"total_max_attempts": 1})
-    monkeypatch.setattr("pti_core.files.UPLOAD_WAITS", (0.0, 0.1))
-    monkeypatch.setattr("pti_core.files.READ_WAITS", (0.0, 0.1))
+    monkeypatch.setattr("pti_core.storage.files.UPLOAD_WAITS", (0.0, 0.1))
+    monkeypatch.setattr("pti_core.storage.files.READ_WAITS", (0.0, 0.1))
     monkeypatch.setattr("pti_core.reading.READ_WAITS", (0.0, 0.1))
 
 

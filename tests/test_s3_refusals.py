@@ -16,11 +16,11 @@ from faulty_proxy import Proxy, proxy_to
 from s3_server import KEY, SECRET, free_port, s3_server, use
 
 from pti_core.datasets import DatasetError
-from pti_core.files import StoreError
-from pti_core.freezing import freeze
+from pti_core.freezing.freeze import freeze
 from pti_core.presets import configure
 from pti_core.runs import Run
-from pti_core.store import Store
+from pti_core.storage.files import StoreError
+from pti_core.storage.store import Store
 
 
 @pytest.fixture

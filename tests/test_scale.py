@@ -15,15 +15,16 @@ from conftest import QUICK_SETTINGS, finish
 from rich.console import Console
 
 from flows.console import ProgressView, show_summary
-from pti_core import checked, completeness, medians, report, table_files, tables
-from pti_core.freezing import freeze
-from pti_core.manifests import Manifest, write
+from pti_core import medians, report, tables
+from pti_core.freezing.freeze import freeze
 from pti_core.presets import configure
 from pti_core.runs import load_run
-from pti_core.shard_files import ShardFiles
-from pti_core.shard_progress import ShardProgress
-from pti_core.shards import invert_shard, measure_shard
-from pti_core.store import Store, StoreError
+from pti_core.storage import checked, completeness, table_files
+from pti_core.storage.manifests import Manifest, write
+from pti_core.storage.shard_files import ShardFiles
+from pti_core.storage.store import Store, StoreError
+from pti_core.work.shard_progress import ShardProgress
+from pti_core.work.shards import invert_shard, measure_shard
 
 
 def listing(first: int, count: int) -> pa.Table:

@@ -165,7 +165,7 @@ def test_an_encoder_is_trained_there(device, checkpoints, tmp_path):
 )
 def test_the_device_is_taken_and_a_tensor_elsewhere_is_an_error(stand_in, work, error):
     lines = ["import sys, torch", f"sys.path[:0] = [{str(TESTS)!r}]", "from on_second_device import add_device"]
-    lines += [f"add_device({stand_in!r})", "from pti_core.device import best_device"]
+    lines += [f"add_device({stand_in!r})", "from pti_core.machine.device import best_device"]
     lines += ["x = torch.ones(2, 3, device=best_device())", work]
     done = subprocess.run([sys.executable, "-c", "\n".join(lines)], env=ENVIRONMENT, capture_output=True, text=True)
     assert (done.returncode == 0) == (error is None), done.stderr

@@ -24,15 +24,15 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from flows.cli import app
-from pti_core.files import Files
-from pti_core.freezing import freeze
-from pti_core.meanwhile import WrittenByAnother
+from pti_core.freezing.freeze import freeze
 from pti_core.presets import configure
 from pti_core.report import publish
 from pti_core.runs import Run, load_run
-from pti_core.shards import invert_shard, measure_shard
-from pti_core.share import ShareError, share_of
-from pti_core.store import StoreError
+from pti_core.storage.files import Files
+from pti_core.storage.share import ShareError, share_of
+from pti_core.storage.store import StoreError
+from pti_core.work.meanwhile import WrittenByAnother
+from pti_core.work.shards import invert_shard, measure_shard
 from tasks.progress import listen
 from tasks.shards import invert_shards, measure_shards
 from tasks.tries import ShardsLeft
@@ -145,7 +145,7 @@ def test_all_that_begin_a_run_at_once_have_the_same_one(dataset: Any, begin: Beg
 def test_a_list_that_was_left_without_a_configuration_is_replaced(
     dataset: Any, begin: Begin, pictures: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pti_core.beginning.PATIENCE", 0.0)
+    monkeypatch.setattr("pti_core.freezing.beginning.PATIENCE", 0.0)
     folder = dataset(2)
     run = begin(folder)
     (Path(run.store.root) / f"runs/{run.name}/config.json").unlink()

@@ -14,9 +14,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from pti_core.notes import read_notes
 from pti_core.status import run_status
-from pti_core.store import Store
+from pti_core.storage.notes import read_notes
+from pti_core.storage.store import Store
 
 pytestmark = pytest.mark.slow
 PTI = [sys.executable, "-m", "flows.cli"]

@@ -20,8 +20,8 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from pti_core import tables
 from pti_core.checking import Checked, check_run
-from pti_core.files import Files
-from pti_core.store import FileInfo, Store, StoreError, make_marker, run_id
+from pti_core.storage.files import Files
+from pti_core.storage.store import FileInfo, Store, StoreError, make_marker, run_id
 
 RUN, DIGEST = "abc123abc123", "abc123abc123" * 5 + "0000"
 
@@ -394,7 +394,7 @@ class Unreliable(MemoryFileSystem):
 
 def test_failed_uploads_are_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
     fsspec.register_implementation("unreliable", Unreliable, clobber=True)
-    monkeypatch.setattr("pti_core.files.UPLOAD_WAITS", (0.0, 0.0, 0.0))
+    monkeypatch.setattr("pti_core.storage.files.UPLOAD_WAITS", (0.0, 0.0, 0.0))
     store = Store("unreliable://store-test/again", {"password": "hunter22"})
     Unreliable.failures = 3
     store.write_config(RUN, {"digest": DIGEST})

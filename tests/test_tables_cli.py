@@ -16,10 +16,10 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from flows import cli
-from pti_core import wide
-from pti_core.freezing import freeze
-from pti_core.gathering import gather
-from pti_core.joined import JoinError
+from pti_core.freezing.freeze import freeze
+from pti_core.large_tables import wide
+from pti_core.large_tables.gathering import gather
+from pti_core.large_tables.joined import JoinError
 from pti_core.presets import configure
 
 PAGE = (Path(__file__).parents[1] / "docs/tables.md").read_text()

@@ -22,14 +22,14 @@ from prefect.testing.utilities import prefect_test_harness
 import tasks
 from flows.runners import started
 from flows.shard_work import ShardsFailed, do_shards
-from pti_core.device import UnfitMachine
-from pti_core.files import OutputRefused
-from pti_core.freezing import freeze
-from pti_core.inputs import InputsUnreadable
-from pti_core.parallel import Stopped
+from pti_core.freezing.freeze import freeze
+from pti_core.machine.device import UnfitMachine
+from pti_core.machine.parallel import Stopped
 from pti_core.presets import configure
 from pti_core.runs import Run
-from pti_core.shard_progress import PREPARING, ShardProgress
+from pti_core.storage.files import OutputRefused
+from pti_core.work.inputs import InputsUnreadable
+from pti_core.work.shard_progress import PREPARING, ShardProgress
 from tasks.progress import listen
 from tasks.shards import invert_shards, measure_shards
 from tasks.tries import ShardsLeft, each, worth_another_try

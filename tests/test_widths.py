@@ -6,8 +6,8 @@ import pytest
 import torch
 from nvidia_files import random_generator
 
-from pti_core.device import UnfitMachine
 from pti_core.engine import Engine
+from pti_core.machine.device import UnfitMachine
 from pti_core.presets import configure
 from pti_core.widths import STEPS, fastest_width, widths
 

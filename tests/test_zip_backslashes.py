@@ -15,7 +15,7 @@ from PIL import Image
 
 from pti_core.addresses import lasting
 from pti_core.datasets import read_bytes, scan
-from pti_core.freezing import freeze
+from pti_core.freezing.freeze import freeze
 from pti_core.presets import configure
 from pti_core.runs import Run
 

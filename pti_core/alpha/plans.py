@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 from pti_core.alpha.stored import Request, places, studied
 from pti_core.alpha.study import Alpha, AlphaError, check_alphas
-from pti_core.lookup import rows_of
 from pti_core.names import as_listed
 from pti_core.report import first_shards
 from pti_core.runs import Run, find_run
 from pti_core.status import no_pivot, nothing_done
+from pti_core.storage.lookup import rows_of
 
 
 @dataclass(frozen=True)

@@ -20,10 +20,10 @@ from pti_core.alpha.strips import ends
 from pti_core.alpha.study import OFF, AlphaError, drift, nearness, tuned_with
 from pti_core.connections import OutOfResources
 from pti_core.engine import Engine
-from pti_core.parallel import one_at_a_time
+from pti_core.machine.parallel import one_at_a_time
 from pti_core.pivot import Pivots
 from pti_core.runs import Run, engine_for
-from pti_core.shard_progress import OnShardProgress, ShardProgress
+from pti_core.work.shard_progress import OnShardProgress, ShardProgress
 
 _TUNING: Final = 0.95  # share of tuning in an image's work; only the display depends on it
 

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from pti_core.config import LARGEST_ALPHA, MeasureConfig, RunConfig
-from pti_core.device import exact_float32
 from pti_core.engine import Engine
 from pti_core.generators.base import Generator
 from pti_core.locality import interpolate
+from pti_core.machine.device import exact_float32
 from pti_core.measure import measure_locality
 from pti_core.metrics import measure, round_uint8
 from pti_core.pivot import Pivots

@@ -18,7 +18,7 @@ from pti_core.deltas.layered import MAX_RANK, Decomposed, pack, unpack
 from pti_core.deltas.payloads import MAX_VALUES, Decoder, DeltaError, Encoder, NotFiniteError
 from pti_core.deltas.plain import fp16_decode, fp16_encode, integer_codec
 from pti_core.generators.base import Generator
-from pti_core.parallel import on_own_cores
+from pti_core.machine.parallel import on_own_cores
 
 ENERGY: Final = 0.95
 """The share of a kernel's squared values that the components of codec `svd` hold."""

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pti_core.deltas.flat import Flat, moved_together
 from pti_core.deltas.layered import Layers, Weights, leading_components, left_over, matrix_shape, most_components, worth
-from pti_core.parallel import on_idle_cores
+from pti_core.machine.parallel import on_idle_cores
 
 
 class Together:

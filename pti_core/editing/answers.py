@@ -15,9 +15,9 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import Final
 
-from pti_core.files import FileInfo, MissingFile
-from pti_core.layout import checked, shard_folder
-from pti_core.store import Store
+from pti_core.storage.files import FileInfo, MissingFile
+from pti_core.storage.layout import checked, shard_folder
+from pti_core.storage.store import Store
 
 KEPT: Final = 100  # answers of a shard; an older one is worth a look at its table
 

@@ -17,8 +17,8 @@ from torch.nn import functional as F
 
 from pti_core.directions import Direction
 from pti_core.generators.base import Generator
+from pti_core.machine.parallel import in_parallel
 from pti_core.metrics import round_uint8
-from pti_core.parallel import in_parallel
 from pti_core.perceptual import LPIPS
 from pti_core.sampling import WStatistics
 

@@ -14,10 +14,10 @@ import pyarrow as pa
 from pti_core import tables
 from pti_core.editing.answers import Answers, forget_answers, read_all_answers, read_answers, write_answers
 from pti_core.editing.pictures import unedited_path
-from pti_core.files import DamagedFile, FileInfo, MissingFile
-from pti_core.layout import checked
-from pti_core.markers import part_shard
-from pti_core.store import Store
+from pti_core.storage.files import DamagedFile, FileInfo, MissingFile
+from pti_core.storage.layout import checked
+from pti_core.storage.markers import part_shard
+from pti_core.storage.store import Store
 
 NAMED: Final = 3  # pictures in a message
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from pti_core.names import folds_case, shortened
-from pti_core.store import Store
+from pti_core.storage.store import Store
 
 UNEDITED: Final = "unedited"  # folder of the pictures to compare with
 

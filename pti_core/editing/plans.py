@@ -28,11 +28,11 @@ from pti_core.editing.answers import add_answer, read_all_answers
 from pti_core.editing.identity import face_embedding_name
 from pti_core.editing.results import results_sha256
 from pti_core.engine import Engine
-from pti_core.files import FileInfo
-from pti_core.lookup import rows_of
 from pti_core.names import as_listed
 from pti_core.runs import Run, engine_for, find_run
 from pti_core.status import no_pivot, nothing_done
+from pti_core.storage.files import FileInfo
+from pti_core.storage.lookup import rows_of
 
 DEFAULT_STRENGTHS: Final = (-2.0, 2.0)
 VERSION: Final = 1  # of the measures; a change makes what is there be done again

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from pti_core import tables
-from pti_core.files import StoreError
 from pti_core.runs import Run
-from pti_core.store import Store
+from pti_core.storage.files import StoreError
+from pti_core.storage.store import Store
 from pti_core.tables import Row
 
 

@@ -12,7 +12,6 @@ from typing import Any
 from torch import Tensor
 
 from pti_core import tables
-from pti_core.device import exact_float32
 from pti_core.directions import Direction
 from pti_core.editing.answers import about_to_write, forget_answers, forget_lost
 from pti_core.editing.identity import face_embedding, face_embedding_name
@@ -27,14 +26,15 @@ from pti_core.editing.plans import (
 )
 from pti_core.editing.results import finished, image_sums, results_sha256
 from pti_core.engine import Engine
-from pti_core.files import DamagedFile, FileInfo, MissingFile, StoreError
 from pti_core.images import picture, to_uint8
-from pti_core.known_runs import RunError
+from pti_core.machine.device import exact_float32
+from pti_core.machine.parallel import one_at_a_time
 from pti_core.metrics import round_uint8
-from pti_core.parallel import one_at_a_time
 from pti_core.runs import Run, engine_for, stored_from_rows
-from pti_core.shard_progress import OnShardProgress, ShardProgress
+from pti_core.storage.files import DamagedFile, FileInfo, MissingFile, StoreError
+from pti_core.storage.known_runs import RunError
 from pti_core.tables import Row
+from pti_core.work.shard_progress import OnShardProgress, ShardProgress
 
 _Wanted = list[tuple[Direction, float]]
 

@@ -15,7 +15,7 @@ from pti_core.encoder.files import (
     parse_encoder,
 )
 from pti_core.generators.checkpoints import LoadedGenerator
-from pti_core.store import Store
+from pti_core.storage.store import Store
 
 FOLDER: Final = "encoders"  # of a root; encoders/<SHA-256 of the generator>/<SHA-256 of the encoder>.safetensors
 _SUFFIX: Final = ".safetensors"

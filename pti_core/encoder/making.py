@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from pti_core.addresses import redact, refusal
-from pti_core.device import best_device
 from pti_core.encoder.files import EncoderError, find_encoder, read_encoder, save_encoder
 from pti_core.encoder.training import OnTraining, TrainingConfig, train_encoder
 from pti_core.generators.checkpoints import LoadedGenerator, load_generator
+from pti_core.machine.device import best_device
 from pti_core.perceptual import load_lpips
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pti_core.encoder.augment import augment
 from pti_core.generators.base import Generator
-from pti_core.parallel import in_parallel, on_idle_cores
+from pti_core.machine.parallel import in_parallel, on_idle_cores
 from pti_core.sampling import ImageRandom, WStatistics, sample_w, seed_for
 
 CHUNK = 8  # images drawn together

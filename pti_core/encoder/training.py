@@ -20,8 +20,8 @@ from torch import Tensor
 from pti_core.encoder.network import Encoder, EncoderShape, grid_features
 from pti_core.encoder.samples import draw, sampled_features, views
 from pti_core.generators.base import Generator
-from pti_core.memory import keep_freed_memory
-from pti_core.parallel import in_parallel
+from pti_core.machine.memory import keep_freed_memory
+from pti_core.machine.parallel import in_parallel
 from pti_core.perceptual import LPIPS, area_downsample
 from pti_core.sampling import WStatistics, w_statistics
 

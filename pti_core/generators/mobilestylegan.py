@@ -23,7 +23,7 @@ from pti_core.generators.half import Precision
 from pti_core.generators.mapping import FullyConnectedLayer, MappingNetwork
 from pti_core.generators.network import GeneratorNetwork
 from pti_core.generators.noise import noise_maps
-from pti_core.matmul import convolution
+from pti_core.machine.matmul import convolution
 
 LRELU_SLOPE = 0.2  # of every leaky ReLU; the published network has no sqrt(2) gain after it
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.nn import functional as F
 
-from pti_core.matmul import own_functions
+from pti_core.machine.matmul import own_functions
 
 TAPS = (1, 3, 3, 1)  # of the usual filter
 

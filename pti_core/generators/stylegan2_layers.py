@@ -21,7 +21,7 @@ from torch.overrides import handle_torch_function, has_torch_function
 from pti_core.generators.half import FINITE, HALF_CLAMP, HalfPass, balanced
 from pti_core.generators.mapping import FullyConnectedLayer
 from pti_core.generators.resampling import TAPS, fir, fir_kernel, upsample2d
-from pti_core.matmul import convolution, own_functions
+from pti_core.machine.matmul import convolution, own_functions
 
 LRELU_SLOPE, LRELU_GAIN = 0.2, math.sqrt(2)
 DEMODULATION_EPS = 1e-8

@@ -19,9 +19,9 @@ import pandas as pd
 from pti_core.html_report import charts
 from pti_core.html_report.figures import MEASURES, Figures, choose, facts, gather, settings, worst_first
 from pti_core.html_report.pictures import Layout, Pictures, draw
-from pti_core.known_runs import RunError
 from pti_core.runs import Run
 from pti_core.status import nothing_done
+from pti_core.storage.known_runs import RunError
 from pti_core.tables import records
 
 PAGE: Final = "index.html"

@@ -1,0 +1,1 @@
+"""A shard's work, from its inputs to its marker."""
