@@ -20,8 +20,10 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from pti_core import tables
 from pti_core.checking import Checked, check_run
-from pti_core.storage.files import Files
-from pti_core.storage.store import FileInfo, Store, StoreError, make_marker, run_id
+from pti_core.storage.files import FileInfo, Files
+from pti_core.storage.layout import run_id
+from pti_core.storage.markers import make_marker
+from pti_core.storage.store import Store, StoreError
 
 RUN, DIGEST = "abc123abc123", "abc123abc123" * 5 + "0000"
 

@@ -196,6 +196,25 @@ class Manifest:
         return last[1]
 
 
+def freeze(files: Files, run: str, manifest: pa.Table) -> FileInfo:
+    """`Store.write_manifest`."""
+    here = {f"runs/{run}/{name}" for name in ("config.json", "manifest.parquet")}
+    if not here <= files.find(f"runs/{run}", maxdepth=1).keys():
+        return replace(files, run, manifest)
+    old, first = Manifest(files, run), first_shard(manifest)
+    if first > old.shards:
+        raise StoreError(f"run {run!r} has {old.shards} shards; shard {first} cannot follow")
+    if first == old.shards:
+        return write(files, run, manifest)
+    there = old.table()
+    there = there.filter(pc.greater_equal(there["shard"], first))
+    if not there.equals(manifest):
+        found = f"{there.num_rows} images there, {manifest.num_rows} now, or other files or shards"
+        raise StoreError(f"run {run!r} has another manifest ({found}): {MEANWHILE}")
+    path = path_of(run, first)
+    return FileInfo.of(path, files.get(path, f"file {path!r} is missing"))
+
+
 def write(files: Files, run: str, manifest: pa.Table) -> FileInfo:
     """Append rows, whose shards go on where the last file ended. StoreError where another process was first."""
     path, data = path_of(run, first_shard(manifest)), tables.to_parquet("manifest", manifest)

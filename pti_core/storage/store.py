@@ -11,32 +11,27 @@ a hidden temporary file in the same folder, fsync and rename; on object stores t
 
 from __future__ import annotations
 
-import hashlib
 import json
-import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any
 
 import pandas as pd
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pti_core import tables
-from pti_core.storage import manifests
+from pti_core.storage import finished, manifests
 from pti_core.storage.checked import check_complete
 from pti_core.storage.completeness import strays
 from pti_core.storage.files import DamagedFile, FileInfo, Files, MissingFile, StoreError
-from pti_core.storage.layout import CLEARING, checked, marker_path, run_id, shard_folder
+from pti_core.storage.layout import CLEARING, checked, marker_path, shard_folder
 from pti_core.storage.manifests import Manifest
-from pti_core.storage.markers import check_marker, files_of, lean, make_marker, parse_marker, part_number, without
+from pti_core.storage.markers import check_marker, parse_marker, part_number, without
 from pti_core.storage.notes import undone
-from pti_core.storage.shard_files import ShardFiles
 from pti_core.storage.table_files import listed, read_files
 
-__all__ = ["FileInfo", "Store", "StoreError", "make_marker", "run_id"]
+__all__ = ["Store", "StoreError"]
 
 
 class Store:
@@ -94,20 +89,7 @@ class Store:
         The same again is fine; StoreError where a run with a config has other inputs in these shards. A manifest
         without a config was left by a process that ended between the two; it is replaced.
         """
-        here = {f"runs/{checked(run)}/{name}" for name in ("config.json", "manifest.parquet")}
-        if here <= self.files.find(f"runs/{run}", maxdepth=1).keys():
-            old, first = self.manifest(run), manifests.first_shard(manifest)
-            if first < old.shards:
-                there = old.table()
-                there = there.filter(pc.greater_equal(there["shard"], first))
-                if not there.equals(manifest):
-                    found = f"{there.num_rows} images there, {manifest.num_rows} now, or other files or shards"
-                    raise StoreError(f"run {run!r} has another manifest ({found}): {manifests.MEANWHILE}")
-                return self.file_info(manifests.path_of(run, first))
-            if first > old.shards:
-                raise StoreError(f"run {run!r} has {old.shards} shards; shard {first} cannot follow")
-            return manifests.write(self.files, run, manifest)
-        return manifests.replace(self.files, run, manifest)
+        return manifests.freeze(self.files, checked(run), manifest)
 
     def manifest(self, run: str) -> Manifest:
         """The run's inputs. StoreError where there are none."""
@@ -178,9 +160,7 @@ class Store:
 
     def marker(self, run: str, shard: int) -> dict[str, Any] | None:
         """A shard's marker as it was written, whether or not its files still match; None where there is none."""
-        with suppress(MissingFile):  # one request, where to ask first would take two
-            return parse_marker(self.files.get(marker_path(run, shard), "no marker"))
-        return None
+        return finished.read_marker(self.files, run, shard)
 
     def unmark(self, run: str, shard: int, parts: Collection[int] = ()) -> None:
         """Before these parts of a shard change: it counts as not done; its marker still tells how the others are.
@@ -203,41 +183,14 @@ class Store:
         count. Whether their files are still there is not looked at: `done` does. Of their files they have names and
         sizes alone (see `markers.lean`); all with `whole`, which takes four times the memory.
         """
-        if shards is None:
-            found = self.files.find(f"runs/{checked(run)}/done")
-            listed = [name for name in found if re.fullmatch(r"runs/[^/]+/done/\d{5,}\.json", name)]
-        else:
-            listed = [marker_path(run, shard) for shard in shards]
-        if not listed:
-            return {}
-        config: dict[str, Any] = {}
-        markers = {}
-        with suppress(MissingFile):
-            config = self.read_config(run)
-        for name, data in self.files.each(listed):
-            shard, marker = int(name.rpartition("/")[2].removesuffix(".json")), parse_marker(data)
-            if marker is None or (marker["run"], marker["shard"]) != (run, shard) or marker.get("damaged"):
-                continue
-            if all(marker.get(key) in (None, config.get(key)) for key in ("digest", "created") if key in config):
-                markers[shard] = marker if whole else lean(marker, data or b"")
-        return markers
+        return finished.read_markers(self.files, run, self.read_config, whole, shards)
 
     def done(self, run: str, whole: bool = False) -> dict[int, dict[str, Any]]:
         """The markers of all shards that are done, as `markers` reads them: their files are there in their sizes.
 
         Every folder is listed once.
         """
-        if not (markers := self.markers(run, whole)):
-            return {}
-        files = {shard: files_of(marker) for shard, marker in markers.items()}
-
-        def lost(table: str) -> set[int]:
-            there = self.files.find(f"{table}/run={run}")
-            return {s for s, of in files.items() if any(there.get(path) != size for path, size in of.sizes(table))}
-
-        with ThreadPoolExecutor(len(tables.PARTS), "pti-list") as pool:  # object stores list a thousand files a request
-            undone = set().union(*pool.map(lost, tables.PARTS))
-        return {shard: marker for shard, marker in markers.items() if shard not in undone}
+        return finished.with_files(self.files, run, self.markers(run, whole))
 
     def verify(self, marker: Mapping[str, Any]) -> list[str]:
         """Read a marker's files and compare sizes and checksums. One sentence a problem; empty if all is well.
@@ -246,18 +199,7 @@ class Store:
 
         StoreError where the file system does not answer: that says nothing about the files.
         """
-        problems, whole = [], marker
-        if isinstance(marker["files"], ShardFiles):  # without checksums
-            whole = self.marker(marker["run"], marker["shard"]) or {"files": []}
-        for file in whole["files"]:
-            try:
-                data = self.files.get(file["path"], f"file {file['path']!r} is missing")
-            except MissingFile as error:
-                problems.append(str(error))
-                continue
-            if (len(data), hashlib.sha256(data).hexdigest()) != (file["bytes"], file["sha256"]):
-                problems.append(f"file {file['path']!r}: {len(data)} bytes, not as written")
-        return problems
+        return finished.verify(self.files, marker)
 
     def strays(self, run: str) -> list[str]:
         """Files in a run's tables that are no part of it, though readers take them for one (`completeness.strays`)."""

@@ -24,9 +24,10 @@ from pti_core.machine.parallel import one_at_a_time
 from pti_core.measure import measure_locality
 from pti_core.progress import Progress
 from pti_core.runs import Run, engine_for, stored_from_rows
-from pti_core.storage.markers import GONE
+from pti_core.storage.files import FileInfo
+from pti_core.storage.markers import GONE, make_marker
 from pti_core.storage.notes import NoteBook
-from pti_core.storage.store import FileInfo, StoreError, make_marker
+from pti_core.storage.store import StoreError
 from pti_core.tables import Row
 from pti_core.work.meanwhile import (
     Marker,
