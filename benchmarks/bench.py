@@ -26,7 +26,8 @@ import pandas as pd
 import torch
 from matplotlib.figure import Figure
 
-from flows.options import one_sentence, set_option
+from flows.arguments import set_option
+from flows.errors import one_sentence
 from pti_core.generators.half import multiplies_bf16
 from pti_core.machine.device import best_device
 

@@ -24,7 +24,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from flows.options import one_sentence
+from flows.errors import one_sentence
 from pti_core import deltas
 from pti_core.deltas import fitting, layered, table
 from pti_core.freezing.freeze import freeze

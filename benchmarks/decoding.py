@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from flows.options import one_sentence
+from flows.errors import one_sentence
 from pti_core import deltas
 from pti_core.deltas import table
 from pti_core.generators.base import Generator

@@ -21,7 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flows.options import one_sentence, set_option
+from flows.arguments import set_option
+from flows.errors import one_sentence
 from pti_core.datasets import read_bytes, scan
 from pti_core.encoder.files import load_encoder
 from pti_core.encoder.samples import draw

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from flows.options import one_sentence
+from flows.errors import one_sentence
 from pti_core.generators.checkpoints import load_generator
 from pti_core.generators.checkpoints.convert import write_generator
 from pti_core.generators.stylegan2 import StyleGAN2

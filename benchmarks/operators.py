@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from flows.options import one_sentence
+from flows.errors import one_sentence
 from pti_core.engine import Engine
 from pti_core.generators.stylegan2 import StyleGAN2
 from pti_core.inversions import Found, Target

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from flows.options import one_sentence
+from flows.errors import one_sentence
 from pti_core.freezing.freeze import freeze
 from pti_core.html_report.figures import gather
 from pti_core.html_report.page import Report, write

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.reference import invert
-from flows.options import one_sentence
+from flows.errors import one_sentence
 from pti_core.config import MeasureConfig, RunConfig
 from pti_core.encoder.files import encoder_for
 from pti_core.encoder.network import Encoder

@@ -18,7 +18,7 @@ from typing import Any
 import pandas as pd
 
 from benchmarks.bench import add_common, markdown, run_side, summary
-from flows.options import one_sentence
+from flows.errors import one_sentence
 from pti_core.presets import configure
 
 PLAIN, ENGINE, FAST = "plain loop", "engine", "engine, fast"

@@ -24,7 +24,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from benchmarks.side import generator_for
-from flows.options import one_sentence
+from flows.errors import one_sentence
 from pti_core.config import PivotConfig, TuningConfig
 from pti_core.generators.base import Generator
 from pti_core.generators.half import multiplies_bf16

@@ -38,6 +38,7 @@ from flows import (  # noqa: E402
     run_cli,
     tables_cli,
 )
+from flows.errors import errors, one_sentence  # noqa: E402
 from flows.options import Credentials, Root, RunName, use_credentials  # noqa: E402
 
 if TYPE_CHECKING:
@@ -46,7 +47,6 @@ if TYPE_CHECKING:
 SHOWN = 5  # failed shards whose reason is shown
 WIDEST = 100_000  # characters: nothing is cut
 console = Console()
-errors = Console(stderr=True)
 
 
 def status(
@@ -176,40 +176,6 @@ def show(root: Root, name: RunName = None, credentials: Credentials = None) -> N
         console.print(f"other runs here: {', '.join(others)}", highlight=False)
 
 
-@contextmanager
-def _one_sentence() -> Iterator[None]:
-    """Show what a person can act on as one sentence, without a traceback; exit status 1."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        errors.print("stopped; the same command again finishes it", style="yellow")
-        raise typer.Exit(130) from None
-    except (ValueError, OSError, RuntimeError) as error:
-        if os.environ.get("PTI_TRACEBACK"):
-            raise
-        errors.print(f"error: {_sentence(error)}", style="red", highlight=False, markup=False, soft_wrap=True)
-        raise typer.Exit(1) from None
-
-
-def _sentence(error: Exception) -> str:
-    """The message of an error; where it does not say what to do, that as well."""
-    from pydantic import ValidationError
-
-    if isinstance(error, ValidationError):  # of a file that was written by hand, say
-        from pti_core.presets import in_one_sentence
-
-        return in_one_sentence(error)
-    text = str(error) or type(error).__name__
-    if "Failed to reach API at" in text:  # Prefect's words
-        text = f"{text.rstrip('.')}; start the server with `prefect server start`, or unset PREFECT_API_URL to work "
-        text += "without one"
-    if "connect to ephemeral Prefect API" in text:
-        text = f"{text.rstrip('.')}; the machine may be too busy: run the same command again, allow more time with "
-        text += "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS=600, or start a server with `prefect server start` "
-        text += "and set PREFECT_API_URL"
-    return text
-
-
 def _show_version(wanted: bool) -> None:
     if wanted:
         typer.echo(f"pti {version('pti-at-scale')}")
@@ -229,7 +195,7 @@ def _pti(
 
 def _add(to: typer.Typer, *commands: Callable[..., None], cls: type[TyperCommand] | None = None) -> None:
     for command in commands:
-        to.command(cls=cls)(_one_sentence()(command))
+        to.command(cls=cls)(one_sentence("stopped; the same command again finishes it")(command))
 
 
 _add(app, run_cli.run, cls=run_cli.RunCommand)

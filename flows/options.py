@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import argparse
 import json
-import os
-import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from enum import StrEnum
 from importlib.util import find_spec
 from typing import Annotated, Any
@@ -41,8 +37,8 @@ class RunnerError(ValueError):
     """A runner that cannot be used; the message says what is missing."""
 
 
-class SettingError(ValueError, argparse.ArgumentTypeError):
-    """Not NAME=VALUE. argparse, which scripts and benchmarks use, shows the sentence of an `ArgumentTypeError`."""
+class SettingError(ValueError):
+    """Not NAME=VALUE."""
 
 
 def parse_setting(option: str, text: str) -> tuple[str, Any]:
@@ -55,22 +51,6 @@ def parse_setting(option: str, text: str) -> tuple[str, Any]:
         return name, json.loads(value)
     except json.JSONDecodeError:
         return name, value
-
-
-def set_option(text: str) -> tuple[str, Any]:
-    """`parse_setting` of `--set`, as the type of an argparse argument."""
-    return parse_setting("--set", text)
-
-
-@contextmanager
-def one_sentence() -> Iterator[None]:
-    """Around a script or a benchmark: what a person can act on ends it with one sentence and exit status 1."""
-    try:
-        yield
-    except (ValueError, OSError, RuntimeError) as error:
-        if os.environ.get("PTI_TRACEBACK"):
-            raise
-        sys.exit(f"error: {str(error) or type(error).__name__}")
 
 
 def resources_of(given: list[str] | None) -> dict[str, float] | None:

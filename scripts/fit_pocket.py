@@ -32,7 +32,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from flows.options import one_sentence
+from flows.errors import one_sentence
 from pti_core.generators.checkpoints import load_generator, save_generator
 from pti_core.generators.checkpoints.random_face import read_random_face
 from pti_core.generators.mobilestylegan import MobileStyleGAN, inverse_haar

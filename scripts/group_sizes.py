@@ -18,7 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from studies import decimals, markdown, parser, settings_of
 
-from flows.options import one_sentence
+from flows.errors import one_sentence
 from pti_core.datasets import inputs_digest, scan
 from pti_core.encoder.files import encoder_for
 from pti_core.engine import Engine

@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
-from flows.options import one_sentence
+from flows.errors import one_sentence
 from pti_core.alignment import aligned
 from pti_core.generators.checkpoints.random_face import read_random_face
 from pti_core.machine.memory import keep_freed_memory

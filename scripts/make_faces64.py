@@ -22,7 +22,7 @@ from make_demo_faces import SIZE, Canvas, Colour, Sampler
 from numpy.typing import NDArray
 from PIL import Image
 
-from flows.options import one_sentence
+from flows.errors import one_sentence
 
 FACES, FIRST_SEED, OUT_SIZE = 64, 60_000, 128
 PSI = (0.6, 0.9)

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from flows.options import one_sentence
+from flows.errors import one_sentence
 from pti_core.alpha.report import DRIFT, NEARNESS
 from pti_core.alpha.shards import strip_name
 from pti_core.runs import find_run

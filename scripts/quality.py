@@ -17,7 +17,7 @@ from pathlib import Path
 
 from studies import decimals, markdown, parser, progress, settings_of
 
-from flows.options import one_sentence
+from flows.errors import one_sentence
 from pti_core.studies.comparison import invert
 from pti_core.studies.quality import IN_GROUPS, measured, summary, ways
 

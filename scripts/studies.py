@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from flows.options import set_option
+from flows.arguments import set_option
 from pti_core.work.shard_progress import OnShardProgress, ShardProgress
 
 

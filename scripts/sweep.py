@@ -18,7 +18,8 @@ from typing import Any
 
 import torch
 
-from flows.options import one_sentence, parse_setting, set_option
+from flows.arguments import set_option
+from flows.errors import one_sentence
 from pti_core.config import RunConfig
 from pti_core.encoder.files import encoder_for
 from pti_core.encoder.network import Encoder
@@ -73,7 +74,7 @@ def encoder_of(generator: LoadedGenerator, config: RunConfig) -> Encoder | None:
 
 def variation(text: str) -> tuple[str, list[str]]:
     """`--vary`: a setting's name and its values."""
-    name, _ = parse_setting("--vary", text)
+    name, _ = set_option(text, "--vary")
     return name, text.partition("=")[2].split(",")
 
 
@@ -115,7 +116,7 @@ def main() -> None:
     add(line(args.preset, base, pivots))
     for name, values in args.vary:
         for value in values:
-            varied = engine(dict([parse_setting("--vary", f"{name}={value}")]))
+            varied = engine(dict([set_option(f"{name}={value}", "--vary")]))
             found = find_all_pivots(varied, targets) if name.startswith("pivot.") else pivots
             add(line(f"{name} {value}", varied, found))
 

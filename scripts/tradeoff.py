@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from scipy.stats import wilcoxon
 from studies import decimals, markdown, parser, progress, settings_of
 
-from flows.options import one_sentence
+from flows.errors import one_sentence
 from pti_core.studies.comparison import WAYS, invert
 from pti_core.studies.tradeoff import compare, summary
 

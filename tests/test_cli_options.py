@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from flows import alpha_cli, cli, console, edit_cli
 from flows.console import show_summary
+from flows.errors import one_sentence, sentence
 from flows.run_cli import without_overwrite
 from flows.shard_work import ShardsFailed
 from pti_core.freezing.freeze import freeze
@@ -79,9 +80,15 @@ def test_a_device_that_cannot_be_used_leaves_no_run_behind(
 
 
 def test_a_server_of_prefect_s_own_that_does_not_start_in_time_has_a_way_out():
-    said = cli._sentence(RuntimeError("Timed out while attempting to connect to ephemeral Prefect API server."))
+    said = sentence(RuntimeError("Timed out while attempting to connect to ephemeral Prefect API server."))
     assert said.startswith("Timed out while attempting to connect to ephemeral Prefect API server; the machine may be")
     assert "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS=600" in said
+
+
+def test_ctrl_c_ends_a_script_without_a_traceback(capsys):
+    with pytest.raises(SystemExit) as ended, one_sentence():
+        raise KeyboardInterrupt
+    assert (ended.value.code, capsys.readouterr().err) == (130, "stopped\n")
 
 
 def test_the_files_of_a_pattern_that_was_not_quoted(tmp_path):
@@ -119,8 +126,8 @@ def test_credentials_are_used_before_anything_is_read(command, tmp_path, monkeyp
 
 
 def test_commands_without_credentials_do_without_prefect(tmp_path):
-    code = "import sys; from flows.cli import app; app(standalone_mode=False)"
-    command = [sys.executable, "-c", f"{code}; print('prefect' in sys.modules)", "status", str(tmp_path)]
+    code = "import atexit, sys; atexit.register(lambda: print('prefect' in sys.modules))"
+    command = [sys.executable, "-c", f"{code}; from flows.cli import app; app()", "status", str(tmp_path)]
     result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
     assert "no run there" in result.stderr
     assert result.stdout == "False\n"
