@@ -8,13 +8,12 @@ import typer
 from rich.console import Console
 
 from flows import options
-from flows.generator_cli import GeneratorRef
 
 console = Console()
 
 
 def train_encoder(
-    generator: GeneratorRef,
+    generator: options.GeneratorRef,
     samples: Annotated[int, typer.Option(min=16, help="Samples of the generator to train on.")] = 6000,
     drawing_steps: Annotated[int, typer.Option(min=0, help="Steps through the generator, after those in W.")] = 400,
     seed: Annotated[int, typer.Option(help="Of all random numbers.")] = 0,

@@ -6,11 +6,13 @@ import json
 from collections.abc import Mapping
 from enum import StrEnum
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.console import Console
 
-from pti_core.addresses import refusal
+from pti_core.addresses import redact, refusal
 
 
 class RunnerKind(StrEnum):
@@ -19,6 +21,14 @@ class RunnerKind(StrEnum):
     threads = "threads"
     dask = "dask"
     ray = "ray"
+
+
+class Format(StrEnum):
+    """What a generator can be written as."""
+
+    safetensors = "safetensors"
+    rosinality = "rosinality"
+    state_dict = "state-dict"
 
 
 Root = Annotated[str, typer.Argument(help="Root of the tables: a folder or any fsspec URL.")]
@@ -31,6 +41,8 @@ Resource = Annotated[
     list[str] | None, typer.Option(metavar="NAME=AMOUNT", help="What a task takes of a cluster's worker: GPU=1.")
 ]
 Credentials = Annotated[str | None, typer.Option(help="Name of a Prefect Secret block with storage options as JSON.")]
+GeneratorRef = Annotated[str, typer.Argument(metavar="GENERATOR", help="Built-in name ('pocket'), path or fsspec URL.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace files that are there.")]
 
 
 class RunnerError(ValueError):
@@ -97,3 +109,18 @@ def use_credentials(block: str | None) -> None:
         from tasks.credentials import use_credentials as use
 
         use(block)
+
+
+def local_file(text: str) -> Path:
+    """The path of a file to write. A ValueError for a URL, of which `Path` would make a path."""
+    if "://" in text:
+        raise ValueError(f"{redact(text)}: a file on this machine expected")
+    return Path(text)
+
+
+def say_wrote(console: Console, path: Path, format: str, remarks: list[str]) -> None:
+    """What file a command has written, and what is to be known of it."""
+    size = path.stat().st_size / 2**20
+    console.print(f"wrote {path} ({format}, {size:.1f} MiB)", highlight=False, markup=False, soft_wrap=True)
+    for remark in remarks:
+        console.print(f"note: {remark}", style="yellow", highlight=False, markup=False, soft_wrap=True)

@@ -9,7 +9,7 @@ from PIL import Image
 from rich.console import Console
 from typer.testing import CliRunner
 
-from flows import alpha_cli, cli, console, edit_cli
+from flows import alpha_cli, cli, console, edit_cli, status_cli
 from flows.console import show_summary
 from flows.errors import one_sentence, sentence
 from flows.run_cli import without_overwrite
@@ -196,12 +196,12 @@ def test_brackets_in_a_path_are_shown_as_they_are(monkeypatch):
 def test_status_cuts_nothing_off(width, terminal, monkeypatch, capsys):
     address = "s3://a-bucket-with-a-long-name/" + "and/folders/" * 6 + "*.png"
     screen = Console(width=width, force_terminal=terminal, record=True)
-    monkeypatch.setattr(cli, "console", screen)
+    monkeypatch.setattr(status_cli, "console", screen)
     runs = [
         RunStatus("0123456789ab", "paper", address, 1_000_000, 15_625, 10_000, 640_000, 12_345, 0, [], [], 360_000.0),
         RunStatus("ba9876543210", "demo", "demo", 12, 1, 1, 12, 0, 0, [], [], 0.0),
     ]
-    cli._show_runs(runs)
+    status_cli._show_runs(runs)
     lines = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
     row = next(line for line in lines if line.startswith("0123456789ab"))
     for cell in ("unfinished", "640000 / 1000000", "10000 / 15625", "12345", "4 d 4 h", "paper"):
