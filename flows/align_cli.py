@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 
 from flows import options
+from flows.lines import line, progress_of
 
 SHOWN = 5  # images that are named of those that lack something
 
@@ -27,34 +28,23 @@ def align(
 
     Left is the left of the picture. A row is a face; an image may have several.
     """
-    from rich.progress import Progress
-
     from pti_core.alignment import align as align_faces
+    from pti_core.words import counted
 
     options.use_credentials(credentials)
     console = Console()
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task("faces", total=None)
-        done = align_faces(
-            dataset,
-            landmarks,
-            output,
-            size,
-            overwrite,
-            lambda count, total: progress.update(task, completed=count, total=total),
-        )
+    with progress_of(console, "faces") as progress:
+        done = align_faces(dataset, landmarks, output, size, overwrite, progress)
     for sentence in done.wrong:
-        console.print(f"note: {sentence}", style="yellow", highlight=False, markup=False, soft_wrap=True)
+        line(console, f"note: {sentence}", "yellow")
     _tell(console, "without landmarks", done.without)
     _tell(console, "with landmarks, and not in the data set", done.unknown)
     kept = f", {done.kept} were there" if done.kept else ""
-    faces = "1 face" if done.written == 1 else f"{done.written} faces"
-    console.print(f"{faces} in {output}{kept}", highlight=False, markup=False, soft_wrap=True)
+    line(console, f"{counted(done.written, 'face')} in {output}{kept}")
 
 
 def _tell(console: Console, what: str, names: Sequence[str]) -> None:
     """How many images are so, and the first of them."""
     if names:
         named = ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
-        text = f"note: {len(names)} {what}: {named}"
-        console.print(text, style="yellow", highlight=False, markup=False, soft_wrap=True)
+        line(console, f"note: {len(names)} {what}: {named}", "yellow")

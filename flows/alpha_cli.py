@@ -8,6 +8,7 @@ import typer
 from rich.console import Console
 
 from flows import options
+from flows.lines import line
 
 console = Console()
 
@@ -88,13 +89,13 @@ def alpha_study(
 def _show(summary: dict[str, Any]) -> None:
     """What was found, and where to look next."""
     for sentence in summary["findings"]:
-        console.print(f"- {sentence}", highlight=False, markup=False)
+        line(console, f"- {sentence}")
     if not summary["findings"]:
         from pti_core.alpha.findings import NO_STATEMENT
 
-        console.print(NO_STATEMENT, style="yellow", highlight=False, markup=False, soft_wrap=True)
-    console.print(f"\npage      {summary['page']}", highlight=False, markup=False, soft_wrap=True)
-    console.print(f"findings  {summary['table']}", highlight=False, markup=False, soft_wrap=True)
+        line(console, NO_STATEMENT, "yellow")
+    line(console, f"\npage      {summary['page']}")
+    line(console, f"findings  {summary['table']}")
 
 
 def _alpha(text: str) -> Any:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
+from flows.lines import line
 from flows.options import Credentials, Root, use_credentials
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ def check(
     strays: list[str] = []
     names = run_names(store, name)
     for lost in without_config(store, names) if name is None else ():
-        _line(lost_config(store, lost))
+        line(console, lost_config(store, lost))
         stuck += 1
     for run in names:
         try:
@@ -50,7 +51,7 @@ def check(
         except OutputRefused:
             raise  # it is so for all runs
         except StoreError as error:
-            _line(f"run {run}: {error}")
+            line(console, f"run {run}: {error}")
             stuck += 1
     said = []
     if again:
@@ -71,7 +72,7 @@ def check(
     if unfinished:
         are = "is" if unfinished == 1 else "are"
         found = f"all that was read is as written; {counted(unfinished, 'shard')} {are} unfinished"
-    _line(f"{counted(len(names), 'run')}, {counted(shards, 'shard')}: {found}")
+    line(console, f"{counted(len(names), 'run')}, {counted(shards, 'shard')}: {found}")
 
 
 def _read(store: Store, run: str, again: Again, strays: list[str]) -> tuple[int, int, bool]:
@@ -88,23 +89,19 @@ def _read(store: Store, run: str, again: Again, strays: list[str]) -> tuple[int,
     markers, seen = store.markers(run), set[int]()
     total, problem = check_manifest(store, run, markers)
     if problem:
-        _line(f"run {run}: {problem}")
+        line(console, f"run {run}: {problem}")
     everything = check_all(store, run, markers)
     quiet = not console.is_terminal
     for found in track(everything, f"run {run}", len(markers), console=console, transient=True, disable=quiet):
         for text in found.problems:
-            _line(f"run {run}, shard {found.shard}: {text}; `{found.again}` again makes it once more")
+            line(console, f"run {run}, shard {found.shard}: {text}; `{found.again}` again makes it once more")
             again.setdefault((run, found.shard), set()).add(found.again)
         if found.again == RUN:
             seen.add(found.shard)
     for path in () if problem else store.strays(run):
-        _line(f"run {run}: file {path!r} {STRAY}")
+        line(console, f"run {run}: file {path!r} {STRAY}")
         strays.append(path)
     left = max(0, (total or 0) - len(seen))
     unfinished = f"; {left} {'is' if left == 1 else 'are'} unfinished and not read" if left else ""
-    _line(f"run {run}: {counted(len(markers), 'shard')} read{unfinished}")
+    line(console, f"run {run}: {counted(len(markers), 'shard')} read{unfinished}")
     return len(markers), left, problem is None
-
-
-def _line(text: str) -> None:
-    console.print(text, highlight=False, markup=False, soft_wrap=True)

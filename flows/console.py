@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Table
 
 from flows import BEGUN
+from flows.lines import line
 from pti_core.causes import in_lines
 from pti_core.throughput import in_words
 from pti_core.words import PERCENT, counted, how_far, rate_of, some_of
@@ -63,19 +64,18 @@ class ProgressView:
         """The last words before the process ends, which it does also where nobody can hear them."""
         with suppress(OSError, SystemExit):
             self.bar.stop()
-            self.console.print(text, style="yellow", highlight=False, markup=False)
+            line(self.console, text, "yellow")
 
     def note(self, text: str) -> None:
         """Something that a person should know; it stays above the bar."""
-        self.bar.console.print(f"note: {text}", style="yellow", highlight=False, markup=False, soft_wrap=True)
+        line(self.bar.console, f"note: {text}", "yellow")
 
     def say(self, text: str) -> None:
         """What is going on besides shards."""
         if self.console.is_terminal:
             self.bar.update(self.task, doing=text)
         else:
-            line = f"[{time.monotonic() - self.start:5.1f} s] {text}"
-            self.console.print(line, highlight=False, markup=False, soft_wrap=True)
+            line(self.console, f"[{time.monotonic() - self.start:5.1f} s] {text}")
 
     def expect(self, images: int, done: int, unit: str = "images") -> None:
         """The images of the whole run, and those of shards that were done before; 100 of `PERCENT`, of other work."""
@@ -129,17 +129,16 @@ def show_summary(console: Console, summary: dict[str, Any], root: str, alone: bo
     if summary["rejected"]:
         images_were = "image was" if summary["rejected"] == 1 else "images were"
         console.print(f"{summary['rejected']} {images_were} rejected:", style="yellow")
-        for line in in_lines(summary.get("reject_causes", {})):
-            console.print(f"  {line}", highlight=False, markup=False)
+        for cause in in_lines(summary.get("reject_causes", {})):
+            line(console, f"  {cause}")
         for message in summary["reject_messages"]:
-            console.print(f"  {message}", highlight=False, markup=False)
+            line(console, f"  {message}")
     if summary["contact_sheet"]:
-        console.print(f"\ncontact sheet  {summary['contact_sheet']}", highlight=False, markup=False, soft_wrap=True)
+        line(console, f"\ncontact sheet  {summary['contact_sheet']}")
     if summary["report"]:
-        console.print(f"report         {summary['report']}", highlight=False, markup=False, soft_wrap=True)
+        line(console, f"report         {summary['report']}")
     table = "metrics" if summary["images"] else "rejects"
-    line = f"{table:14} {reading(root, table, summary['run'], alone)}"
-    console.print(line, highlight=False, markup=False, soft_wrap=True)
+    line(console, f"{table:14} {reading(root, table, summary['run'], alone)}")
 
 
 def reading(root: str, table: str, run: str, alone: bool) -> str:
@@ -151,7 +150,7 @@ def reading(root: str, table: str, run: str, alone: bool) -> str:
 def _show_medians(console: Console, summary: dict[str, Any]) -> None:
     images = counted(summary["images"], "image")
     if not any(_number(row["lpips"], ".4f") for row in summary["medians"].values()):
-        console.print(f"run {summary['run']}: {images}, and no measures (the engine noop takes none)", highlight=False)
+        line(console, f"run {summary['run']}: {images}, and no measures (the engine noop takes none)")
         return
     of = some_of(summary.get("medians_of", summary["images"]), summary["images"], "image")
     table = Table(title=f"run {summary['run']}: medians of {of}", title_justify="left")
@@ -165,10 +164,10 @@ def _show_medians(console: Console, summary: dict[str, Any]) -> None:
     console.print(table)
     if summary["locality"]:
         text = ", ".join(f"{name} {value:.4f}" for name, value in summary["locality"].items())
-        console.print(f"old against new generator, median LPIPS: {text}", highlight=False, soft_wrap=True)
-    console.print(f"weight deltas: {summary['delta_bytes'] / 2**20:.2f} MiB per image", highlight=False)
+        line(console, f"old against new generator, median LPIPS: {text}")
+    line(console, f"weight deltas: {summary['delta_bytes'] / 2**20:.2f} MiB per image")
     if summary.get("throughput"):
-        console.print(in_words(summary["throughput"]), highlight=False, soft_wrap=True)
+        line(console, in_words(summary["throughput"]))
 
 
 def _number(value: float | None, form: str) -> str:

@@ -8,6 +8,7 @@ import typer
 from rich.console import Console
 
 from flows import options
+from flows.lines import line
 
 console = Console()
 
@@ -110,7 +111,6 @@ def _show(summary: dict[str, Any], root: str, alone: bool) -> None:
         table.add_row(*row.values())
     console.print(table)
     if summary["sheet"]:
-        console.print(f"\nsheet     {summary['sheet']}", highlight=False, markup=False, soft_wrap=True)
-        console.print(f"pictures  {root}/runs/{summary['run']}/edits/", highlight=False, markup=False, soft_wrap=True)
-    line = f"measures  {reading(root, 'edits', summary['run'], alone)}"
-    console.print(line, highlight=False, markup=False, soft_wrap=True)
+        line(console, f"\nsheet     {summary['sheet']}")
+        line(console, f"pictures  {root}/runs/{summary['run']}/edits/")
+    line(console, f"measures  {reading(root, 'edits', summary['run'], alone)}")

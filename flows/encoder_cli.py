@@ -8,6 +8,7 @@ import typer
 from rich.console import Console
 
 from flows import options
+from flows.lines import line
 
 console = Console()
 
@@ -60,10 +61,10 @@ def train_encoder(
     figures = made["held_out"]
     if figures:  # the packaged encoder has none
         words = f"LPIPS {figures['lpips_w_avg']:.3f} at w_avg, {figures['lpips_encoder']:.3f} at the encoder's w"
-        console.print(f"{figures['samples']} held-out samples: {words}", highlight=False)
+        line(console, f"{figures['samples']} held-out samples: {words}")
     if made["remark"]:
-        console.print(made["remark"], style="yellow", highlight=False, markup=False, soft_wrap=True)
+        line(console, made["remark"], "yellow")
     if made["path"] is None:
         return
     there = "" if made["trained"] else " (was there already; --overwrite trains it anew)"
-    console.print(f"encoder {made['path']}{there}", highlight=False, markup=False, soft_wrap=True)
+    line(console, f"encoder {made['path']}{there}")

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 
 from rich.console import Console
 
+from flows.lines import line
+
 errors = Console(stderr=True)
 
 
@@ -26,7 +28,7 @@ def one_sentence(stopped: str = "stopped") -> Iterator[None]:
     except (ValueError, OSError, RuntimeError) as error:
         if os.environ.get("PTI_TRACEBACK"):
             raise
-        errors.print(f"error: {sentence(error)}", style="red", highlight=False, markup=False, soft_wrap=True)
+        line(errors, f"error: {sentence(error)}", "red")
         sys.exit(1)
 
 

@@ -8,6 +8,7 @@ import typer
 from rich.console import Console
 
 from flows import options
+from flows.lines import line, progress_of
 
 
 def export(
@@ -54,33 +55,20 @@ def export(
     path = None if output is None else options.local_file(output)
     done = export_image(root, image_id, format.value if format else None, run, path, overwrite)
     options.say_wrote(Console(), done.generator, done.format, done.remarks)
-    Console().print(
-        f"wrote {done.pivot}: w [1, num_ws, w_dim], noise maps", highlight=False, markup=False, soft_wrap=True
-    )
+    line(Console(), f"wrote {done.pivot}: w [1, num_ws, w_dim], noise maps")
 
 
 def _export_images(root: str, folder: str, image_id: str | None, run: str | None, overwrite: bool) -> None:
-    from rich.progress import Progress
-
     from pti_core.export import export_images
+    from pti_core.words import counted
 
     console = Console()
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task("images", total=None)
-        done = export_images(
-            root,
-            folder,
-            image_id,
-            run,
-            overwrite,
-            lambda done, total: progress.update(task, completed=done, total=total),
-        )
+    with progress_of(console, "images") as progress:
+        done = export_images(root, folder, image_id, run, overwrite, progress)
     kept = f"; {done.kept} there already (--overwrite draws them anew)" if done.kept else ""
-    text = f"wrote {done.written} {'image' if done.written == 1 else 'images'} of run {done.run} to {folder}{kept}"
-    console.print(text, highlight=False, markup=False, soft_wrap=True)
+    line(console, f"wrote {counted(done.written, 'image')} of run {done.run} to {folder}{kept}")
     for sentence in done.left_out:
-        console.print(f"note: {sentence}", style="yellow", highlight=False, markup=False, soft_wrap=True)
+        line(console, f"note: {sentence}", "yellow")
     if done.unfinished:
-        are = "1 shard is" if done.unfinished == 1 else f"{done.unfinished} shards are"
-        text = f"note: {are} unfinished and left out; `pti run` again finishes the run"
-        console.print(text, style="yellow", highlight=False, markup=False, soft_wrap=True)
+        are = f"{counted(done.unfinished, 'shard')} {'is' if done.unfinished == 1 else 'are'}"
+        line(console, f"note: {are} unfinished and left out; `pti run` again finishes the run", "yellow")

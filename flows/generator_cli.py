@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 
 from flows import options
+from flows.lines import line
 from pti_core.addresses import refusal
 
 if TYPE_CHECKING:
@@ -71,8 +72,8 @@ def fetch(name: Annotated[str, typer.Argument(help="Which one: mobile-ffhq.")]) 
     from pti_core.generators import fetch as fetching
 
     path = fetching.fetch(name)
-    Console().print(f"{name}: {path}", highlight=False, markup=False, soft_wrap=True)
-    Console().print(fetching.FETCHABLE[name].notes["licence"], highlight=False, markup=False, soft_wrap=True)
+    line(Console(), f"{name}: {path}")
+    line(Console(), fetching.FETCHABLE[name].notes["licence"])
 
 
 def convert(

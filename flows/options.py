@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from flows.lines import line
 from pti_core.addresses import redact, refusal
 
 
@@ -121,6 +122,6 @@ def local_file(text: str) -> Path:
 def say_wrote(console: Console, path: Path, format: str, remarks: list[str]) -> None:
     """What file a command has written, and what is to be known of it."""
     size = path.stat().st_size / 2**20
-    console.print(f"wrote {path} ({format}, {size:.1f} MiB)", highlight=False, markup=False, soft_wrap=True)
+    line(console, f"wrote {path} ({format}, {size:.1f} MiB)")
     for remark in remarks:
-        console.print(f"note: {remark}", style="yellow", highlight=False, markup=False, soft_wrap=True)
+        line(console, f"note: {remark}", "yellow")

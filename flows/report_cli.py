@@ -8,11 +8,12 @@ import typer
 from rich.console import Console
 
 from flows import options
+from flows.lines import line
 
 
 def report(
-    root: Annotated[str, typer.Argument(help="Root of the tables: a folder or any fsspec URL.")],
-    run: Annotated[str | None, typer.Option("--run", help="Name of the run; the newest if left out.")] = None,
+    root: options.Root,
+    run: options.RunName = None,
     images: Annotated[
         str | None, typer.Option(help="How many images get pictures: a number, or 'all'. 48 if left out.")
     ] = None,
@@ -42,7 +43,7 @@ def report(
     text = f"{counted(written.images, 'image')}, {written.drawn} with pictures, {written.bytes / 2**20:.1f} MiB"
     if written.beside:
         text += f", and {written.beside / 2**20:.1f} MiB of pictures beside it in sprites/"
-    console.print(f"report  {written.path} ({text})", highlight=False, markup=False, soft_wrap=True)
+    line(console, f"report  {written.path} ({text})")
 
 
 def _count(images: str | None, default: int) -> int | None:

@@ -12,6 +12,7 @@ from rich.console import Console
 from typer.core import TyperCommand
 
 from flows import options
+from flows.lines import line
 
 if TYPE_CHECKING:
     from flows.console import ProgressView
@@ -202,8 +203,7 @@ def run(
             summary = _published(frozen, view)
         alone = len(frozen.store.runs()) == 1
     if "left" in summary:
-        text = others_left(summary["run"], share, summary["left"])
-        console.print(text, highlight=False, markup=False, soft_wrap=True)
+        line(console, others_left(summary["run"], share, summary["left"]))
     else:
         show_summary(console, summary, output, alone)
 

@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 
 from flows.errors import errors
+from flows.lines import line
 from flows.options import Credentials, Root, RunName, use_credentials
 
 if TYPE_CHECKING:
@@ -59,15 +60,16 @@ def status(
     for run in found:
         for note in run.running[:SHOWN]:
             heard = f", last heard of {duration(note.age)} ago" if note.age > LATE else ""
-            _line(f"run {run.run}, shard {note.shard} is at work on {note.where}{heard}")
+            line(console, f"run {run.run}, shard {note.shard} is at work on {note.where}{heard}")
         for note in run.failed[:SHOWN]:
-            _line(f"run {run.run}, shard {note.shard} failed: {note.error}")
-        for line in in_lines(run.causes):
-            _line(f"run {run.run} rejected {line}")
+            line(console, f"run {run.run}, shard {note.shard} failed: {note.error}")
+        for cause in in_lines(run.causes):
+            line(console, f"run {run.run} rejected {cause}")
         if run.temporary:
-            _line(f"run {run.run}: {run.temporary} rejects are temporary; `pti run ... --retry-rejects` tries them")
+            text = f"{run.temporary} rejects are temporary; `pti run ... --retry-rejects` tries them"
+            line(console, f"run {run.run}: {text}")
     for sentence in wrong:
-        (errors if shards else console).print(sentence, highlight=False, markup=False, soft_wrap=True)
+        line(errors if shards else console, sentence)
     if wrong:
         raise StoreError(f"{counted(len(wrong), 'run')} cannot be read, for what is said above")
 
@@ -79,10 +81,6 @@ def _while_read() -> Iterator[None]:
         yield
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would complain as it ends
-
-
-def _line(text: str) -> None:
-    console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 def _show_runs(found: Sequence[RunStatus]) -> None:
@@ -115,7 +113,7 @@ def _show_runs(found: Sequence[RunStatus]) -> None:
     wide.print(table(datasets), soft_wrap=True)
     if not datasets:
         for run in found:
-            _line(f"run {run.run} is of {run.dataset}")
+            line(console, f"run {run.run} is of {run.dataset}")
 
 
 def _time_left(seconds: float | None) -> str:
@@ -146,4 +144,4 @@ def show(root: Root, name: RunName = None, credentials: Credentials = None) -> N
     others = [run for run in store.runs() if run != newest]
     show_summary(console, summary(load_run(root, newest)), root, not others)
     if others and name is None:
-        console.print(f"other runs here: {', '.join(others)}", highlight=False)
+        line(console, f"other runs here: {', '.join(others)}")

@@ -8,6 +8,7 @@ import typer
 from rich.console import Console
 
 from flows import options
+from flows.lines import line, progress_of
 
 if TYPE_CHECKING:
     from pti_core.large_tables.gathering import Gathered
@@ -35,23 +36,12 @@ def tables(
     images.parquet has a row an image with all that was measured; metrics, locality, pivots and rejects are copied.
     Deltas are not: they are large. Files of an earlier call are replaced.
     """
-    from rich.progress import Progress
-
     from pti_core.large_tables.gathering import gather
 
     options.use_credentials(credentials)
     console = Console()
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task("images", total=None)
-        done = gather(
-            root,
-            output,
-            run,
-            join,
-            partial,
-            noise,
-            lambda count, total: progress.update(task, completed=count, total=total),
-        )
+    with progress_of(console, "images") as progress:
+        done = gather(root, output, run, join, partial, noise, progress)
     _show(console, done, output)
 
 
@@ -59,19 +49,17 @@ def _show(console: Console, done: Gathered, output: str) -> None:
     from pti_core.addresses import redact
     from pti_core.words import counted
 
-    def line(text: str, style: str | None = None) -> None:
-        console.print(text, style=style, highlight=False, markup=False, soft_wrap=True)
-
-    line(f"run {done.run}: {counted(done.inverted + done.rejected, 'image')}, {done.rejected:,} of them rejected")
+    images = done.inverted + done.rejected
+    line(console, f"run {done.run}: {counted(images, 'image')}, {done.rejected:,} of them rejected")
     for rows, files in done.files.values():
         names = files[0].name if len(files) == 1 else f"{files[0].name} to {files[-1].name}"
         size = sum(file.bytes for file in files) / 2**20
-        line(f"{redact(output).rstrip('/')}/{names} ({counted(rows, 'row')}, {size:.1f} MiB)")
+        line(console, f"{redact(output).rstrip('/')}/{names} ({counted(rows, 'row')}, {size:.1f} MiB)")
     if done.joined is not None:
-        line(*_matched(done.joined, done.inverted + done.rejected))
+        line(console, *_matched(done.joined, images))
     if done.left_out:
         of = f"{done.shards:,} of {counted(done.shards + done.left_out, 'shard')}"
-        line(f"note: these are {of}; `pti run` again finishes the run", "yellow")
+        line(console, f"note: these are {of}; `pti run` again finishes the run", "yellow")
 
 
 def _matched(joined: Joined, images: int) -> tuple[str, str | None]:

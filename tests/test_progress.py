@@ -204,8 +204,9 @@ def test_pictures_of_a_run_are_told_now_and_then_and_count_as_no_images(caplog, 
 
 
 def test_a_command_shows_its_clock_before_torch_is_imported():
-    code = "import sys; from flows import cli, console, status_cli; print('torch' in sys.modules); v = console.ProgressView("
-    code += "status_cli.console); v.__enter__(); print(sys.modules.keys() & {'torch', 'prefect', 'pandas'})"
+    code = "import sys; from flows import cli, console, status_cli; print('torch' in sys.modules); "
+    code += "console.ProgressView(status_cli.console).__enter__(); "
+    code += "print(sys.modules.keys() & {'torch', 'prefect', 'pandas'})"
     command = [sys.executable, "-c", code]
     lines = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout.splitlines()
     assert (lines[0], lines[2]) == ("False", "set()")
