@@ -12,6 +12,7 @@ from flows.addresses import Address
 from flows.run_names import named
 from flows.runners import RunnerName, started
 from flows.shard_work import do_shards
+from pti_core.defaults import DEFAULT_GENERATOR, SHARD_SIZE
 from pti_core.machine.device import best_device
 from pti_core.machine.parallel import tasks_for_all_cores
 from pti_core.presets import configure
@@ -28,7 +29,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 def pti(
     dataset: Address = "demo",
     output: Address = "out/demo",
-    generator: Address = "pocket-ffhq-128",
+    generator: Address = DEFAULT_GENERATOR,
     preset: Literal["demo", "fast", "paper", "noop"] = "fast",
     mode: Literal["single", "multi"] = "single",
     group_by: str | None = None,
@@ -38,7 +39,7 @@ def pti(
     max_rejects: Share | None = None,
     convert: bool = False,
     seed: int = 0,
-    shard_size: Count = 64,
+    shard_size: Count = SHARD_SIZE,
     shards_per_task: Count = 1,
     runner: RunnerName = "threads",
     address: Address | None = None,

@@ -13,6 +13,7 @@ from typer.core import TyperCommand
 
 from flows import options
 from flows.lines import line
+from pti_core.defaults import DEFAULT_GENERATOR, SHARD_SIZE
 
 if TYPE_CHECKING:
     from flows.console import ProgressView
@@ -67,7 +68,7 @@ def run(
         str, typer.Argument(help="Folder, glob, archive, Parquet or one file (any fsspec URL), or 'demo'.")
     ],
     output: Annotated[str, typer.Option("--output", "-o", help="Where the tables go: a folder or any fsspec URL.")],
-    generator: Annotated[str, typer.Option(help="Built-in name, path or URL of a checkpoint.")] = "pocket-ffhq-128",
+    generator: Annotated[str, typer.Option(help="Built-in name, path or URL of a checkpoint.")] = DEFAULT_GENERATOR,
     preset: Annotated[Preset, typer.Option(help="Steps and weights of the method; noop does nothing.")] = Preset.fast,
     mode: Annotated[Mode, typer.Option(help="A generator for each image, or one for each group.")] = Mode.single,
     group_by: Annotated[
@@ -95,7 +96,9 @@ def run(
     seed: Annotated[
         int, typer.Option(help="Of the random numbers of images; each has its own, by this and its image_id.")
     ] = 0,
-    shard_size: Annotated[int, typer.Option(min=1, help="Images in a shard, of a new run or of what is added.")] = 64,
+    shard_size: Annotated[
+        int, typer.Option(min=1, help="Images in a shard, of a new run or of what is added.")
+    ] = SHARD_SIZE,
     part: Annotated[
         str | None,
         typer.Option(

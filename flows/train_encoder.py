@@ -10,6 +10,7 @@ from pydantic import Field
 from flows.addresses import Address
 from flows.run_names import named
 from flows.stopping import end_when_told
+from pti_core.defaults import DEFAULT_GENERATOR
 from pti_core.words import PERCENT
 from tasks.encoder import make_encoder
 from tasks.progress import run_progress
@@ -21,7 +22,7 @@ SAMPLES, DRAWING_STEPS = 6000, 400
 
 @flow(name="train-encoder", flow_run_name=named("train-encoder", "generator"), validate_parameters=True)
 def train_encoder(
-    generator: Address = "pocket-ffhq-128",
+    generator: Address = DEFAULT_GENERATOR,
     samples: Samples = SAMPLES,
     drawing_steps: Steps = DRAWING_STEPS,
     seed: int = 0,

@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 
 from flows.arguments import set_option
+from pti_core.defaults import DEFAULT_GENERATOR
 from pti_core.work.shard_progress import OnShardProgress, ShardProgress
 
 
@@ -18,7 +19,7 @@ def parser(doc: str | None, images: str, output: str) -> argparse.ArgumentParser
     found = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     found.add_argument("images", nargs="?", default=images, help="any data set that `pti run` takes")
     found.add_argument("--output", default=output, help="a local folder")
-    found.add_argument("--generator", default="pocket-ffhq-128")
+    found.add_argument("--generator", default=DEFAULT_GENERATOR)
     found.add_argument("--preset", default="demo")
     found.add_argument("--limit", type=int, help="only the first images")
     found.add_argument(

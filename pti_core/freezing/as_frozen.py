@@ -9,12 +9,10 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from pti_core.config import RunConfig
+from pti_core.defaults import SHARD_SIZE
 from pti_core.presets import configure
 from pti_core.runs import Run
 from pti_core.versions import versions
-
-SHARD_SIZE: Final = 64
-"""Images in a shard, unless a command says otherwise."""
 
 _COMPARED: Final = ("pti", "torch")  # what decides the numbers, beside the settings
 

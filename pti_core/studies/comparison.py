@@ -53,7 +53,7 @@ def invert(
     runs = {}
     for name, way in ways.items():
         config = configure(preset, {**(settings or {}), **way.settings})
-        run = freeze(dataset, root, generator, config, limit, 64, "resume", way.group_by)
+        run = freeze(dataset, root, generator, config, limit, group_by=way.group_by)
         for shard in run.pending():
             done = invert_shard(run, shard, on_progress(name) if on_progress else None)
             measure_shard(run, shard, done["files"], done["seconds"])

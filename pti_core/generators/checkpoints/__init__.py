@@ -30,8 +30,6 @@ __all__ = ["BUILT_IN", "CheckpointError", "LoadedGenerator", "load_generator", "
 ASSETS = Path(__file__).parents[2] / "assets"
 BUILT_IN = {"pocket-ffhq-128": ASSETS / "pocket-ffhq-128.safetensors"}
 ALIASES = {"pocket": "pocket-ffhq-128"}
-DEFAULT_GENERATOR = "pocket-ffhq-128"
-"""What runs take where no generator is named."""
 HEAD = 64  # bytes of a file that tell its format
 
 
