@@ -83,7 +83,7 @@ class Point:
 def demo(folder: str) -> Run:
     """The demo's faces, inverted with fp16 deltas."""
     run = freeze("demo", folder, "pocket-ffhq-128", configure("demo", {"codec": "fp16"}))
-    for shard in run.pending():
+    for shard in run.to_do().shards:
         invert_shard(run, shard)
         measure_shard(run, shard)
     return load_run(folder, run.name)

@@ -121,7 +121,7 @@ def main() -> None:
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         run = freeze("demo", str(args.output or temporary), "pocket-ffhq-128", configure("demo", FEW_STEPS))
-        for shard in run.pending():
+        for shard in run.to_do().shards:
             inverted = invert_shard(run, shard)
             measure_shard(run, shard, inverted["files"], inverted["seconds"])
         print("| images with pictures | `index.html` | `sprites/` |\n| --- | --- | --- |")

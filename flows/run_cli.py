@@ -166,7 +166,7 @@ def run(
         )
         for remark in frozen.remarks:
             view.note(remark)
-        pending, done = frozen.left(retry_rejects, share)
+        pending, done, _ = frozen.to_do(retry_rejects, share)
         if others := others_at_work(frozen.store, frozen.name, pending):
             view.note(others)
         if pending:
@@ -200,7 +200,7 @@ def run(
                     part=part,
                     settings=settings,
                 )
-        elif left := 0 if share.whole else len(frozen.pending()):
+        elif left := 0 if share.whole else len(frozen.to_do().shards):
             summary = {"run": frozen.name, "left": left}
         else:
             summary = _published(frozen, view)

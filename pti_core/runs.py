@@ -47,7 +47,7 @@ class ToDo(NamedTuple):
     """What is left of a run."""
 
     shards: list[int]  # to do, in order
-    images_done: int  # of the other shards
+    images_done: int  # of the other shards, how many images they have
     fresh: list[int]  # of `shards` those that were not done before
 
 
@@ -76,27 +76,18 @@ class Run:
         """Changes when the run is made anew or extended."""
         return f"{self.created} {self.manifest.rows}"
 
-    def left(self, retry_rejects: bool = False, share: Share = ALL) -> tuple[list[int], int]:
-        """The shards to do, in order, and how many images the others have; of a share's own shards.
-
-        To do are shards that are not done; with `retry_rejects` also those with temporary rejects. Temporary is what
-        another try may help: a read that failed, memory that was short.
-        """
-        found = self.to_do(retry_rejects, share)
-        return found.shards, found.images_done
-
     def to_do(self, retry_rejects: bool = False, share: Share = ALL) -> ToDo:
-        """The same, and which shards are to be done for the first time."""
+        """What is left, of a share's own shards: those that are not done, and with `retry_rejects` some once more.
+
+        Those are the ones with temporary rejects. Temporary is what another try may help: a read that failed, memory
+        that was short.
+        """
         markers = self.store.done(self.name)
         own = share.of(range(self.manifest.shards))  # others may have appended and done more meanwhile
         again = {shard for shard in own if shard in markers and retry_rejects and temporary_rejects(markers[shard])}
         done = sum(int(markers[shard]["counts"]["manifest"]) for shard in own if shard in markers.keys() - again)
         shards = [shard for shard in own if shard not in markers or shard in again]
         return ToDo(shards, done, [shard for shard in shards if shard not in again])
-
-    def pending(self, retry_rejects: bool = False) -> list[int]:
-        """The shards to do, in order."""
-        return self.left(retry_rejects)[0]
 
     def read_input(self, uri: str, image_id: str, resolution: int) -> Input:
         """An input as the engine sees it. Raises ImageError for a bad image, OSError where it cannot be read."""

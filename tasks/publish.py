@@ -43,7 +43,7 @@ def publish_summary(root: str, run: str, credentials: str | None = None, part: s
     """
     use_credentials(credentials)
     opened, share = load_run(root, run), share_of(part)
-    if not share.whole and (left := len(opened.pending())):
+    if not share.whole and (left := len(opened.to_do().shards)):
         get_run_logger().info(others_left(run, share, left))
         return {"run": run, "part": str(share), "left": left}
     get_run_logger().info("all shards are done; writing the contact sheet and the report where they are missing")

@@ -26,7 +26,7 @@ QUICK_SETTINGS = {"pivot.steps": 6, "pivot.w_samples": 300, "tuning.steps": 5, "
 
 def finish(run: Run) -> Run:
     """Do all shards of a run that are left, as the flow does."""
-    for shard in run.pending():
+    for shard in run.to_do().shards:
         inverted = invert_shard(run, shard)
         measure_shard(run, shard, inverted["files"], inverted["seconds"])
     return run

@@ -55,7 +55,7 @@ def work(job: Job, kill_at: int | None, writes_only: bool, told: Any) -> None:
     """All of a run, or what is left of it, as the flow does it."""
     moments = Moments(job[1], kill_at, writes_only)
     run = begin(job)
-    for shard in run.pending():
+    for shard in run.to_do().shards:
         inverted = invert_shard(run, shard, None if writes_only else moments.next)
         measure_shard(run, shard, inverted["files"], inverted["seconds"])
     told.send(moments.count)
@@ -65,7 +65,7 @@ def work_on_part(job: Job, part: str, at_once: Any, told: Any) -> None:
     """A part of a run, begun together with the others; tells when the run was frozen, and how many shards are left."""
     at_once.wait()
     run = begin(job)
-    for shard in run.left(share=share_of(part))[0]:
+    for shard in run.to_do(share=share_of(part)).shards:
         inverted = invert_shard(run, shard)
         measure_shard(run, shard, inverted["files"], inverted["seconds"], inverted["counts"])
-    told.put((run.created, len(run.pending())))
+    told.put((run.created, len(run.to_do().shards)))

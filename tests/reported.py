@@ -19,7 +19,7 @@ HOSTILE = "</script><script>window.hacked=1</script><img src=x onerror=window.ha
 def finished(data, output, checkpoint, preset="demo", **settings):
     config = configure(preset, (QUICK_SETTINGS if preset == "demo" else {}) | settings)
     run = freeze(str(data), str(output), checkpoint, config, None, 4)
-    for shard in run.pending():
+    for shard in run.to_do().shards:
         inverted = invert_shard(run, shard)
         measure_shard(run, shard, inverted["files"], inverted["seconds"])
     return run

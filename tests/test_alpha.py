@@ -29,7 +29,7 @@ REQUEST = Request([0.0, 30.0, 60.0, "off"], 2)
 def finished(data, output, checkpoint, preset="demo", **settings):
     config = configure(preset, (QUICK_SETTINGS if preset == "demo" else {}) | settings)
     run = freeze(str(data), str(output), checkpoint, config, shard_size=3)
-    for shard in run.pending():
+    for shard in run.to_do().shards:
         inverted = invert_shard(run, shard)
         measure_shard(run, shard, inverted["files"], inverted["seconds"])
     return run

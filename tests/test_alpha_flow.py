@@ -22,7 +22,7 @@ FLOW = {"flows": {"name": {"any_": ["alpha-study"]}}, "sort": "START_TIME_DESC"}
 def finished(data, output, checkpoint, preset="demo"):
     settings = QUICK_SETTINGS | {"measure.z_samples": 0} if preset == "demo" else {}
     run = freeze(str(data), str(output), checkpoint, configure(preset, settings), shard_size=2)
-    for shard in run.pending():
+    for shard in run.to_do().shards:
         measure_shard(run, shard, invert_shard(run, shard)["files"])
     return output
 

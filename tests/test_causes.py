@@ -199,7 +199,7 @@ def test_a_run_that_rejects_too_much_ends_and_what_is_done_stays(
 
     @flow(name="work")
     def work(most: float | None) -> None:
-        pending, done = run.left()
+        pending, done, _ = run.to_do()
         plan = {"pending": pending, "images": run.manifest.rows, "done": done}
         common = {"root": run.store.root, "run": run.name}
         steps = [invert_shards, measure_shards]
@@ -210,7 +210,7 @@ def test_a_run_that_rejects_too_much_ends_and_what_is_done_stays(
     with prefect_test_harness(server_startup_timeout=400):
         with pytest.raises(ShardsFailed, match=r"^ended with \d+ of 12 shards left; .* of them decode .*run it again"):
             work(0.2)
-        left = len(run.pending())
+        left = len(run.to_do().shards)
         assert 0 < left < 10
         work(None)
-    assert run.pending() == []
+    assert run.to_do().shards == []

@@ -35,7 +35,7 @@ def pti(*arguments):
 
 
 def finish(run):
-    for shard in run.pending():
+    for shard in run.to_do().shards:
         measure_shard(run, shard, invert_shard(run, shard)["files"])
     return run
 

@@ -52,7 +52,7 @@ def check_no_half_file(folder: Path) -> None:
 
 def check_resumed(run: Run, reference: Run, before: dict[Path, int]) -> None:
     """Complete, equal to a run that was never disturbed, and what was there has not been written again."""
-    assert run.pending() == []
+    assert run.to_do().shards == []
     assert run.store.check_complete(run.name) == {"manifest": IMAGES, "pivots": IMAGES, "rejects": 0}
     assert all(run.store.verify(marker) == [] for marker in run.store.done(run.name).values())
     assert {path: path.stat().st_mtime_ns for path in before} == before
@@ -93,7 +93,7 @@ def test_a_disk_that_fills_up(disk: Disk, begin: Any, undisturbed: Run) -> None:
         finish(run)
     assert "\n" not in str(caught.value)
     check_no_half_file(disk.folder)
-    assert run.pending() == [0]
+    assert run.to_do().shards == [0]
     with pytest.raises(StoreError, match="no space is left"):  # the same again: no progress, no harm
         finish(begin(disk.folder / "out"))
     check_no_half_file(disk.folder)
@@ -130,7 +130,7 @@ def test_a_disk_that_turns_read_only(disk: Disk, begin: Any, undisturbed: Run) -
     with after(run, 4.1, turn) as watch, pytest.raises(StoreError, match=r"cannot be written: this place is read-only"):
         invert_shard(run, 0, watch)
     check_no_half_file(disk.folder)
-    assert run.pending() == [0]
+    assert run.to_do().shards == [0]
     with pytest.raises(StoreError, match="this place is read-only"):
         begin(disk.folder / "out")
     kept = whole_parts(run)

@@ -77,7 +77,7 @@ def without_basis(config: dict[str, Any]) -> None:
 def test_a_run_that_lacks_a_setting_of_today_is_finished(begin: Begin) -> None:
     old = as_of_before(half_done(begin()), without_basis)
     run = begin()
-    assert (run.name, run.digest, run.pending(), run.remarks) == (old.name, old.digest, [1], ())
+    assert (run.name, run.digest, run.to_do().shards, run.remarks) == (old.name, old.digest, [1], ())
     finish(run)
     assert run.store.check_complete(old.name) == {"manifest": 4, "pivots": 4, "rejects": 0}
     assert run.store.runs() == [old.name]
@@ -88,17 +88,17 @@ def test_and_extended(begin: Begin, pictures: Any) -> None:
     Image.fromarray(pictures[5]).save(Path(old.dataset) / "9.png")
     run = begin("extend")
     assert (run.name, run.remarks) == (old.name, ("1 new file is appended as shard 2",))
-    assert run.pending() == [1, 2]
+    assert run.to_do().shards == [1, 2]
 
 
 def test_and_overwritten_in_its_place(begin: Begin) -> None:
     old = as_of_before(half_done(begin()), without_basis)
     run = begin("overwrite")
-    assert (run.name, run.digest, run.pending(), run.store.runs()) == (old.name, old.digest, [0, 1], [old.name])
+    assert (run.name, run.digest, run.to_do().shards, run.store.runs()) == (old.name, old.digest, [0, 1], [old.name])
     assert run.created != old.created
     finish(run)
     again = begin()
-    assert (again.name, again.pending()) == (old.name, [])
+    assert (again.name, again.to_do().shards) == (old.name, [])
     assert begin(batch=7).name == old.name  # which is of no digest
 
 

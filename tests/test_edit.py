@@ -35,7 +35,7 @@ def finish(data, root, generator, preset="demo", shard_size=2, **settings):
     """A finished run."""
     config = configure(preset, QUICK_SETTINGS | {"tuning.steps": 3, "measure.z_samples": 0} | settings)
     run = freeze(str(data), str(root), generator, config, shard_size=shard_size)
-    for shard in run.pending():
+    for shard in run.to_do().shards:
         measure_shard(run, shard, invert_shard(run, shard)["files"])
     return run
 

@@ -25,7 +25,7 @@ def root(dataset, tiny_checkpoint, tmp_path):
     """A finished run of five images in three shards."""
     settings = QUICK_SETTINGS | {"measure.z_samples": 0}
     run = freeze(str(dataset(5)), str(tmp_path / "out"), tiny_checkpoint, configure("demo", settings), shard_size=2)
-    for shard in run.pending():
+    for shard in run.to_do().shards:
         measure_shard(run, shard, invert_shard(run, shard)["files"])
     return tmp_path / "out"
 

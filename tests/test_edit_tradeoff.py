@@ -79,4 +79,4 @@ def test_the_four_ways_of_one_data_set(dataset, tiny_checkpoint, tmp_path):
 
     again = invert(WAYS, str(tmp_path / "data"), str(tmp_path), tiny_checkpoint, "demo", settings)
     assert [run.name for run in again.values()] == [run.name for run in runs.values()]
-    assert all(run.pending() == [] for run in again.values())
+    assert all(run.to_do().shards == [] for run in again.values())

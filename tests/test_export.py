@@ -50,7 +50,7 @@ def data(pictures, tmp_path_factory):
 
 def finish(data, root, generator, **settings):
     run = freeze(str(data), str(root), generator, configure("demo", SETTINGS | settings))
-    for shard in run.pending():
+    for shard in run.to_do().shards:
         measure_shard(run, shard, invert_shard(run, shard)["files"])
     return run
 

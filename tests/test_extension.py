@@ -35,7 +35,7 @@ def begin(tmp_path, tiny_checkpoint):
 
 
 def finish(run):
-    done = run.pending()
+    done = run.to_do().shards
     for shard in done:
         inverted = invert_shard(run, shard)
         measure_shard(run, shard, inverted["files"], inverted["seconds"])
@@ -66,14 +66,14 @@ def test_new_and_changed_files_become_new_shards_and_what_was_done_stays(dataset
     assert pivots.loc["1.png", "uri"] == pivots.loc["1.png@2", "uri"]
     assert pivots.loc["1.png", "sha256"] != pivots.loc["1.png@2", "sha256"]
     again = begin(folder, existing="extend")
-    assert (again.remarks, again.pending(), again.manifest.rows) == ((gone.format(5),), [], 5)
+    assert (again.remarks, again.to_do().shards, again.manifest.rows) == ((gone.format(5),), [], 5)
     Image.fromarray(pictures[7]).save(folder / "1.png")
     assert ids(begin(folder, existing="extend"))[-1] == "1.png@3"
 
 
 def test_extend_of_a_run_that_was_never_made_makes_it(dataset, begin):
     run = begin(dataset(2), existing="extend")
-    assert (run.pending(), run.manifest.rows) == ([0], 2)
+    assert (run.to_do().shards, run.manifest.rows) == ([0], 2)
 
 
 def test_extend_does_not_begin_anew_where_options_were_left_out(dataset, begin, tiny_generator, tmp_path):
@@ -259,7 +259,7 @@ def test_a_file_that_was_refused_for_a_passing_reason_is_tried_again_and_not_app
     assert begin(folder, preset="noop").remarks[0].startswith("1 changed file is not in this run")
     run = begin(folder, preset="noop", existing="extend")
     assert ids(run) == ["0.png", "1.png", "2.png", "2.png@2"]
-    for shard in run.pending(retry_rejects=True):
+    for shard in run.to_do(retry_rejects=True).shards:
         inverted = invert_shard(run, shard, retry_rejects=True)
         measure_shard(run, shard, inverted["files"], inverted["seconds"])
     assert set(pd.read_parquet(tmp_path / "out/pivots")["image_id"]) == {"0.png", "1.png", "2.png@2"}
@@ -280,13 +280,13 @@ def test_a_run_that_is_overwritten_twice_by_the_same_is_resumed(dataset, begin, 
     folder = dataset(3)
     finish(begin(folder, preset="noop"))
     overwritten = begin(folder, preset="noop", existing="overwrite", by="flow run 1")
-    assert overwritten.pending() == [0, 1]
+    assert overwritten.to_do().shards == [0, 1]
     invert_shard(overwritten, 0)
     measure_shard(overwritten, 0)
     again = begin(folder, preset="noop", existing="overwrite", by="flow run 1")  # *Retry* on its page
-    assert (again.pending(), again.created) == ([1], overwritten.created)
-    assert begin(folder, preset="noop", existing="overwrite", by="flow run 2").pending() == [0, 1]
-    assert begin(folder, preset="noop", existing="overwrite").pending() == [0, 1]
+    assert (again.to_do().shards, again.created) == ([1], overwritten.created)
+    assert begin(folder, preset="noop", existing="overwrite", by="flow run 2").to_do().shards == [0, 1]
+    assert begin(folder, preset="noop", existing="overwrite").to_do().shards == [0, 1]
 
 
 @pytest.mark.parametrize("existing", ["resume", "extend"])

@@ -30,7 +30,7 @@ def begin(tmp_path: Path, tiny_checkpoint: str) -> Begin:
 
 def do(run: Run, retry: bool = True) -> list[int]:
     """What a scheduled run does: all that is left, and rejects once more. The shards that it worked on."""
-    left = run.pending(retry)
+    left = run.to_do(retry).shards
     for shard in left:
         done = invert_shard(run, shard, retry_rejects=retry)
         measure_shard(run, shard, done["files"], done["seconds"], done["counts"])
@@ -166,7 +166,7 @@ def test_while_the_data_set_is_away_no_try_counts(dataset: Any, begin: Begin) ->
     for _ in range(MISSING_TRIES):
         assert do(begin(folder)) == [0]
     assert (rejects(run), written(run)) == ([("1.png", "FileNotFoundError", False, 1)], before)
-    assert run.pending() == []
+    assert run.to_do().shards == []
     away.rename(folder)
     do(run)
     assert [row[3] for row in rejects(run)] == [2]

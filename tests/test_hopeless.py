@@ -60,7 +60,7 @@ def work(run: Run, done: Callable[..., None] = lambda *_: None, delays: list[flo
 
     @flow(name="work")
     def all_pending() -> None:
-        pending, before = run.left()
+        pending, before, _ = run.to_do()
         plan = {"pending": pending, "images": run.manifest.rows, "done": before}
         common = {"root": run.store.root, "run": run.name}
         do_shards(
@@ -86,7 +86,7 @@ def check_ended(run: Run, sentence: str, tries: int = 1, few: int = FEW, **how: 
     """The flow ends by a sentence, after few tries, with shards done and many left that nobody began."""
     with pytest.raises(Ended, match=sentence) as caught:
         work(run, **how)
-    left = run.pending()
+    left = run.to_do().shards
     (told,) = re.findall(rf"^ended with (\d+) of {SHARDS} shards left; shard ", str(caught.value))
     assert len(left) <= int(told) <= len(left) + 2  # of those in flight some may have been done
     assert re.search("the same (command|run)", str(caught.value))
@@ -106,7 +106,7 @@ def test_a_disk_that_fills_up(disk: Disk, begin: Any) -> None:
     check_ended(run, "no space is left; .* With this output the same run goes on")
     (disk.folder / "filler").unlink()
     disk.remount(LARGE)
-    invert_shard(run, run.pending()[0])  # who goes on in this process can work
+    invert_shard(run, run.to_do().shards[0])  # who goes on in this process can work
     check_finished(run)
 
 

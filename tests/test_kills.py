@@ -70,7 +70,7 @@ def same_tables(one: str, other: str) -> None:
 
 
 def check_whole(run: Run, images: int) -> None:
-    assert run.pending() == []
+    assert run.to_do().shards == []
     assert run.store.check_complete(run.name) == {"manifest": images, "pivots": images, "rejects": 0}
     done = run.store.done(run.name)
     assert len(done) == run.manifest.shards

@@ -42,7 +42,7 @@ def begin(tmp_path: Path, tiny_checkpoint: str) -> Begin:
 
 
 def finish(run: Run) -> Run:
-    for shard in run.pending():
+    for shard in run.to_do().shards:
         measure_shard(run, shard, invert_shard(run, shard)["files"])
     return run
 
@@ -78,7 +78,7 @@ def test_a_part_from_before_an_overwrite_is_not_taken_for_one_of_the_new_run(
     finish(new)
     sha256 = dict(new.store.read("pivots")[["image_id", "sha256"]].itertuples(index=False))
     assert sha256["0.png"] == hashlib.sha256((folder / "0.png").read_bytes()).hexdigest()
-    assert new.pending() == []
+    assert new.to_do().shards == []
 
 
 @pytest.mark.parametrize("table", ["metrics", "locality"])
@@ -112,7 +112,7 @@ def test_a_shard_that_the_new_run_does_not_have_is_named_with_what_to_do(dataset
     written = parts(old)
     new = finish(begin(folder, existing="overwrite"))
     write_late(written)
-    assert new.pending() == []
+    assert new.to_do().shards == []
     with pytest.raises(StoreError) as refused:
         new.store.check_complete(new.name)
     assert re.search(
@@ -134,7 +134,7 @@ def test_a_copy_beside_a_part_does_not_keep_its_shard_from_being_done(dataset: A
         shutil.copy(part(run, table), part(run, table).with_name("part-0 (1).parquet"))
     assert invert_shard(run, 0) == inverted  # all of it is there
     finish(run)
-    assert run.pending() == []
+    assert run.to_do().shards == []
     assert len(run.store.strays(run.name)) == 2
 
 
@@ -172,7 +172,7 @@ def test_a_marker_does_not_vouch_for_files_that_another_process_has_written(
         part(run, "metrics").write_bytes(metrics)
     with pytest.raises(StoreError, match=r"pivots/.*part-0\.parquet' is not the one that was inverted"):
         measure_shard(run, 0, ours["files"], ours["seconds"], ours["counts"])
-    assert run.pending() == [0]
+    assert run.to_do().shards == [0]
     finish(run)
     (marker,) = run.store.done(run.name, whole=True).values()
     assert [found.problems for found in check_run(run.store, run.name, {0: marker})] == [[]]
@@ -187,7 +187,7 @@ def test_a_part_that_is_damaged_before_its_shard_is_measured_is_said_to_be_and_m
     part(run, "deltas").write_bytes(b"PAR1 no more PAR1")
     with pytest.raises(StoreError, match=r"part 'deltas/.*' is not the one that was inverted: .*; end that one"):
         measure_shard(run, 0, ours["files"], ours["seconds"])
-    assert finish(run).pending() == []
+    assert finish(run).to_do().shards == []
 
 
 def test_a_pivot_without_a_delta_is_named_and_done_again_once_its_part_is_removed(dataset: Any, begin: Begin) -> None:
@@ -199,7 +199,7 @@ def test_a_pivot_without_a_delta_is_named_and_done_again_once_its_part_is_remove
     with pytest.raises(StoreError, match=r"deltas/.*part-0000\.parquet' has no delta of '1\.png'; remove it"):
         measure_shard(run, 0)
     path.unlink()
-    assert finish(run).pending() == []
+    assert finish(run).to_do().shards == []
 
 
 class Meanwhile(MemoryFileSystem):
@@ -244,5 +244,5 @@ def test_who_freezes_a_run_does_not_remove_what_another_one_has_begun_meanwhile(
         run.store.files.put(f"runs/{run.name}/{CLEARING}", b"")
     run = begin(ready=lambda: Meanwhile.does.append(lambda: finish(begin())))
     Meanwhile.now()
-    assert load_run(output, run.name).pending() == []
+    assert load_run(output, run.name).to_do().shards == []
     assert run.store.check_complete(run.name) == {"manifest": 2, "pivots": 2, "rejects": 0}

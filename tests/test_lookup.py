@@ -34,7 +34,7 @@ def finished(pictures: Any, tiny_checkpoint: str, tmp_path_factory: pytest.TempP
         Image.fromarray(pictures[i]).save(folder / "data" / f"{i}.png")
     (folder / "data/5.png").write_text("no image")
     run = freeze(str(folder / "data"), str(folder / "out"), tiny_checkpoint, configure("demo", QUICK_SETTINGS), None, 2)
-    for shard in run.pending():
+    for shard in run.to_do().shards:
         measure_shard(run, shard, invert_shard(run, shard)["files"])
     return run
 

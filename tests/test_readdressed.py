@@ -105,7 +105,7 @@ def test_what_moved_after_its_part_was_inverted_is_not_appended_though_its_shard
     run = finish(begin(push([("a", 0), ("b", 1)], [("c", 2), ("d", 3)], [("e", 4)])))
     for marker in (tmp_path / "out/runs" / run.name).glob("done/*.json"):
         marker.unlink()
-    assert run.pending() == [0, 1, 2]
+    assert run.to_do().shards == [0, 1, 2]
     parts = tmp_path / "out" / "{}" / f"run={run.name}"
     (last,) = Path(str(parts).format("metrics")).glob("shard=*1/part-*1.parquet")
     last.unlink()  # killed before the part of `d` was whole

@@ -58,7 +58,7 @@ def _no_waiting(monkeypatch):
 
 
 def finish(run: Run, retry: bool = False) -> Run:
-    for shard in run.pending(retry):
+    for shard in run.to_do(retry).shards:
         inverted = invert_shard(run, shard, retry_rejects=retry)
         inverted = json.loads(json.dumps(inverted))  # as it goes from task to task
         measure_shard(run, shard, inverted["files"], inverted["seconds"])
@@ -71,7 +71,7 @@ def frame(run: Run, table: str = "metrics", columns: list[str] | None = None) ->
 
 
 def check_whole(run: Run, images: int, rejects: int = 0) -> None:
-    assert run.pending() == []
+    assert run.to_do().shards == []
     assert run.store.check_complete(run.name) == {"manifest": images, "pivots": images - rejects, "rejects": rejects}
     assert all(run.store.verify(marker) == [] for marker in run.store.done(run.name).values())
     owners = set(run.store.read("deltas", columns=["owner"])["owner"])
@@ -119,7 +119,7 @@ def test_what_was_lost_or_damaged_is_done_again_and_nothing_else_is(dataset, beg
         damage(part(run, table, damaged))
         if not marked:
             marker.unlink()
-        assert run.pending() == [0], table
+        assert run.to_do().shards == [0], table
         before = times(run)
         finish(run)
         check_whole(run, 4)
@@ -166,7 +166,7 @@ def test_a_seal_that_cannot_be_read_is_none(dataset, begin, table, seal):
     pq.write_table(content.replace_schema_metadata({**content.schema.metadata, b"pti_part": seal}), path)
     (Path(run.store.root) / f"runs/{run.name}/done/00000.json").unlink()
     finish(run)
-    assert run.pending() == []
+    assert run.to_do().shards == []
     assert pq.read_schema(path).metadata[b"pti_part"] != seal
 
 
@@ -314,7 +314,7 @@ def test_what_could_not_be_read_is_tried_again_by_the_next_run(flaky, begin):
     (message,) = run.store.read("rejects")["message"]
     assert "timed out" in message and "\n" not in message and "Signature" not in message
     before, metrics = times(run), frame(run)
-    assert (run.pending(), run.pending(retry_rejects=True)) == ([], [0])
+    assert (run.to_do().shards, run.to_do(retry_rejects=True).shards) == ([], [0])
     finish(run, retry=True)  # in vain
     check_whole(run, 4, rejects=1)
     assert frame(run, "rejects", columns)["attempts"].tolist() == [2]
@@ -322,7 +322,7 @@ def test_what_could_not_be_read_is_tried_again_by_the_next_run(flaky, begin):
     assert {name for name, at in times(run).items() if at != before[name]} == written
     run = finish(begin(flaky), retry=True)
     check_whole(run, 4)
-    assert run.pending(retry_rejects=True) == []
+    assert run.to_do(retry_rejects=True).shards == []
     assert len(frame(run)) == 4 * 3
     pd.testing.assert_frame_equal(frame(run)[lambda f: f.image_id != "0/1.png"].reset_index(drop=True), metrics)
     assert run.store.read("metrics").attrs == {"lpips_net": "alex"}
@@ -342,7 +342,7 @@ def test_a_group_is_done_again_as_a_whole(flaky, begin):
     finish(run, retry=True)
     assert run.store.check_complete(run.name) == {"manifest": 4, "pivots": 4, "rejects": 0}
     assert run.store.read("deltas")["owner"].value_counts().nunique() == 1
-    assert run.pending() == []
+    assert run.to_do().shards == []
 
 
 def test_a_data_set_that_is_away_does_not_become_rejects(dataset, begin):
@@ -436,7 +436,7 @@ def test_a_run_cut_off_while_it_was_frozen_or_overwritten_is_frozen_anew(dataset
     (Path(run.store.root) / f"runs/{run.name}/config.json").rename(Path(run.store.root) / f"runs/{run.name}/{CLEARING}")
     Image.fromarray(pictures[5]).save(folder / "7.png")
     again = begin(folder, shard_size=2)
-    assert (again.name, again.pending(), again.manifest.rows) == (run.name, [0, 1], 4)
+    assert (again.name, again.to_do().shards, again.manifest.rows) == (run.name, [0, 1], 4)
     check_whole(finish(again), 4)
 
 
@@ -482,10 +482,10 @@ def test_a_run_that_has_lost_its_configuration_is_not_done_again_without_being_a
             begin(folder)
     config.write_bytes(content)
     finish(begin(folder))
-    assert begin(folder).pending() == []
+    assert begin(folder).to_do().shards == []
     config.unlink()
     again = begin(folder, existing="overwrite")
-    assert again.pending() == [0]
+    assert again.to_do().shards == [0]
     check_whole(finish(again), 2)
 
 

@@ -82,7 +82,7 @@ def ways(run: Run) -> list[Callable[[], Any]]:
         lambda: store.done(RUN),
         lambda: list(check_run(store, RUN, store.markers(RUN))),
         lambda: run_status(store, RUN),
-        run.left,
+        run.to_do,
     ]
 
 
@@ -97,7 +97,7 @@ def test_markers_that_may_not_be_read_are_not_missing(refuse) -> None:
                 way()
     refuse("nothing")
     assert run.store.files.find("runs") == before
-    assert (run.left(), run_status(run.store, RUN).state) == (([], 5), "done")
+    assert (run.to_do(), run_status(run.store, RUN).state) == (([], 5, []), "done")
 
 
 def test_check_and_status_say_so(refuse) -> None:

@@ -36,7 +36,7 @@ def begin(tmp_path: Path, tiny_checkpoint: str) -> Begin:
 
 
 def finish(run: Run) -> Run:
-    for shard in run.pending():
+    for shard in run.to_do().shards:
         measure_shard(run, shard, invert_shard(run, shard)["files"])
     return run
 
@@ -107,7 +107,7 @@ def test_new_changed_and_missing_files_are_told(
         Image.fromarray(pictures[i]).save(folder / f"{i}.png")
     Image.fromarray(pictures[5]).save(folder / "0.png")
     again = begin(folder)
-    assert (again.name, again.pending(), again.manifest.rows) == (first.name, [], 3)
+    assert (again.name, again.to_do().shards, again.manifest.rows) == (first.name, [], 3)
     assert again.remarks == ("2 new and 1 changed files are not in this run; `--extend` (existing=extend) adds them",)
     for name in ("0.png", "3.png"):
         (folder / name).unlink()
@@ -128,7 +128,7 @@ def test_changes_beyond_the_limit_and_in_shards_to_come_are_none(
     assert begin(folder, limit=2).remarks == ()
     Image.fromarray(pictures[4]).save(folder / "00.png")
     assert "1 new file" in begin(folder, limit=2).remarks[0]
-    assert run.pending() == [0]
+    assert run.to_do().shards == [0]
 
 
 def test_a_finished_run_needs_no_data_set(dataset: Any, tmp_path: Path, begin: Begin) -> None:
@@ -141,7 +141,7 @@ def test_a_finished_run_needs_no_data_set(dataset: Any, tmp_path: Path, begin: B
     finish(begin(folder))
     folder.rename(tmp_path / "moved")
     again = begin(folder)
-    assert again.pending() == []
+    assert again.to_do().shards == []
     assert again.remarks == ("the data set cannot be listed now",)
 
 
@@ -165,6 +165,6 @@ def test_a_bucket_by_any_name_is_one_run(begin: Begin, dataset: Any) -> None:
     finish(begin("memory://ds-resume/", "memory://ds-resume/out"))
     report.publish(first)
     again = begin("memory://ds-resume", "memory://ds-resume/out/")
-    assert (again.name, again.remarks, again.pending()) == (first.name, (), [])
+    assert (again.name, again.remarks, again.to_do().shards) == (first.name, (), [])
     config = json.loads(fsspec.filesystem("memory").cat(f"/ds-resume/out/runs/{first.name}/config.json"))
     assert config["dataset"] == "memory://ds-resume"

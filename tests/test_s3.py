@@ -85,7 +85,7 @@ def test_a_run_from_s3_to_s3(server: S3Server, begin: Any, dataset: Any) -> None
 
     written = server.keys(bucket)
     again = begin(data, f"{out}/")
-    assert (again.name, again.pending()) == (run.name, [])
+    assert (again.name, again.to_do().shards) == (run.name, [])
     assert server.keys(bucket) == written
     assert not [key for key in written if ".write-check" in key]
     opened = load_run(out, run.name)
@@ -94,7 +94,7 @@ def test_a_run_from_s3_to_s3(server: S3Server, begin: Any, dataset: Any) -> None
 
     for lost in ("pivots", "locality"):
         server.s3.delete_object(Bucket=bucket, Key=f"out/{opened.store.part_path(lost, run.name, 0, 1)}")
-        assert opened.pending() == [0]
+        assert opened.to_do().shards == [0]
         finish(opened)
         assert server.keys(bucket).keys() == written.keys()
     opened.store.clear_run(run.name)

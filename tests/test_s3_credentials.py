@@ -132,7 +132,7 @@ def test_a_run_with_credentials_from_a_block_leaves_them_nowhere(
             run = freeze(data, place, tiny_checkpoint, config)
             inverted = invert_shard(run, 0)
             measure_shard(run, 0, inverted["files"], inverted["seconds"])
-            assert run.pending() == []
+            assert run.to_do().shards == []
         use_options({"s3": {**options["s3"], "secret": f"{secret}-wrong"}})
         with pytest.raises(StoreError, match="access denied") as refused:
             Store(out).runs()

@@ -107,7 +107,7 @@ def test_an_outage_is_never_taken_for_emptiness(proxy: Proxy) -> None:
 
 def run_of(data: str, out: str, checkpoint: str) -> Run:
     run = freeze(data, out, checkpoint, configure("demo", QUICK_SETTINGS | {"batch": 2}), shard_size=4)
-    for shard in run.pending():
+    for shard in run.to_do().shards:
         inverted = invert_shard(run, shard)
         measure_shard(run, shard, inverted["files"], inverted["seconds"])
     return run

@@ -43,7 +43,7 @@ def begin(dataset, output, checkpoint, shard_size=64, limit=None, existing="resu
 
 
 def finish(run):
-    for shard in run.pending():
+    for shard in run.to_do().shards:
         inverted = invert_shard(run, shard)
         measure_shard(run, shard, inverted["files"], inverted["seconds"])
     return run
@@ -51,7 +51,7 @@ def finish(run):
 
 def test_all_tables_have_their_columns_and_add_up(dataset, tmp_path, tiny_checkpoint):
     run = finish(begin(dataset(6), tmp_path / "out", tiny_checkpoint, shard_size=4))
-    assert run.pending() == []
+    assert run.to_do().shards == []
     frames = {name: pd.read_parquet(tmp_path / "out" / name) for name in PARTS}
     for name, frame in frames.items():
         assert [c for c in frame.columns if c not in ("run", "shard")] == list(COLUMNS[name]), name
@@ -187,10 +187,10 @@ def test_the_same_job_resumes_and_a_changed_job_makes_a_new_run(dataset, tmp_pat
     first = finish(begin(folder, tmp_path / "out", tiny_checkpoint))
     marker = (tmp_path / f"out/runs/{first.name}/done/00000.json").read_bytes()
     again = begin(folder, tmp_path / "out", tiny_checkpoint)
-    assert (again.name, again.pending()) == (first.name, [])
+    assert (again.name, again.to_do().shards) == (first.name, [])
     other = begin(folder, tmp_path / "out", tiny_checkpoint, seed=1)
     assert other.name != first.name
-    assert other.pending() == [0]
+    assert other.to_do().shards == [0]
     assert (tmp_path / f"out/runs/{first.name}/done/00000.json").read_bytes() == marker
     # Output place, batch and shard size are not part of what a run is.
     assert begin(folder, tmp_path / "elsewhere", tiny_checkpoint, shard_size=2, batch=1).name == first.name
@@ -200,7 +200,7 @@ def test_overwrite_does_it_again(dataset, tmp_path, tiny_checkpoint):
     folder = dataset(2)
     first = finish(begin(folder, tmp_path / "out", tiny_checkpoint))
     again = begin(folder, tmp_path / "out", tiny_checkpoint, existing="overwrite")
-    assert (again.name, again.pending()) == (first.name, [0])
+    assert (again.name, again.to_do().shards) == (first.name, [0])
     assert not list((tmp_path / "out/pivots").rglob("*.parquet"))
     finish(again)
     assert len(pd.read_parquet(tmp_path / "out/pivots")) == 2
@@ -221,7 +221,7 @@ def test_a_shard_that_was_cut_off_goes_on_with_its_first_missing_part(dataset, t
         invert_shard(run, 0, kill)
     (first,) = (tmp_path / "out/metrics").rglob("*.parquet")
     written = first.stat().st_mtime_ns
-    assert run.pending() == [0]
+    assert run.to_do().shards == [0]
     finish(run)
     assert first.stat().st_mtime_ns == written
     columns = ["image_id", "stage", "lpips"]

@@ -58,7 +58,7 @@ def written(root: object) -> dict[Path, bytes]:
 
 def check_whole(run: Run, images: int) -> None:
     """As `pti check` does: every file is as its marker says, and nothing else is there."""
-    assert run.pending() == []
+    assert run.to_do().shards == []
     assert run.store.check_complete(run.name) == {"manifest": images, "pivots": images, "rejects": 0}
     assert [problem for marker in run.store.done(run.name).values() for problem in run.store.verify(marker)] == []
     assert run.store.strays(run.name) == []
@@ -191,7 +191,7 @@ def test_a_shard_that_another_one_has_finished_is_not_done_again(dataset: Any, b
     run.store.mark_damaged(run.name, 0, marker)
     again = invert_shard(other, 0)
     measure_shard(other, 0, again["files"], again["seconds"], again["counts"])
-    assert run.pending() == []
+    assert run.to_do().shards == []
 
 
 def test_a_shard_that_another_one_finishes_meanwhile_is_left_to_it(dataset: Any, begin: Begin) -> None:
@@ -242,7 +242,7 @@ def test_a_marker_does_not_vouch_for_what_another_one_has_written(dataset: Any, 
     invert_shard(run, 0)
     with pytest.raises(WrittenByAnother, match=r"metrics/.*part-0\.parquet' is not the one that was inverted"):
         measure_shard(run, 0, ours["files"], ours["seconds"], ours["counts"])
-    assert run.pending() == [0]
+    assert run.to_do().shards == [0]
     measure_shards.fn(run.store.root, run.name, [ours])  # a task takes the parts as they are now
     check_whole(run, 2)
 
@@ -256,7 +256,7 @@ def test_three_who_do_all_of_a_run_at_once_end_well(dataset: Any, begin: Begin) 
             try:
                 with listen(lambda progress: None):
                     measure_shards.fn(
-                        run.store.root, run.name, invert_shards.fn(run.store.root, run.name, run.pending())
+                        run.store.root, run.name, invert_shards.fn(run.store.root, run.name, run.to_do().shards)
                     )
                 return tries
             except ShardsLeft:  # of parts that another one was writing just then; the flow tries them again later
@@ -291,13 +291,13 @@ def test_parts_do_not_overwrite(tmp_path: Path) -> None:
 def test_parts_are_all_of_a_run_and_count_their_own_images(dataset: Any, begin: Begin) -> None:
     run = begin(dataset(11), shard_size=2)
     parts = [share_of(f"{i}/4") for i in range(4)]
-    assert [run.left(share=part)[0] for part in parts] == [[0, 4], [1, 5], [2], [3]]
+    assert [run.to_do(share=part).shards for part in parts] == [[0, 4], [1, 5], [2], [3]]
     assert [run.manifest.images_of(part) for part in parts] == [4, 3, 2, 2]
     for shard in (0, 1, 5):
         found = invert_shard(run, shard)
         measure_shard(run, shard, found["files"], found["seconds"], found["counts"])
-    assert [run.left(share=part) for part in parts] == [([4], 2), ([], 3), ([2], 0), ([3], 0)]
-    assert run.left() == ([2, 3, 4], 5)
+    assert [run.to_do(share=part)[:2] for part in parts] == [([4], 2), ([], 3), ([2], 0), ([3], 0)]
+    assert run.to_do()[:2] == ([2, 3, 4], 5)
 
 
 def test_a_part_that_is_done_says_what_is_left_and_the_last_one_publishes(

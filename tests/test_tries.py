@@ -63,11 +63,11 @@ def test_shards_that_fail_cost_no_other_of_their_task(run: Run) -> None:
         with pytest.raises(ShardsLeft, match=r"^1 of 4 shards failed, first shard 4: ") as caught:
             measure_shards.fn(root, run.name, left.done)
         assert [one["shard"] for one in caught.value.done] == [0, 1, 3]
-        assert run.pending() == [2, 4]
+        assert run.to_do().shards == [2, 4]
         for way in ways:
             way.rmdir()
-        measure_shards.fn(root, run.name, invert_shards.fn(root, run.name, run.pending()))
-    assert run.pending() == []
+        measure_shards.fn(root, run.name, invert_shards.fn(root, run.name, run.to_do().shards))
+    assert run.to_do().shards == []
 
 
 @pytest.mark.parametrize("error", [Stopped("stopped"), OutputRefused("full"), UnfitMachine("no memory")])
@@ -168,7 +168,7 @@ def test_only_the_shards_that_are_left_are_tried_again_and_only_those_that_fail_
 
     @flow(name="work")
     def all_pending() -> None:
-        plan = {"pending": run.pending(), "images": SHARDS, "done": 0}
+        plan = {"pending": run.to_do().shards, "images": SHARDS, "done": 0}
         common = {"root": run.store.root, "run": run.name}
         do_shards(
             steps, plan, SHARDS, lambda step, x: common | {"inverted" if step else "numbers": x}, started("threads", 1)
@@ -176,5 +176,5 @@ def test_only_the_shards_that_are_left_are_tried_again_and_only_those_that_fail_
 
     with listen(heard), pytest.raises(ShardsFailed, match=r"^1 of 5 shards failed and are left, first shard 1: "):
         all_pending()
-    assert run.pending() == [1]
+    assert run.to_do().shards == [1]
     assert begun == {0: 1, 1: 3, 2: 1, 3: 2, 4: 1}

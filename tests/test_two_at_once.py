@@ -64,7 +64,7 @@ def test_two_that_retry_one_part_do_not_write_over_each_other(dataset: Any, begi
         do(run, retry=True, on_progress=they_retry)
     measure_shard(other, 0, theirs[0]["files"], theirs[0]["seconds"], theirs[0]["counts"])
     do(run, retry=True)
-    assert (images(run), run.pending()) == ((["0.png", "1.png", "2.png", "3.png"], []), [])
+    assert (images(run), run.to_do().shards) == ((["0.png", "1.png", "2.png", "3.png"], []), [])
     assert all(not run.store.verify(marker) for marker in run.store.done(run.name).values())
 
 
@@ -83,9 +83,9 @@ def test_a_marker_does_not_vouch_for_what_a_retry_writes_over(dataset: Any, begi
             (folder / "1.png").write_bytes(gone["1.png"])
 
     invert_shard(run, 0, they_finish, retry_rejects=True)  # killed before it measures
-    assert run.pending() == [0]
+    assert run.to_do().shards == [0]
     do(load_run(run.store.root, run.name))
-    assert (images(run), run.pending()) == ((["0.png", "1.png", "3.png"], ["2.png"]), [])
+    assert (images(run), run.to_do().shards) == ((["0.png", "1.png", "3.png"], ["2.png"]), [])
 
 
 def test_parts_do_not_clear_what_an_overwriting_process_has_left(
@@ -98,8 +98,8 @@ def test_parts_do_not_clear_what_an_overwriting_process_has_left(
     with pytest.raises(RunError, match=r"was cut off while it was overwritten; run the command once without --part"):
         begin(folder, alone=False)
     assert images(run)[0]  # nothing is removed
-    assert begin(folder).pending() == [0]
-    assert begin(folder, alone=False).pending() == [0]
+    assert begin(folder).to_do().shards == [0]
+    assert begin(folder, alone=False).to_do().shards == [0]
 
 
 def test_a_groups_other_rejects_keep_their_tries(
@@ -139,8 +139,7 @@ def test_what_others_have_appended_meanwhile_is_not_counted(
     Image.fromarray(pictures[7]).save(folder / "7.png")
     finish(begin(folder, existing="extend"))
     (tmp_path / "out" / run.store.part_path("pivots", run.name, 0, 0)).unlink()
-    assert before.left() == ([0], 0)
-    assert before.to_do().fresh == [0]
+    assert before.to_do() == ([0], 0, [0])
 
 
 def test_shards_that_are_retried_are_not_to_do_for_the_first_time(dataset: Any, begin: Begin) -> None:

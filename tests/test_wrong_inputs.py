@@ -21,7 +21,7 @@ REPORT = "report/index.html"
 def finish(data, root, checkpoint, group_by=None, **settings):
     config = configure("demo", QUICK_SETTINGS | settings)
     run = freeze(str(data), str(root), checkpoint, config, group_by=group_by)
-    for shard in run.pending():
+    for shard in run.to_do().shards:
         done = invert_shard(run, shard)
         measure_shard(run, shard, done["files"], done["seconds"])
     return run

@@ -78,7 +78,7 @@ def test_a_run_that_has_names_with_backslashes_goes_on_and_gets_only_what_is_new
     assert run.manifest.table(["image_id"])["image_id"].to_pylist() == list(members)
     zipped(path, members)
     extended = begun(path, output, tiny_checkpoint, existing="extend")
-    assert (extended.name, extended.remarks, extended.pending(), extended.manifest.rows) == (run.name, (), [], 2)
+    assert (extended.name, extended.remarks, extended.to_do().shards, extended.manifest.rows) == (run.name, (), [], 2)
     zipped(path, {**members, "anna\\2.png": picture(170)})
     extended = begun(path, output, tiny_checkpoint, existing="extend")
     assert extended.remarks == ("1 new file is appended as shard 1",)

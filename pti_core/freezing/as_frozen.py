@@ -25,7 +25,7 @@ def remarks_on_frozen(run: Run, config: RunConfig, shard_size: int = SHARD_SIZE)
     content = run.store.read_config(run.name)
     remarks = [*_shard_size(content, shard_size), *_batch(run, config)]
     others = _versions(content)
-    return [*remarks, *others] if others and run.pending() else remarks
+    return [*remarks, *others] if others and run.to_do().shards else remarks
 
 
 def _shard_size(content: Mapping[str, Any], given: int) -> list[str]:

@@ -248,7 +248,7 @@ def _changed(run: Run, compare: Callable[[], Changes]) -> list[str]:
     try:
         found = compare()
     except DatasetError:
-        if run.pending():
+        if run.to_do().shards:
             raise
         return ["the data set cannot be listed now"]
     except RunError as error:  # it cannot be extended, but what is frozen can be done

@@ -54,7 +54,7 @@ def invert(
     for name, way in ways.items():
         config = configure(preset, {**(settings or {}), **way.settings})
         run = freeze(dataset, root, generator, config, limit, group_by=way.group_by)
-        for shard in run.pending():
+        for shard in run.to_do().shards:
             done = invert_shard(run, shard, on_progress(name) if on_progress else None)
             measure_shard(run, shard, done["files"], done["seconds"])
         runs[name] = run
