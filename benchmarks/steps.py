@@ -29,8 +29,8 @@ from pti_core.config import PivotConfig, TuningConfig
 from pti_core.generators.base import Generator
 from pti_core.generators.half import multiplies_bf16
 from pti_core.machine.device import best_device, exact_float32, reason_of
+from pti_core.machine.malloc import keep_freed_memory
 from pti_core.machine.matmul import convolution
-from pti_core.machine.memory import keep_freed_memory
 from pti_core.perceptual import area_downsample, load_lpips
 from pti_core.stacked import Stack
 from pti_core.tuning import adam, tunable_copy

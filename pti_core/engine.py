@@ -29,7 +29,8 @@ from pti_core.generators.base import Generator
 from pti_core.generators.half import multiplies_bf16, precision_for
 from pti_core.inversions import Failure, Found, Result, Target
 from pti_core.machine.device import exact_float32, seconds_since
-from pti_core.machine.memory import free_memory, halved, keep_freed_memory, shortage
+from pti_core.machine.malloc import keep_freed_memory
+from pti_core.machine.out_of_memory import free_memory, halved, shortage
 from pti_core.machine.parallel import available_cores, in_parallel, on_idle_cores, one_thread
 from pti_core.machine.room import room_beside, too_small_for_one
 from pti_core.perceptual import LPIPS, load_lpips

@@ -13,7 +13,7 @@ from pti_core.bases import Bases
 from pti_core.config import RunConfig
 from pti_core.generators.base import Generator
 from pti_core.machine.device import reason_of, seconds_since
-from pti_core.machine.memory import free_memory, shortage
+from pti_core.machine.out_of_memory import free_memory, shortage
 from pti_core.machine.room import too_small_for_one
 from pti_core.perceptual import LPIPS
 from pti_core.pivot import Pivots, find_pivots

@@ -37,7 +37,7 @@ from pti_core.generators.checkpoints import load_generator, save_generator
 from pti_core.generators.checkpoints.random_face import read_random_face
 from pti_core.generators.mobilestylegan import MobileStyleGAN, inverse_haar
 from pti_core.generators.noise import noise_maps
-from pti_core.machine.memory import keep_freed_memory
+from pti_core.machine.malloc import keep_freed_memory
 from pti_core.perceptual import load_lpips
 
 HELD_OUT = 64  # the pairs with the lowest seeds; never trained on

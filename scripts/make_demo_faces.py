@@ -23,7 +23,7 @@ from PIL import Image, ImageDraw, ImageFilter, ImageFont
 from flows.errors import one_sentence
 from pti_core.alignment import aligned
 from pti_core.generators.checkpoints.random_face import read_random_face
-from pti_core.machine.memory import keep_freed_memory
+from pti_core.machine.malloc import keep_freed_memory
 
 SIZE, OUT_SIZE = 1024, 128
 PSI = 0.75

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from pti_core.machine.device import use_device
-from pti_core.machine.memory import free_memory
+from pti_core.machine.out_of_memory import free_memory
 from pti_core.machine.parallel import use_cores
 from pti_core.runs import forget_engine
 

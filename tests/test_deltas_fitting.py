@@ -14,7 +14,7 @@ from pti_core.engine import Engine
 from pti_core.generators.checkpoints import load_generator
 from pti_core.images import to_float
 from pti_core.inversions import Delta, Inversion, Target
-from pti_core.machine.memory import free_memory
+from pti_core.machine.out_of_memory import free_memory
 from pti_core.metrics import measure
 from pti_core.perceptual import load_lpips
 from pti_core.pivot import Pivots

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from pti_core.machine.device import UnfitMachine, best_device, check_alive
-from pti_core.machine.memory import halved, is_out_of_memory, shortage
+from pti_core.machine.out_of_memory import halved, is_out_of_memory, shortage
 
 
 def test_the_environment_names_a_device(monkeypatch):

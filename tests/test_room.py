@@ -18,9 +18,9 @@ import torch
 from pti_core.engine import Engine
 from pti_core.machine import parallel
 from pti_core.machine.device import UnfitMachine
-from pti_core.machine.memory import keep_freed_memory
+from pti_core.machine.malloc import keep_freed_memory
 from pti_core.machine.parallel import Stopped, allow_all, in_parallel, stop_all
-from pti_core.machine.room import free_memory, images_at_once, peak, room_beside
+from pti_core.machine.room import available_memory, images_at_once, peak, room_beside
 from pti_core.presets import configure
 
 MIB = 2**20
@@ -50,17 +50,17 @@ def limits(place: str, limit: object, used: int, cached: int) -> dict[str, str]:
 
 def test_a_machine_without_limits_has_what_is_available(tmp_path):
     root = machine(tmp_path, 700 * MIB, "0::/user\n", **limits("user__", "max", 3 * MIB, 0))
-    assert free_memory(root) == 700 * MIB
+    assert available_memory(root) == 700 * MIB
 
 
 def test_a_container_s_limit_counts_without_the_files_that_it_has_in_memory(tmp_path):
     root = machine(tmp_path, 700 * MIB, "0::/\n", **limits("", 500 * MIB, 300 * MIB, 100 * MIB))
-    assert free_memory(root) == 300 * MIB
+    assert available_memory(root) == 300 * MIB
 
 
 def test_the_limit_of_a_group_s_parent_counts_too(tmp_path):
     files = limits("job__step__", "max", 9 * MIB, 0) | limits("job__", 200 * MIB, 50 * MIB, 0)
-    assert free_memory(machine(tmp_path, 700 * MIB, "0::/job/step\n", **files)) == 150 * MIB
+    assert available_memory(machine(tmp_path, 700 * MIB, "0::/job/step\n", **files)) == 150 * MIB
 
 
 def test_a_container_that_sees_the_host_s_path_and_version_1(tmp_path):
@@ -70,16 +70,16 @@ def test_a_container_that_sees_the_host_s_path_and_version_1(tmp_path):
         "memory__memoryDOTstat": f"inactive_file 5\ntotal_active_file {4 * MIB}\ntotal_inactive_file {6 * MIB}\n",
     }
     root = machine(tmp_path, 700 * MIB, "5:cpu,cpuacct:/docker/ab\n4:memory:/docker/ab\n0::/\n", **files)
-    assert free_memory(root) == 70 * MIB
+    assert available_memory(root) == 70 * MIB
 
 
 def test_more_used_than_allowed_is_nothing_left(tmp_path):
     root = machine(tmp_path, 700 * MIB, "0::/\n", **limits("", 100 * MIB, 130 * MIB, 0))
-    assert free_memory(root) == 0
+    assert available_memory(root) == 0
 
 
 def test_a_system_that_tells_nothing_sets_no_limit(tmp_path):
-    assert free_memory(tmp_path) is None
+    assert available_memory(tmp_path) is None
     assert images_at_once(5 * MIB, None, 8) == images_at_once(None, 5 * MIB, 8) == 8
 
 
@@ -90,15 +90,15 @@ def test_as_many_as_go_in_with_some_to_spare_and_one_in_any_case(free, expected)
 
 @LINUX
 def test_this_machine_tells():
-    assert 0 < free_memory() < 2**50
+    assert 0 < available_memory() < 2**50
 
 
 @LINUX
 def test_an_address_space_that_is_limited_counts():
     code = (
-        "import resource; from pti_core.machine.room import free_memory, _own;"
+        "import resource; from pti_core.machine.room import available_memory, _own;"
         "resource.setrlimit(resource.RLIMIT_AS, (_own('VmSize') + 300 * 2**20, resource.RLIM_INFINITY));"
-        "print(free_memory())"
+        "print(available_memory())"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert 0 < int(found.stdout) <= 300 * MIB
@@ -121,7 +121,7 @@ def test_the_peak_is_of_the_work_alone_and_of_memory_that_earlier_work_had_given
 def test_memory_is_given_back_though_another_library_has_taken_some_behind_it():
     code = """
 import ctypes
-from pti_core.machine.memory import keep_freed_memory
+from pti_core.machine.malloc import keep_freed_memory
 from pti_core.machine.room import peak
 def work(size):
     ctypes.memset(ctypes.create_string_buffer(size), 1, size)

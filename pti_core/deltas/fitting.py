@@ -25,7 +25,7 @@ from pti_core.deltas.table import EncodedTensor, check_finite, decode, encode
 from pti_core.deltas.together import Together
 from pti_core.generators.base import Generator
 from pti_core.generators.network import with_weights
-from pti_core.machine.memory import drop_when_short
+from pti_core.machine.out_of_memory import drop_when_short
 from pti_core.machine.overlap import read_ahead
 from pti_core.machine.parallel import on_idle_cores
 from pti_core.metrics import round_uint8

@@ -20,7 +20,7 @@ from torch import Tensor
 from pti_core.encoder.network import Encoder, EncoderShape, grid_features
 from pti_core.encoder.samples import draw, sampled_features, views
 from pti_core.generators.base import Generator
-from pti_core.machine.memory import keep_freed_memory
+from pti_core.machine.malloc import keep_freed_memory
 from pti_core.machine.parallel import in_parallel
 from pti_core.perceptual import LPIPS, area_downsample
 from pti_core.sampling import WStatistics, w_statistics

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import torch
 
-from pti_core.machine.memory import is_out_of_memory
+from pti_core.machine.out_of_memory import is_out_of_memory
 from pti_core.once import once
 
 CHOICE = "PTI_DEVICE"

@@ -6,19 +6,16 @@ process that takes more than there is: nothing in the process would see it come.
 
 from __future__ import annotations
 
-import ctypes
-import gc
 import logging
-import mmap
 import resource
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
-from typing import ClassVar, Final
+from typing import Final
 
 from pti_core.machine.device import UnfitMachine, reason_of
-from pti_core.machine.memory import shortage
+from pti_core.machine.malloc import give_back
+from pti_core.machine.out_of_memory import shortage
 
 SPARE: Final = 0.1
 """Of the free memory, what is left to others: images are decoded and tables written meanwhile."""
@@ -27,14 +24,14 @@ SPARE: Final = 0.1
 def room_beside(first: Callable[[], None], cores: int, root: Path = Path("/")) -> int:
     """How many images `cores` can work on at once, after `first` has shown what one takes. A warning where not all can.
 
-    UnfitMachine where there is not memory enough for one. `root` is that of `free_memory`.
+    UnfitMachine where there is not memory enough for one. `root` is that of `available_memory`.
     """
     try:
         one = peak(first)
     except (RuntimeError, MemoryError) as error:
         raise too_small_for_one(error) from None
     give_back()
-    free = free_memory(root)
+    free = available_memory(root)
     at_once = images_at_once(one, free, cores)
     if one and free is not None and at_once < cores:
         words = "%d of %d cores work on images: one takes %.1f GB of memory, and %.1f GB are free"
@@ -73,45 +70,13 @@ def peak(work: Callable[[], None]) -> int | None:
     return max(0, _own("VmHWM") - before)
 
 
-def free_memory(root: Path = Path("/")) -> int | None:
+def available_memory(root: Path = Path("/")) -> int | None:
     """Bytes that this process may still take: of the machine, its container (cgroup) and its `ulimit -v`.
 
     None where none of them is known. `root` is where /proc and /sys are.
     """
     found = [*_of_machine(root), *_of_cgroups(root), *_of_process()]
     return max(0, min(found)) if found else None
-
-
-def give_back() -> None:
-    """Give freed memory back to the system; glibc only (`memory.keep_freed_memory` keeps it)."""
-    gc.collect()  # or what it freed later would be taken again, and not be seen
-    if sys.platform.startswith("linux"):
-        with suppress(OSError, AttributeError):
-            libc = ctypes.CDLL("libc.so.6")
-            libc.malloc_trim(0)
-            _empty_top(libc)
-
-
-class _Mallinfo(ctypes.Structure):
-    """`struct mallinfo2` of malloc.h."""
-
-    _fields_: ClassVar = [(name, ctypes.c_size_t) for name in (*"abcdefghi", "keepcost")]
-
-
-def _empty_top(libc: ctypes.CDLL) -> None:
-    """Give back the pages of the heap's last free block; it stays, without memory behind it.
-
-    `malloc_trim` shortens the heap by it, but can not where another library has taken what lies behind the heap.
-    """
-    libc.mallinfo2.restype, libc.malloc.restype = _Mallinfo, ctypes.c_void_p
-    libc.malloc.argtypes, libc.free.argtypes = [ctypes.c_size_t], [ctypes.c_void_p]
-    libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
-    page, size = mmap.PAGESIZE, libc.mallinfo2().keepcost - mmap.PAGESIZE
-    if size < 2 * page or not (block := libc.malloc(size)):
-        return
-    start = -(-block // page) * page
-    libc.madvise(start, (block + size - start) // page * page, mmap.MADV_DONTNEED)
-    libc.free(block)
 
 
 def _of_machine(root: Path) -> Iterator[int]:

@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 
 from pti_core import tables
 from pti_core.causes import BY_CAUSE, causes_of_rows
-from pti_core.machine.memory import halved
+from pti_core.machine.out_of_memory import halved
 from pti_core.machine.overlap import read_ahead, write_behind
 from pti_core.machine.parallel import one_at_a_time
 from pti_core.measure import measure_locality

@@ -1,20 +1,15 @@
-"""Keep freed memory in the process: on a CPU, page faults can cost more than the arithmetic."""
+"""What is out of memory, how it is told, and half as much at once where it is."""
 
 from __future__ import annotations
 
-import ctypes
 import gc
-import sys
 from collections.abc import Callable
 from typing import TypeVar
 
 import torch
 
-from pti_core.once import once
-
 Result = TypeVar("Result")
 
-M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX, M_ARENA_MAX = -1, -2, -4, -8  # malloc.h
 _SHORT = (  # in the messages of torch and of its libraries
     "allocate memory",
     "not enough memory",
@@ -28,27 +23,7 @@ _SHORT = (  # in the messages of torch and of its libraries
     "canUse32BitIndexMath",  # of CUDA kernels that count in 32 bits: too many numbers in one tensor, half as many fit
     "smaller than int32_t max",
 )
-TOP_PAD = 256 * 2**20
 _kept: list[Callable[[], object]] = []  # what drops it
-
-
-@once()
-def keep_freed_memory() -> bool:
-    """Tell glibc's malloc not to return large blocks to the kernel; True where that was possible.
-
-    By default it maps every large block afresh and unmaps it when freed, so each training step pays for zeroed
-    pages again. At 1024 a step then takes 1.6 times as long, at 128 about as long (`benchmarks/steps.py`). Does nothing
-    on other C libraries.
-    """
-    if not sys.platform.startswith("linux"):
-        return False
-    try:
-        mallopt = ctypes.CDLL("libc.so.6").mallopt
-    except (OSError, AttributeError):
-        return False
-    # One arena: the others, which threads would get, give back memory all the same.
-    settings = ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, 2**31 - 1), (M_TOP_PAD, TOP_PAD), (M_ARENA_MAX, 1))
-    return all(mallopt(name, value) == 1 for name, value in settings)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
