@@ -16,8 +16,8 @@ console = Console()
 def alpha_study(
     root: options.Root,
     run: options.RunName = None,
-    images: Annotated[int, typer.Option(min=1, help="The first so many images of the run.")] = 12,
-    image: Annotated[list[str] | None, typer.Option(help="This image instead (its image_id). Repeatable.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="Only the first N images of the run.")] = 12,
+    image: Annotated[list[str] | None, typer.Option(help="Only this image_id, whatever the limit. Repeatable.")] = None,
     alpha: Annotated[
         list[str] | None,
         typer.Option(
@@ -53,7 +53,7 @@ def alpha_study(
         use_credentials(credentials)
         alphas = [_alpha(text) for text in alpha] if alpha else list(ALPHAS)
         # All that can go wrong is found here, in seconds, before a server or a worker is started.
-        found = plan(root, run, images, image or [], alphas, z_samples)
+        found = plan(root, run, limit, image or [], alphas, z_samples)
         total, done = found.left
         if found.pending:
             work = f"{counted(total, 'image')} x {counted(len(found.request.alphas), 'alpha')}"
@@ -67,8 +67,8 @@ def alpha_study(
                 summary = flow(
                     root=root,
                     run=found.run.name,
-                    images=images,
-                    ids=image or None,
+                    limit=limit,
+                    images=image or None,
                     alphas=alphas,
                     z_samples=z_samples,
                     shards_per_task=shards_per_task,

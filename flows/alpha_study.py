@@ -23,8 +23,8 @@ DEFAULT: list[float | Literal["off"]] = list(ALPHAS)
 def alpha_study(
     root: Address = "out/demo",
     run: str | None = None,
-    images: Positive = 12,
-    ids: list[str] | None = None,
+    limit: Positive = 12,
+    images: list[str] | None = None,
     alphas: Alphas = DEFAULT,
     z_samples: Positive = 2,
     shards_per_task: Positive = 1,
@@ -39,8 +39,8 @@ def alpha_study(
     Args:
         root: Root of the tables of a run: its output, a folder or any fsspec URL
         run: Name of the run; the newest if left out
-        images: The first so many images of the run
-        ids: These images instead, by image_id
+        limit: Only the first so many images of the run
+        images: Only these image_ids, whatever the limit
         alphas: In the paper's unit, 0 for the pivot itself, and 'off' for tuning without the regulariser
         z_samples: Samples z for an image
         shards_per_task: Shards that one task does; more cost less
@@ -50,7 +50,7 @@ def alpha_study(
         resources: What a task takes of a cluster's worker, e.g. {'GPU': 1}
         credentials: Name of a Secret block: storage options as JSON. Never the secrets themselves
     """
-    plan = plan_alpha_study(root, run, images, ids or [], list(alphas), z_samples, credentials)
+    plan = plan_alpha_study(root, run, limit, images or [], list(alphas), z_samples, credentials)
     common = {"root": root, "run": plan["run"], "request": plan["request"], "credentials": credentials}
     shard = {one["shard"]: one for one in plan["shards"]}
 

@@ -14,10 +14,10 @@ from flows.lines import line, progress_of
 def export(
     root: options.Root,
     image_id: Annotated[str | None, typer.Argument(help="Image, as in the pivots table.")] = None,
-    images: Annotated[
+    pictures: Annotated[
         str | None,
         typer.Option(
-            "--images",
+            "--pictures",
             metavar="FOLDER",
             help="Write the inverted images there instead, as PNG: the one that is named, or all of the run.",
         ),
@@ -39,16 +39,16 @@ def export(
     """Write the tuned generator of an image, for other tools, and its pivot beside it (.pivot.npz); or the images.
 
     The pivot's file has w [1, num_ws, w_dim] as NVIDIA's projected_w.npz has, and noise_00, noise_01, ... [H, W].
-    The generator's own noise maps are those of the pivot. With --images files that are there are kept.
+    The generator's own noise maps are those of the pivot. With --pictures files that are there are kept.
     """
-    if images is not None:
+    if pictures is not None:
         if output is not None or format is not None:
-            raise ValueError("--images writes pictures, --output and --format a generator: give one or the other")
+            raise ValueError("--pictures writes pictures, --output and --format a generator: give one or the other")
         options.use_credentials(credentials)
-        _export_images(root, images, image_id, run, overwrite)
+        _export_images(root, pictures, image_id, run, overwrite)
         return
     if image_id is None:
-        raise ValueError("which image? give its image_id, or --images FOLDER for the pictures of all")
+        raise ValueError("which image? give its image_id, or --pictures FOLDER for the pictures of all")
     from pti_core.export import export_image
 
     options.use_credentials(credentials)

@@ -1,6 +1,6 @@
 """Make the pictures of the documentation from a run of the demo set, its edits and its alpha study.
 
-    make demo && .venv/bin/pti edit out/demo && .venv/bin/pti alpha-study out/demo --images 8
+    make demo && .venv/bin/pti edit out/demo && .venv/bin/pti alpha-study out/demo --limit 8
     .venv/bin/python scripts/pictures.py out/demo
     .venv/bin/python scripts/pictures.py out/mobile --as mobile-ffhq --lines 0 2    # the contact sheet alone
 

@@ -32,15 +32,15 @@ SHOWN = {"nearness": "How near is w_r to w_z", "drift": "Old against new generat
 def plan_alpha_study(
     root: str,
     run: str | None,
-    images: int,
-    ids: list[str],
+    limit: int,
+    images: list[str],
     alphas: list[Alpha],
     z_samples: int,
     credentials: str | None = None,
 ) -> dict[str, Any]:
     """Check what was asked; the run, the request, the images by shard, and the shards still to do."""
     use_credentials(credentials)
-    plan = plans.plan(root, run, images, ids, alphas, z_samples)
+    plan = plans.plan(root, run, limit, images, alphas, z_samples)
     (total, done), before = plan.left, plan.before
     work = f"{counted(total, 'image')} x {counted(len(plan.request.alphas), 'alpha')}, {done:,} images done before"
     get_run_logger().info("alpha study of run %s in %s: %s", plan.run.name, redact(root), work)

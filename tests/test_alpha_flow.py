@@ -43,7 +43,7 @@ def typed(*arguments, env=None):
 @pytest.mark.slow
 def test_deployment_run_ends_completed_and_the_command_finds_all_done(server, dataset, tiny_checkpoint, tmp_path):
     root = finished(dataset(5), tmp_path / "out", tiny_checkpoint)
-    asked = {"root": str(root), "images": 4, "alphas": [0, 30, 60, "off"], "z_samples": 1, "shards_per_task": 2}
+    asked = {"root": str(root), "limit": 4, "alphas": [0, 30, 60, "off"], "z_samples": 1, "shards_per_task": 2}
     result = server.run("alpha-study/demo", asked)
     assert result.returncode == 0, result.stdout + result.stderr
     drift = pd.read_parquet(root / "alpha_drift")
@@ -68,7 +68,7 @@ def test_deployment_run_ends_completed_and_the_command_finds_all_done(server, da
 
     before = {path: path.stat().st_mtime_ns for path in root.glob("alpha_*/**/*.parquet")}
     options = [word for alpha in asked["alphas"] for word in ("--alpha", alpha)]
-    again = typed(root, "--images", 4, "--z-samples", 1, *options, env=server.env)
+    again = typed(root, "--limit", 4, "--z-samples", 1, *options, env=server.env)
     assert again.returncode == 0, again.stdout + again.stderr
     assert "everything is done already" in again.stdout
     assert all(text in " ".join(again.stdout.split()) for text in said["statement"])

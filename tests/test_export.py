@@ -255,7 +255,7 @@ def test_a_name_that_is_too_long_costs_its_image_alone(pictures, checkpoint, tmp
     assert done.left_out == [
         f"image {longer!r}: no file of this name can be written here (File name too long); rename the image"
     ]
-    result = CliRunner().invoke(app, ["export", str(tmp_path / "out"), "--images", str(tmp_path / "faces")])
+    result = CliRunner().invoke(app, ["export", str(tmp_path / "out"), "--pictures", str(tmp_path / "faces")])
     assert result.exit_code == 0
     assert "3 there already" in result.output
     assert f"note: {done.left_out[0]}" in result.output
@@ -283,13 +283,13 @@ def test_the_command_for_images(root, tmp_path):
     from flows.cli import app
 
     folder, run = tmp_path / "faces", only_run(root)
-    result = CliRunner().invoke(app, ["export", str(root), "a/0.png", "--images", str(folder)])
+    result = CliRunner().invoke(app, ["export", str(root), "a/0.png", "--pictures", str(folder)])
     assert result.output == f"wrote 1 image of run {run} to {folder}\n"
-    result = CliRunner().invoke(app, ["export", str(root), "--images", str(folder)])
+    result = CliRunner().invoke(app, ["export", str(root), "--pictures", str(folder)])
     assert result.output == f"wrote 2 images of run {run} to {folder}; 1 there already (--overwrite draws them anew)\n"
     for options, sentence in (
         ([], "error: which image?"),
-        (["--images", str(folder), "-o", "x.pt"], "error: --images writes pictures"),
+        (["--pictures", str(folder), "-o", "x.pt"], "error: --pictures writes pictures"),
     ):
         result = CliRunner().invoke(app, ["export", str(root), *options])
         assert result.exit_code == 1

@@ -86,7 +86,7 @@ def test_what_has_nothing_names_the_run_that_has(runs: tuple[Run, Run]) -> None:
     message = nothing_done(second)
     assert message.startswith(f"run {second.name} has no finished shard yet; `pti run` again finishes it")
     assert message.endswith(f"choose another run with --run {first.name}")
-    for command in (["edit"], ["report"], ["export", "--images", "pictures"], ["alpha-study"], ["show"]):
+    for command in (["edit"], ["report"], ["export", "--pictures", "pictures"], ["alpha-study"], ["show"]):
         code, said = pti(command[0], first.store.root, *command[1:])
         assert code == 1
         assert f"--run {first.name}" in said, said
@@ -119,7 +119,7 @@ def test_status_shows_the_others_where_one_run_has_lost_its_manifest(out: Path, 
 def test_pictures_go_into_a_folder_and_not_into_a_file(runs: tuple[Run, Run], tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     for place in (tmp_path / "file", tmp_path / "file" / "below"):
-        code, said = pti("export", runs[0].store.root, "--run", runs[0].name, "--images", place)
+        code, said = pti("export", runs[0].store.root, "--run", runs[0].name, "--pictures", place)
         assert code == 1
         assert f"'{tmp_path / 'file'}' is a file where a folder is needed" in said
     assert (tmp_path / "file").read_text() == "mine"

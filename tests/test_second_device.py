@@ -111,7 +111,7 @@ def roots(request, checkpoints, device, pictures, tmp_path_factory):
         commands[0] += [*options, *more]
         if near <= NEAR:
             commands.append(["edit", root, "-d", "pca:0", "-s", "2"])
-            study = ["--images", "1", "--alpha", "30", "--alpha", "off", "--z-samples", "1"]
+            study = ["--limit", "1", "--alpha", "30", "--alpha", "off", "--z-samples", "1"]
             commands.append(["alpha-study", root, *study])
         run(where, *commands)
         found.append(root)
