@@ -10,6 +10,7 @@ from nvidia_files import random_generator
 from PIL import Image
 
 from pti_core import deltas
+from pti_core.batches import find_all, tune_owners
 from pti_core.engine import Engine
 from pti_core.generators.stylegan2 import StyleGAN2
 from pti_core.inversions import Delta, Failure, Inversion, Target
@@ -186,40 +187,42 @@ def test_another_try_begins_when_the_memory_of_the_failed_one_is_free_and_later_
         engine.at_once = 1
         engine.prepare()
         counter = WorkCounter(engine.config, 4)
-        found = [one for t in targets[:4] for one in engine._pivots(counter, [t], lambda: None)]
-        results = engine._tune(counter, [("group-0", found)], lambda: None, at_once=4)
+        found = list(find_all(engine, counter, targets[:4]))
+        engine.at_once = 4
+        (results,) = tune_owners(engine, counter, [("group-0", found)], lambda: None)
     else:
         results = list(engine.invert(targets))
     assert len(by_id(results)) == (8 if stage == "pivot" else 4)
     tries = [(size, held) for size, held in generator.synthesis.calls if size > 1]
     assert tries[0][0] == (8 if stage == "pivot" else 4)
     assert all(held == 0 for _, held in tries)
-    assert engine.at_once == (2 if stage == "pivot" else 1)
+    assert engine.at_once == 2
 
 
-def test_generators_that_were_tuned_are_given_up_where_memory_ends_after_that(tiny_generator, targets, monkeypatch):
+def test_generators_that_were_tuned_are_given_up_where_memory_ends_after_that(tiny_generator, targets):
     engine = Engine(tiny_generator, configure("demo", {**QUICK, "precision": "fp32"}))
     engine.prepare()
-    counter, tuned, held = WorkCounter(engine.config, 4), [], []
-    found = [one for t in targets[:4] for one in engine._pivots(counter, [t], lambda: None)]
-    real = {name: getattr(engine, name) for name in ("_optimise", "_results")}
+    alive, short = [], []
 
-    def optimise(*args):
-        gc.collect()
-        held.append(sum(one() is not None for one in tuned))
-        made = real["_optimise"](*args)
-        tuned.extend(weakref.ref(one.generator) for one in made)
-        return made
+    def on_step(stage, ids, step, lpips):
+        if (stage, step) == ("tuning", 1):
+            gc.collect()
+            alive.append(sum(isinstance(one, type(tiny_generator)) for one in gc.get_objects()))
 
-    def results(owner, members, one, *more):
-        if len(tuned) == 4 and owner == found[-1].target.image_id:
-            raise torch.OutOfMemoryError("no room for the delta of the last one")
-        return real["_results"](owner, members, one, *more)
+    def hungry(_, given):
+        if alive and len(given[0]) == 1 and not short:  # the stack is tuned, and one of its deltas to be fitted
+            short.append(len(alive))
+            raise torch.OutOfMemoryError("no room for a delta")
 
-    monkeypatch.setattr(engine, "_optimise", optimise)
-    monkeypatch.setattr(engine, "_results", results)
-    done = engine._tune(counter, [(f.target.image_id, [f]) for f in found], lambda: None)
-    assert (len(by_id(done)), len(held), held[1]) == (4, 3, 0)
+    engine.stack = 4
+    hook = engine.lpips.slices[0].register_forward_pre_hook(hungry)
+    try:
+        done = list(engine.invert(targets[:4], on_step=on_step))
+    finally:
+        hook.remove()
+    assert (len(by_id(done)), short, engine.stack) == (4, [1], 2)
+    assert len(alive) == 3
+    assert len(set(alive)) == 1
 
 
 def test_a_group_that_does_not_fit_is_done_by_accumulation(tiny_generator, targets):

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
 
+from pti_core.batches import as_stored, find_all, tune_all
 from pti_core.config import RunConfig
 from pti_core.datasets import read_bytes, scan
-from pti_core.engine import Engine, expected_cost
+from pti_core.engine import Engine
 from pti_core.images import decode, fit, to_float
 from pti_core.inversions import Delta, Failure, Found, Inversion, Target
 from pti_core.measure import LocalityRow, measure_locality
@@ -36,10 +36,8 @@ def load_targets(dataset: str, resolution: int, config: RunConfig, limit: int | 
 
 def find_all_pivots(engine: Engine, targets: Sequence[Target], on_progress: OnProgress | None = None) -> list[Found]:
     """Their pivots, in order. RuntimeError where one diverges or does not fit into memory."""
-    work = partial(engine._pivots, WorkCounter(engine.config, len(targets), on_progress))
     engine.prepare(len(targets))
-    batches = [targets[i : i + engine.at_once] for i in range(0, len(targets), engine.at_once)]
-    found = [one for part in engine.in_parallel(work, batches) for one in part]
+    found = list(find_all(engine, WorkCounter(engine.config, len(targets), on_progress), targets))
     if failed := [one for one in found if isinstance(one, Failure)]:
         raise RuntimeError(f"{failed[0].image_id}: {failed[0].message}")
     return [one for one in found if not isinstance(one, Failure)]
@@ -60,7 +58,7 @@ def kept_pivots(
         half.replace(path)  # whole or not at all
     device, num_ws = engine.device, engine.generator.num_ws
     return [
-        engine._as_stored(target, Pivots(kept["w"].to(device), kept["noise"], num_ws), kept["lpips"], kept["s"])
+        as_stored(engine, target, Pivots(kept["w"].to(device), kept["noise"], num_ws), kept["lpips"], kept["s"])
         for target, kept in zip(targets, torch.load(path, weights_only=True), strict=True)
     ]
 
@@ -72,12 +70,11 @@ def tune_in_groups(
 
     RuntimeError where one diverges or does not fit into memory.
     """
-    work = partial(engine._tune, WorkCounter(engine.config, len(found), None))
     engine.prepare(len(found))
     groups = [list(found[i : i + size]) for i in range(0, len(found), size)]
     done, images = [], 0
-    jobs = [[(group[0].target.image_id, group)] for group in groups]
-    for results in engine.in_parallel(work, jobs, expected_cost):
+    owners = [(group[0].target.image_id, group) for group in groups]
+    for results in tune_all(engine, WorkCounter(engine.config, len(found)), owners):
         if failed := [one for one in results if isinstance(one, Failure)]:
             raise RuntimeError(f"{failed[0].image_id}: {failed[0].message}")
         (delta,) = [one for one in results if isinstance(one, Delta)]
