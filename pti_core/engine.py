@@ -68,7 +68,7 @@ class Engine:
         self._making = Lock()
         self._room: Semaphore | None = None  # for jobs on a CPU, once a first image has shown what it takes
         self._prepared = False
-        self._most = 0  # the widths that were tried on a GPU
+        self._most = 0  # images for which the widths of a GPU are known
 
     @cached_property
     def lpips(self) -> LPIPS:
@@ -98,10 +98,13 @@ class Engine:
     def prepare(self, count: int | None = None) -> None:
         """Make what jobs share, once where several shards begin together; see `first_pass` and `widths`.
 
-        On a GPU, where what is worth doing together is found by trying: for so many images, as long as no more come;
-        None for as many as a part may have. UnfitMachine where there is not memory enough for one image alone.
+        On a GPU what is worth doing together is found by trying: for so many images, up to the next power of two, and
+        anew once more come, unless wider was seen not to be worth it; None for as many as a part may have, 0 where
+        nothing is done together. UnfitMachine where there is not memory enough for one image alone.
         """
-        most = min(self.config.batch, count or self.config.batch)
+        most = self.config.batch
+        if count is not None:
+            most = min(most, 1 << (count - 1).bit_length() if count else 0)
         with self._making:
             if self._prepared and (self.device.type == "cpu" or most <= self._most):
                 return
@@ -118,10 +121,10 @@ class Engine:
                     )
 
                 self._room = Semaphore(room_beside(alone, available_cores()))
-            else:
-                together, stack = widths(*shared, bases, self.device, most)
-                self.at_once, self.stack = min(together, self._fits), min(stack, self._stack_fits)
-                self._most = most
+            elif most:
+                found = widths(*shared, bases, self.device, most)
+                self.at_once, self.stack = min(found.search, self._fits), min(found.stack, self._stack_fits)
+                self._most = self.config.batch if found.ended else most
             self._prepared = True
 
     def draw_at_most(self, width: int) -> None:

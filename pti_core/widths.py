@@ -6,6 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 
@@ -28,6 +29,14 @@ GAIN = 0.95  # a width is worth it if an image then costs at most this share
 MISSES = 2  # doublings in a row without it, after which no more are tried
 NEAR = 0.1  # a width whose cost is within this share of the limit is timed again, and the quicker time counts
 STEPS = 4  # of the work that are timed
+
+
+class Widths(NamedTuple):
+    """How many images to work on at once."""
+
+    search: int  # whose pivots are searched together
+    stack: int  # that are tuned in one stack
+    ended: bool  # for want of gain or memory: wider ones need not be tried, however many images come
 
 
 def fastest_width(seconds: Callable[[int], float], most: int) -> int:
@@ -73,7 +82,7 @@ def widths(
     bases: Bases | None,
     device: torch.device,
     most: int,
-) -> tuple[int, int]:
+) -> Widths:
     """How many images to search pivots of together, and how many to tune in one stack, at most `most` each.
 
     A stack is not tried where it has no use, in mode "multi".
@@ -95,7 +104,7 @@ def widths(
         else:
             tune_stack(*common, bases=bases)
 
-    def fastest(work: Callable[[int, int], None]) -> int:
+    def fastest(work: Callable[[int, int], None]) -> tuple[int, bool]:
         def took(n: int, steps: int) -> float:
             start = time.perf_counter()
             work(n, steps)
@@ -117,10 +126,11 @@ def widths(
 
         found = fastest_width(seconds, most)
         free_memory(device)  # the widest took most, and may have failed for it
-        return found
+        return found, tried < most
 
-    found = fastest(search), fastest(tuning) if config.mode == "single" else 1
+    together, ended = fastest(search)
+    stack, ended_too = fastest(tuning) if config.mode == "single" else (1, True)
     _log.info(
-        "pivots of %s are searched together on %s, %s tuned in a stack", counted(found[0], "image"), device, found[1]
+        "pivots of %s are searched together on %s, %s tuned in a stack", counted(together, "image"), device, stack
     )
-    return found
+    return Widths(together, stack, ended and ended_too)

@@ -183,7 +183,7 @@ from pti_core.presets import configure
 config = configure("demo", {{"batch": 4, "pivot.w_samples": 100, "tuning.basis": "weights"}})
 engine, sizes = Engine(load_generator({checkpoint!r}).generator, config, "second"), []
 engine.judge.slices[0].register_forward_pre_hook(lambda _, given: sizes.append(len(given[0])))
-for count, most in ((1, 1), (1, 0), (3, 3), (2, 0), (9, 4), (4, 0), (None, 0)):
+for count, most in ((0, 0), (1, 1), (1, 0), (2, 2), (3, 4), (2, 0), (9, 0), (4, 0), (None, 0)):
     sizes.clear()
     engine.prepare(count)
     assert max(sizes, default=0) == most, (count, sizes)

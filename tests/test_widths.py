@@ -9,7 +9,7 @@ from nvidia_files import random_generator
 from pti_core.engine import Engine
 from pti_core.machine.device import UnfitMachine
 from pti_core.presets import configure
-from pti_core.widths import STEPS, fastest_width, widths
+from pti_core.widths import STEPS, Widths, fastest_width, widths
 
 
 def test_doubles_as_long_as_an_image_gets_cheaper():
@@ -92,30 +92,68 @@ def test_what_is_tried_is_the_search_and_the_tuning_of_this_generator(tiny_gener
     finally:
         hook.remove()
     stacks = mode == "single"
+    assert not found.ended  # but by the most
     tries = []
     for size, _ in groupby(sizes):
         tries += [[]] if size == 1 else []
         tries[-1].append(size)
     assert len(tries) == (2 if stacks else 1)  # of the search, of the stack
-    for chosen, tried in zip(found, tries, strict=False):
+    for chosen, tried in zip(found[:2], tries, strict=False):
         assert tried == [1, 2, 3]  # at most one doubling gains nothing before the last
         assert chosen in tried
     assert stacks or found[1] == 1
     assert not any(p.requires_grad for p in generator.parameters())
 
 
-def test_what_memory_has_no_room_for_is_not_tried_again_for_a_larger_part(tiny_generator, monkeypatch):
-    engine = Engine(tiny_generator, configure("demo", {"batch": 8, "pivot.w_samples": 100}))
-    engine.device = torch.device("meta")  # where it counts what is found by trying
-    monkeypatch.setattr("pti_core.engine.widths", lambda *shared_and_most: (shared_and_most[-1],) * 2)
+@pytest.fixture
+def on_a_gpu(tiny_generator, monkeypatch):
+    """An engine of batch 64 that finds by trying how many go together, for which a width is the most; what it tried."""
+    engine, tried, useful = Engine(tiny_generator, configure("demo", {"batch": 64, "pivot.w_samples": 100})), [], [64]
+    engine.device, engine.at_once = torch.device("meta"), 64
+
+    def found(*shared_and_most):
+        tried.append(most := shared_and_most[-1])
+        width = min(most, useful[0])
+        return Widths(width, width, ended=width < most)
+
+    monkeypatch.setattr("pti_core.engine.widths", found)
     monkeypatch.setattr(Engine, "bases", None)
+    return engine, tried, useful
+
+
+def test_what_memory_has_no_room_for_is_not_tried_again_for_a_larger_part(on_a_gpu):
+    engine, _, _ = on_a_gpu
     engine.prepare(4)
     assert (engine.at_once, engine.stack) == (4, 4)
     engine.prepare(7)
-    assert (engine.at_once, engine.stack) == (7, 7)
+    assert (engine.at_once, engine.stack) == (8, 8)
     engine.draw_at_most(3)  # as after a search that ran out of memory
-    engine.prepare(8)
-    assert (engine.at_once, engine.stack) == (3, 8)
+    engine.prepare(16)
+    assert (engine.at_once, engine.stack) == (3, 16)
+    engine.tune_at_most(5)
+    engine.prepare(64)
+    assert (engine.at_once, engine.stack) == (3, 5)
+
+
+def test_widths_are_tried_anew_for_twice_as_many_and_not_where_wider_was_no_better(on_a_gpu):
+    engine, tried, useful = on_a_gpu
+    engine.prepare(0)  # nothing is done together
+    assert (tried, engine.at_once, engine.stack) == ([], 64, 1)
+    for count in (3, 4, 5, 6, 7, 8):
+        engine.prepare(count)
+    assert tried == [4, 8]
+    useful[0] = 8
+    for count in (9, 33, 64, None):
+        engine.prepare(count)
+    assert tried == [4, 8, 16]
+    assert (engine.at_once, engine.stack) == (8, 8)
+
+
+def test_a_part_that_lacks_an_image_is_as_good_as_a_whole_one(on_a_gpu):
+    engine, tried, _ = on_a_gpu
+    engine.prepare(63)
+    engine.prepare(64)
+    assert tried == [64]
 
 
 def test_one_image_alone_is_tried_and_not_timed(tiny_generator):
@@ -125,7 +163,7 @@ def test_one_image_alone_is_tried_and_not_timed(tiny_generator):
     hook = engine.lpips.slices[0].register_forward_pre_hook(lambda _, given: judged.append(given[0].requires_grad))
     shared = (engine.drawing, engine.config, engine.statistics, engine.lpips, engine.bases, engine.device)
     try:
-        assert widths(*shared, 1) == (1, 1)
+        assert widths(*shared, 1) == (1, 1, False)
     finally:
         hook.remove()
     assert sum(judged) == 2 * (1 + STEPS)  # of the search and of the tuning, once each
