@@ -27,6 +27,7 @@ from pti_core.generators.half import multiplies_bf16, precision_for
 from pti_core.inversions import Failure, Found, Result, Target
 from pti_core.machine.device import exact_float32
 from pti_core.machine.malloc import keep_freed_memory
+from pti_core.machine.out_of_memory import halved
 from pti_core.machine.parallel import available_cores, in_parallel, one_thread
 from pti_core.machine.room import room_beside, too_small_for_one
 from pti_core.perceptual import LPIPS, load_lpips
@@ -131,6 +132,14 @@ class Engine:
         """Memory was short: from now on no more images than so many are drawn together."""
         self._fits = min(self._fits, max(1, width))
         self.at_once = min(self.at_once, self._fits)
+
+    def drawn_at_once(self, draw: Callable[[int], Done]) -> Done:
+        """`draw(at_once)`; with half as many as long as memory is short, as later ones begin then."""
+        asked = self.at_once
+        drawn, fitted = halved(draw, asked, self.device)
+        if fitted < asked:
+            self.draw_at_most(fitted)  # or each image would find it anew, by failing first
+        return drawn
 
     def tune_at_most(self, width: int) -> None:
         """Memory was short: from now on no more images than so many are tuned in a stack."""

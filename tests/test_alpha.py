@@ -10,13 +10,16 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
+import torch
 from conftest import QUICK_SETTINGS
 
 from pti_core.alpha import plans, shards, stored
 from pti_core.alpha.stored import Request
-from pti_core.alpha.study import AlphaError, check_alphas
+from pti_core.alpha.study import AlphaError, check_alphas, drift
 from pti_core.checking import check_all
+from pti_core.engine import Engine
 from pti_core.freezing.freeze import freeze
+from pti_core.pivot import Pivots
 from pti_core.presets import configure
 from pti_core.runs import load_run
 from pti_core.storage.known_runs import RunError
@@ -236,3 +239,24 @@ def test_a_place_is_of_its_pivot_its_noise_and_its_input(studied):
     others = {replace(place, pivot=dict(place.pivot) | change).sha256 for change in changes}
     assert len(others | {place.sha256}) == 4
     assert replace(place, pivot=dict(place.pivot) | {"lpips": 1.0}).sha256 == place.sha256
+
+
+def test_how_many_points_are_drawn_at_once_is_halved_where_memory_is_short(tiny_generator):
+    engine, sizes = Engine(tiny_generator, configure("demo", QUICK_SETTINGS)), []
+    w = tiny_generator.mapping.w_avg.view(1, 1, -1)
+    pivots = Pivots(w, [n[None, None] for n in tiny_generator.noise_const()], tiny_generator.num_ws)
+    found = (engine, tiny_generator, torch.zeros(3, 32, 32), pivots, "0.png", "off", REQUEST.alphas, 2)
+    expected = drift(*found)
+
+    def hungry(_, given):
+        sizes.append(len(given[0]))
+        if sizes[-1] > 2:
+            raise torch.OutOfMemoryError("no room for more than two")
+
+    engine.at_once = 4  # as on a GPU
+    hook = engine.generator.synthesis.register_forward_pre_hook(hungry)
+    try:
+        rows = drift(*found)
+    finally:
+        hook.remove()
+    assert (len(rows), engine.at_once, [size for size in sizes if size > 2]) == (len(expected), 2, [4])

@@ -61,7 +61,8 @@ def study_shard(
     left_out = {i: f"image {i!r} has no pivot any more; the same `pti run` again finds it" for i in gone}
     made = 0
     with one_at_a_time(engine.device):
-        engine.prepare()  # of a GPU it sets how convolutions round, for the process
+        # Before jobs: on a GPU the bases set how convolutions round, for the process. Images are tuned one by one.
+        engine.prepare(0)
         work = partial(_study, run, engine, request, tell)
         for place, found in zip(todo, engine.in_parallel(work, todo), strict=True):
             if isinstance(found, str):

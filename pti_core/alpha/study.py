@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Final, Literal
 
 import torch
@@ -151,6 +152,7 @@ def drift(
     rows = [Drift(image_id, key, "target", 0, None, 0.0, 0.0, float(fit["lpips"] or 0), float(fit["mse"] or 0))]
     path = MeasureConfig(alphas=tuple(float(a) for a in alphas if a and a != OFF), z_samples=z_samples)
     seed = engine.config.seed
-    for row in measure_locality(engine.generator, new, pivots.ws, image_id, path, engine.lpips, seed, engine.at_once):
+    compared = partial(measure_locality, engine.generator, new, pivots.ws, image_id, path, engine.lpips, seed)
+    for row in engine.drawn_at_once(compared):
         rows.append(Drift(image_id, key, row.where, row.seed, row.alpha, row.radius, row.t, row.lpips, row.mse))
     return rows

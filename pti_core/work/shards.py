@@ -18,7 +18,6 @@ import pyarrow.compute as pc
 
 from pti_core import tables
 from pti_core.causes import BY_CAUSE, causes_of_rows
-from pti_core.machine.out_of_memory import halved
 from pti_core.machine.overlap import read_ahead, write_behind
 from pti_core.machine.parallel import one_at_a_time
 from pti_core.measure import measure_locality
@@ -255,11 +254,7 @@ def _locality_rows(run: Run, part: Mapping[str, FileInfo]) -> list[dict[str, Any
             engine.lpips,
             run.config.seed,
         )
-        asked = engine.at_once
-        points, fitted = halved(compared, asked, engine.device)
-        if fitted < asked:
-            engine.draw_at_most(fitted)  # or each image would find it anew, by failing first
-        return [asdict(point) for point in points]
+        return [asdict(point) for point in engine.drawn_at_once(compared)]
 
     with one_at_a_time(engine.device):
         return [row for rows in engine.in_parallel(measured, tables.records(pivots)) for row in rows]
