@@ -60,12 +60,13 @@ PARTS = (
         100,
     ),
     Part("1024", "preset fast", (*BENCH, *R1024, "--no-plain", "--limit", "1", "--output", "{output}"), 150),
-    Part("steps", "a step in each of its ways", ("-m", "benchmarks.steps", *R1024, "--rounds", "4"), 150),
+    Part("steps", "a step in each of its ways", ("-m", "benchmarks.steps", *R1024, "--rounds", "4"), 180),
     Part("128", "speed and quality", (*BENCH, "--no-plain", "--set", "batch=64", "--output", "{output}"), 120),
     Part("plain", "beside the plain loop", (*BENCH, *R1024, "--limit", "1", "--output", "{output}"), 240),
     Part(
         "all-tables", "all jobs, an encoder", ("-m", "pytest", "-q", "tests/test_second_device.py", "-k", "cuda"), 540
     ),
+    Part("compile", "a step with torch.compile", ("-m", "benchmarks.steps", *R1024, "--rounds", "4", "--compile"), 240),
 )
 
 

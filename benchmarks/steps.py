@@ -1,6 +1,7 @@
 """What each way to compute a step costs here, of tuning and of the search: the figures behind what the engine does.
 
-    python -m benchmarks.steps --generator pocket            # a Markdown table; --compile adds torch.compile (a minute)
+    python -m benchmarks.steps --generator pocket            # a Markdown table
+    python -m benchmarks.steps --generator pocket --compile  # of a step of tuning with torch.compile (a minute)
 
 Milliseconds per image and step, the median of runs that take turns, one thread on a CPU as the engine uses it. On a
 GPU of NVIDIA there are rows of what the engine does not do: docs/speed.md, "What was tried and left out".
@@ -40,6 +41,7 @@ ONE = "tuning: one image"
 BATCH = 8  # images whose pivots are searched at once
 SEARCH = f"search: {BATCH} images in one convolution"
 STACKED = f"tuning: {STACK} images, stacked weights"
+COMPILED = f"{ONE}, torch.compile"
 MAIN = "search: one image", SEARCH, ONE, STACKED  # what a GPU's other ways are tried with
 Work = Callable[[], object]
 
@@ -116,7 +118,7 @@ def works(name: str, device: str, compiled: bool) -> dict[str, tuple[Work, int]]
         STACKED: (stacked, STACK),
     }
     if compiled:
-        found[f"{ONE}, torch.compile"] = (step_of(draw=torch.compile(new.synthesis)), 1)
+        found[COMPILED] = (step_of(draw=torch.compile(new.synthesis)), 1)
     if torch.device(device).type == "cuda":
         searched = copy.deepcopy(generator).to(memory_format=torch.channels_last)  # type: ignore[attr-defined]
         found |= {
@@ -189,12 +191,12 @@ def timed(todo: Mapping[str, tuple[Work, int]], device: str, rounds: int) -> dic
     return {name: failed[name] if name in failed else statistics.median(values) for name, values in times.items()}
 
 
-def in_a_process(args: argparse.Namespace, option: str) -> dict[str, float | str]:
-    """Rows of another process: what it is told cannot be taken back."""
-    command = [sys.executable, "-m", "benchmarks.steps", "--generator", args.generator, "--device", args.device, option]
-    done = subprocess.run([*command, "--rounds", str(args.rounds)], capture_output=True, text=True)
+def in_a_process(args: argparse.Namespace, *options: str) -> dict[str, float | str]:
+    """Rows of another process: what it is told cannot be taken back, and its errors are its own."""
+    command = [sys.executable, "-m", "benchmarks.steps", "--generator", args.generator, "--device", args.device]
+    done = subprocess.run([*command, *options, "--rounds", str(args.rounds)], capture_output=True, text=True)
     if done.returncode:
-        return {option.strip("-"): (done.stderr.strip().splitlines() or ["ended by a signal"])[-1][:150]}
+        return {" ".join(options): (done.stderr.strip().splitlines() or ["ended by a signal"])[-1][:150]}
     return {
         name: value
         for line in done.stdout.splitlines()
@@ -214,40 +216,42 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--generator", default="pocket")
     parser.add_argument("--device", help="default: as a run chooses it")
-    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--compile", action="store_true", help="only a step of tuning, as it is and with torch.compile")
     parser.add_argument("--rounds", type=int, default=8)
     # Each in a process of its own, which is started here:
     parser.add_argument("--plain-malloc", action="store_true", help="one image, with malloc as it comes")
     parser.add_argument(
         "--cudnn-benchmark", action="store_true", help="the main rows, with convolutions that are tried"
     )
+    parser.add_argument("--as-graph", choices=MAIN, help="one of the main rows, as a CUDA graph")
     args = parser.parse_args()
     args.device = args.device or best_device()
     torch.set_num_threads(1)
-    if args.plain_malloc or args.cudnn_benchmark:
+    if args.plain_malloc or args.cudnn_benchmark or args.as_graph:
         torch.backends.cudnn.benchmark = args.cudnn_benchmark
         names, way = ([ONE], "memory given back at every free") if args.plain_malloc else (MAIN, "cudnn.benchmark")
         todo = works(args.generator, args.device, False)
-        rows = timed({f"{name}, {way}": todo[name] for name in names}, args.device, args.rounds)
-        print(json.dumps(rows))
+        own = {f"{name}, {way}": todo[name] for name in names}
+        if args.as_graph:
+            work, images = todo[args.as_graph]
+            own = {f"{args.as_graph}, as a CUDA graph": (as_graph(work), images)}
+        print(json.dumps(timed(own, args.device, args.rounds)))
         return
     print("| a step of tuning or search, forward and backward | ms per image |\n| --- | ---: |")
-    if args.device == "cpu" and not os.environ.get("MALLOC_MMAP_MAX_"):
+    if args.device == "cpu" and not os.environ.get("MALLOC_MMAP_MAX_") and not args.compile:
         show(in_a_process(args, "--plain-malloc"))
     keep_freed_memory()
     todo = works(args.generator, args.device, args.compile)
+    if args.compile:
+        show(timed({name: todo[name] for name in (ONE, COMPILED)}, args.device, args.rounds))
+        return
     show(timed(todo, args.device, args.rounds))
     if torch.device(args.device).type == "cuda":
-        # After the others: torch keeps the way of a convolution that it found first, and a failed recording may leave
-        # the process with an error.
+        # torch keeps the way of a convolution that it found first, and a failed recording may leave a process with an
+        # error that all others of it then meet.
         show(in_a_process(args, "--cudnn-benchmark"))
-        show(
-            timed(
-                {f"{name}, as a CUDA graph": (as_graph(todo[name][0]), todo[name][1]) for name in MAIN},
-                args.device,
-                args.rounds,
-            )
-        )
+        for name in MAIN:
+            show(in_a_process(args, "--as-graph", name))
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from benchmarks.bench import PAPER, about, kept_from, summary, write
 from benchmarks.gpu import Part, run_all
 from benchmarks.operators import counts
 from benchmarks.side import filled, is_matrix_work
-from benchmarks.steps import timed
+from benchmarks.steps import MAIN, in_a_process, timed
 from pti_core.config import ImageConfig
 from pti_core.datasets import read_bytes, scan
 from pti_core.engine import Engine
@@ -190,6 +190,13 @@ def test_a_step_that_fails_is_a_row_that_says_why():
     rows = timed({"fails": (fails, 1), "works": (lambda: None, 2)}, "cpu", 1)
     assert rows["fails"] == "operation not permitted when stream is capturing"
     assert rows["works"] >= 0
+
+
+def test_a_way_that_ends_its_process_is_a_row_that_says_why():
+    args = argparse.Namespace(generator="none.pkl", device="cpu", rounds=1)
+    ((row, why),) = in_a_process(args, "--as-graph", MAIN[2]).items()
+    assert row == f"--as-graph {MAIN[2]}"
+    assert why.startswith("error: ") and "none.pkl" in why
 
 
 TABLE = """
