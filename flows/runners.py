@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import Any, Final, Literal
 from urllib.parse import urlsplit
 
@@ -27,6 +27,9 @@ RunnerName = Literal["threads", "dask", "ray"]
 
 CONNECT: Final = 10.0
 """Seconds for a cluster to answer, also where the connection was lost."""
+
+LOOK_UP: Final = 1.0
+"""Seconds after which whoever waits for a task looks up."""
 
 ASK_EVERY: Final = 2.0
 """Seconds between two questions for the size of a cluster."""
@@ -253,7 +256,8 @@ def in_window(
     `parameters(step, content)` are those of a chunk's next task: `content` is the chunk at first, then what the task
     before returned. Yields, as they end, each chunk with what its last task returned and None, or with what it failed
     of. What a task with ShardsLeft has done goes on to the next step, or is yielded with it. Memory does not grow with
-    the chunks' number. Where it is closed, what has not started yet never does. RunnerError where the cluster is gone.
+    the chunks' number. Where it is closed or ended, what has not started yet never does. RunnerError where the cluster
+    is gone.
     """
     ended: SimpleQueue[PrefectFuture[Any]] = SimpleQueue()
     at_work: dict[Any, tuple[int, Any, PrefectFuture[Any]]] = {}  # by task run: which step of which chunk
@@ -271,23 +275,35 @@ def in_window(
                 return
             start(0, chunk, chunk)
 
-    fill()
-    while at_work:
-        step, chunk, future = at_work.pop(ended.get().task_run_id)
-        result, error = _outcome(future)
-        if error is not None:
-            runner.doubt()
-        goes_on = step + 1 < len(steps) and (error is None or bool(result))
-        if goes_on:
-            start(step + 1, chunk, result)
-        if error is not None or not goes_on:
-            try:
-                yield chunk, None if goes_on else result, error
-            except GeneratorExit:
-                for _, _, left in at_work.values():
-                    runner.cancel(left)
-                raise
+    try:
         fill()
+        while at_work:
+            step, chunk, future = at_work.pop(_next(ended).task_run_id)
+            result, error = _outcome(future)
+            if error is not None:
+                runner.doubt()
+            goes_on = step + 1 < len(steps) and (error is None or bool(result))
+            if goes_on:
+                start(step + 1, chunk, result)
+            if error is not None or not goes_on:
+                yield chunk, None if goes_on else result, error
+            fill()
+    except RunnerError:  # nobody is there to be told
+        raise
+    except BaseException:  # closed, or told to end (TerminationSignal, Ctrl-C, a place that is lost)
+        for _, _, left in at_work.values():
+            runner.cancel(left)
+        raise
+
+
+def _next(ended: SimpleQueue[PrefectFuture[Any]]) -> PrefectFuture[Any]:
+    """The next future that has ended, looking up now and then.
+
+    How Prefect ends a run whose place is lost, an exception set in this thread, does not arrive in one that only waits.
+    """
+    while True:
+        with suppress(Empty):
+            return ended.get(timeout=LOOK_UP)
 
 
 def _outcome(future: PrefectFuture[Any]) -> tuple[Any, Exception | None]:

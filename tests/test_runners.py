@@ -1,13 +1,21 @@
 """Runners that cannot be used say why in one sentence, within seconds."""
 
+import signal
 import socket
 import sys
+import threading
+import uuid
+from concurrent.futures import Future
 
 import pytest
+from prefect import task
+from prefect._internal.concurrency.cancellation import CancelledError, WatcherThreadCancelScope
+from prefect.exceptions import TerminationSignal
+from prefect.futures import PrefectConcurrentFuture
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from flows import runners
-from flows.runners import RunnerError, started
+from flows.runners import Runner, RunnerError, in_window, started
 
 
 @pytest.fixture
@@ -62,3 +70,62 @@ def test_a_cluster_that_does_not_answer_is_told_within_seconds(name, address, se
     monkeypatch.setattr(runners, "CONNECT", 1.0)
     address = address.format(nobody)
     assert f"answers at {address} (" in refused(name, None, address)
+
+
+class Waiting:
+    """Prefect's side of a cluster whose tasks all wait for their turn."""
+
+    def __init__(self):
+        self.futures = []
+
+    def submit(self, task, parameters):
+        self.futures.append(Future())
+        return PrefectConcurrentFuture(uuid.uuid4(), self.futures[-1])
+
+
+@pytest.fixture
+def waiting():
+    return Waiting()
+
+
+@task
+def step():
+    pass
+
+
+def outcomes(tasks):
+    return in_window(Runner(tasks, "a cluster", lambda: 2), [step], range(9), lambda number, content: {})
+
+
+def test_a_run_that_loses_its_place_ends_though_no_task_does(waiting):
+    def loses_its_place():
+        with WatcherThreadCancelScope() as scope:
+            threading.Timer(0.2, scope._send_cancelled_error).start()  # as where the lease of a place is gone
+            list(outcomes(waiting))
+
+    with pytest.raises(CancelledError):
+        loses_its_place()
+    assert [future.cancelled() for future in waiting.futures] == [True] * 3
+
+
+@pytest.mark.parametrize("error", [TerminationSignal, KeyboardInterrupt])
+def test_a_run_that_is_told_to_end_takes_back_what_waits_on_a_cluster(waiting, error):
+    def tell(number, frame):
+        raise error(signal=number) if error is TerminationSignal else error
+
+    before = signal.signal(signal.SIGALRM, tell)
+    signal.setitimer(signal.ITIMER_REAL, 0.2)
+    try:
+        with pytest.raises(error):
+            list(outcomes(waiting))
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert [future.cancelled() for future in waiting.futures] == [True] * 3
+
+
+def test_closing_takes_back_what_waits(waiting):
+    ends = outcomes(waiting)
+    threading.Timer(0.2, lambda: waiting.futures[0].set_result(1)).start()
+    next(ends)
+    ends.close()
+    assert [future.cancelled() for future in waiting.futures] == [False, True, True]
