@@ -1,10 +1,13 @@
-"""What Prefect logs of an error that a person can act on: its sentence, once, in place of a traceback at each layer."""
+"""The log of a run: of an error that a person can act on its sentence, once, and what `pti_core` warns of."""
 
 from __future__ import annotations
 
 import logging
 import os
 from typing import Final
+
+from prefect.context import FlowRunContext, TaskRunContext
+from prefect.logging.handlers import APILogHandler
 
 OWN: Final = ("pti_core.", "tasks.", "flows.")
 """Errors defined here have messages that say what is wrong and what to do; others are shown with all they have."""
@@ -43,3 +46,13 @@ def in_sentences() -> None:
     for logger in map(logging.getLogger, LOGGERS):
         if not any(isinstance(known, _Sentence) for known in logger.filters):
             logger.addFilter(_Sentence())
+
+
+def warnings_to_the_run() -> None:
+    """Have what `pti_core`, which knows nothing of Prefect, warns of in a run get into its log on the server too."""
+    logger = logging.getLogger("pti_core")
+    if any(isinstance(known, APILogHandler) for known in logger.handlers):
+        return
+    handler = APILogHandler()
+    handler.addFilter(lambda record: FlowRunContext.get() is not None or TaskRunContext.get() is not None)
+    logger.addHandler(handler)  # beside that of the root, which writes to the terminal

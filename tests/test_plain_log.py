@@ -1,8 +1,12 @@
 """What a run's log says of an error: its sentence, once; of an error that nobody foresaw, all there is."""
 
 import logging
+from types import SimpleNamespace
+from uuid import uuid4
 
 import pytest
+from prefect.context import FlowRunContext
+from prefect.logging import handlers
 
 import tasks.tries  # noqa: F401 (has Prefect log so)
 from pti_core.storage.known_runs import RunError
@@ -54,3 +58,16 @@ def test_any_other_error_is_shown_with_its_traceback(said):
     ((message, trace),) = said
     assert trace is not None
     assert "Traceback (most recent call last)" in message
+
+
+def test_what_the_core_warns_of_in_a_run_gets_into_its_log_once_and_to_the_terminal(monkeypatch, caplog):
+    sent, run = [], SimpleNamespace(id=uuid4())
+    monkeypatch.setattr(handlers, "emit_api_log", sent.append)
+    tasks.plain_log.warnings_to_the_run()  # once more
+    with FlowRunContext.model_construct(flow_run=run):
+        logging.getLogger("pti_core.machine.device").warning("this machine has a GPU that torch does not see")
+    logging.getLogger("pti_core.machine.device").warning("of no run")  # no server is to be told, nor is that an error
+    assert [(log["flow_run_id"], log["message"]) for log in sent] == [
+        (str(run.id), "this machine has a GPU that torch does not see")
+    ]
+    assert [record.getMessage() for record in caplog.records] == [sent[0]["message"], "of no run"]
