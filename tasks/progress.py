@@ -19,9 +19,9 @@ from pti_core.words import PERCENT, counted, duration, how_far, rate_of
 from pti_core.work.shard_progress import PICTURES, PREPARING, OnShardProgress, ShardProgress
 
 ARTIFACT = "pti-progress"
-LOG_EVERY = 15.0  # seconds
+LOG_EVERY = 15.0  # seconds between lines in the log, which the server keeps
 UPDATE_EVERY = 10.0  # seconds between requests to the server, however many images are done meanwhile
-UPDATE_AT_LEAST_EVERY = 300.0  # seconds; between the two a hundredth of the time so far, so that days cost few requests
+AT_LEAST_EVERY = 300.0  # seconds; see `_pause`
 
 _listener: ContextVar[OnShardProgress | None] = ContextVar("pti_progress_listener", default=None)
 _run: ContextVar[RunProgress | None] = ContextVar("pti_run_progress", default=None)
@@ -148,11 +148,8 @@ class RunProgress:
             self._failed = True
 
     def _send_until_closed(self) -> None:
-        while not self._closed.wait(self._pause()):
+        while not self._closed.wait(_pause(UPDATE_EVERY, self._start)):
             self.send()
-
-    def _pause(self) -> float:
-        return min(UPDATE_AT_LEAST_EVERY, max(UPDATE_EVERY, (time.monotonic() - self._start) / 100))
 
     @contextmanager
     def shown(self) -> Iterator[None]:
@@ -179,9 +176,14 @@ def run_progress(total: int, done: int = 0, unit: str = "image") -> Iterator[Run
         yield progress
 
 
+def _pause(least: float, start: float) -> float:
+    """Seconds between two reports of what began at `start`: a hundredth of its time so far, so that days cost few."""
+    return min(AT_LEAST_EVERY, max(least, (time.monotonic() - start) / 100))
+
+
 def log_reporter(logger: Logger | LoggerAdapter[Any]) -> OnShardProgress:
-    """Tells the log of a task how far a shard is, every `LOG_EVERY` seconds and at its end."""
-    last, turn = 0.0, Lock()  # jobs tell at the same time
+    """Tells the log of a task how far a shard is, every `LOG_EVERY` seconds, later more rarely, and at its end."""
+    begin, last, turn = time.monotonic(), 0.0, Lock()  # jobs tell at the same time
     begun: dict[int, tuple[float, float]] = {}  # by shard: when its work began, and the images done before
     ended: set[int] = set()  # whose last line is said
 
@@ -190,14 +192,16 @@ def log_reporter(logger: Logger | LoggerAdapter[Any]) -> OnShardProgress:
         now = time.monotonic()
         if progress.shard == PICTURES:
             with turn:
-                if now - last >= LOG_EVERY:
+                if now - last >= _pause(LOG_EVERY, begin):
                     last = now
                     logger.info("%s", progress.words)
             return
         if progress.doing != PREPARING:
             begun.setdefault(progress.shard, (now, progress.done))
         with turn:
-            if progress.shard in ended or (now - last < LOG_EVERY and progress.done < progress.total):
+            if progress.shard in ended:
+                return
+            if now - last < _pause(LOG_EVERY, begin) and progress.done < progress.total:
                 return
             last = now
             if progress.done >= progress.total:

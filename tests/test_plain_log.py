@@ -8,7 +8,7 @@ import pytest
 from prefect.context import FlowRunContext
 from prefect.logging import handlers
 
-import tasks.tries  # noqa: F401 (has Prefect log so)
+import tasks.tries
 from pti_core.storage.known_runs import RunError
 
 

@@ -162,7 +162,7 @@ def test_before_anything_is_known_the_speed_is_being_measured():
 
 def test_the_log_of_a_task_and_the_terminal_say_the_same_of_a_shard_that_was_half_done(caplog, monkeypatch):
     """What was done before is no speed: 32 images in no time were hundreds of thousands a second."""
-    monkeypatch.setattr(progress_module, "LOG_EVERY", 0)
+    monkeypatch.setattr(progress_module, "AT_LEAST_EVERY", 0)
     screen = io.StringIO()
     view, report = ProgressView(Console(file=screen, width=200)), log_reporter(logging.getLogger("a.task"))
     view.expect(64, 0)
@@ -178,8 +178,28 @@ def test_the_log_of_a_task_and_the_terminal_say_the_same_of_a_shard_that_was_hal
     assert f"{said}, {PREPARING}" in screen.getvalue()
 
 
+def test_the_log_of_a_task_that_takes_days_is_told_more_and_more_rarely(caplog, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("tasks.progress.time.monotonic", lambda: now[0])
+    report = log_reporter(logging.getLogger("a.task"))
+
+    def lines(seconds):
+        caplog.clear()
+        for _ in range(0, seconds, 5):
+            now[0] += 5
+            report(ShardProgress(7, 1.0, 64, None, "tuning"))
+        return len(caplog.records)
+
+    with caplog.at_level(logging.INFO):
+        assert lines(600) == 40
+        now[0] = 86400.0
+        assert lines(600) == 2
+        report(ShardProgress(7, 64.0, 64, None))
+        assert len(caplog.records) == 3  # the end is told at once
+
+
 def test_pictures_of_a_run_are_told_now_and_then_and_count_as_no_images(caplog, monkeypatch):
-    monkeypatch.setattr(progress_module, "LOG_EVERY", 0)
+    monkeypatch.setattr(progress_module, "AT_LEAST_EVERY", 0)
     screen, terminal = io.StringIO(), io.StringIO()
     views = [ProgressView(Console(file=screen, width=200)), ProgressView(Console(file=terminal, force_terminal=True))]
     log = log_reporter(logging.getLogger("a.task"))
