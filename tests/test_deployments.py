@@ -11,9 +11,11 @@ import pytest
 import yaml
 from prefect import Flow
 from prefect.utilities.callables import parameter_schema
+from prefect.utilities.names import generate_slug
 from test_credentials import WITH_SECRETS, WITHOUT
 
 from flows.addresses import NO_SECRET
+from flows.run_names import made_up
 from pti_core.addresses import refusal
 
 ROOT = Path(__file__).parents[1]
@@ -128,6 +130,11 @@ def test_choices_are_choices(form, name):
 def test_counts_have_limits(form, name):
     kinds = form[name].get("anyOf", [form[name]])
     assert {"type": "integer", "minimum": 1}.items() <= kinds[0].items()
+
+
+def test_only_names_that_prefect_makes_up_give_way_to_what_a_run_does():
+    assert all(made_up(generate_slug(2)) for _ in range(1000))
+    assert not any(map(made_up, ["march-batch", "pti-demo-photos", "edit-photos", "photos", "big-otter-2", ""]))
 
 
 def test_addresses_with_secrets_are_refused_by_the_form_and_no_others():
