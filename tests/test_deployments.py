@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 import yaml
 from prefect import Flow
+from prefect.events.schemas.automations import AutomationCore
+from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY
 from prefect.utilities.callables import parameter_schema
 from prefect.utilities.names import generate_slug
 from test_credentials import WITH_SECRETS, WITHOUT
@@ -57,6 +59,16 @@ def test_a_weekly_schedule_that_ships_inactive_and_extends(name):
     assert schedule["cron"].split()[-1] == "0"
     assert flow_of(deployment).validate_parameters(deployment["parameters"] | schedule["parameters"])
     assert schedule["parameters"] == {"existing": "extend", "retry_rejects": True}
+
+
+def test_the_automations_are_as_prefect_wants_them_and_wait_for_three_heartbeats():
+    file = yaml.safe_load((ROOT / "deployments/automations.yaml").read_text())
+    dead, again = (AutomationCore.model_validate(one) for one in file["automations"])
+    assert dead.trigger.within.total_seconds() > 3 * PREFECT_FLOWS_HEARTBEAT_FREQUENCY.value()
+    assert [action.state.value for action in dead.actions + again.actions] == ["CRASHED", "SCHEDULED"]
+    assert (dead.enabled, again.enabled) == (True, False)
+    tags = {label.rpartition(".")[2] for label in again.trigger.match_related["prefect.resource.id"]}
+    assert tags <= {d["tags"][0] for d in ALL}
 
 
 def test_what_needs_a_gpu_has_a_pool_of_its_own():
