@@ -331,3 +331,37 @@ def test_folders_that_a_listing_takes_in_and_those_that_it_leaves_out(dataset, t
     assert listed_with(str(data), data / "elsewhere/new")
     for other in ("demo", "s3://bucket/data", f"{data}/*.png", str(tmp_path / "nowhere"), ""):
         assert not listed_with(other, data / "new")
+
+
+@pytest.mark.parametrize(
+    ("pattern", "below", "names", "listed"),
+    [
+        ("*.parquet", "", ["images.parquet"], True),
+        ("*.parquet", "t", ["images.parquet"], False),
+        ("**/*.parquet", "t", ["images.parquet"], True),
+        ("**/*.parquet", ".t", ["images.parquet"], False),
+        ("train-{0..9}.parquet", "", ["images.parquet"], False),
+        ("images.parquet", "", ["images.parquet"], True),
+        ("faces.parquet", "", ["images.parquet"], False),
+        ("**/*.png", "new/deep", [], True),
+        ("**/*.jpg", "new/deep", [], False),
+        ("*/*.png", "", [], True),
+        ("*/*.PNG", "new", [], True),
+        ("*/*.png", "new/deep", [], False),
+        ("a*/*.png", "new", [], False),
+        ("*/b/**", "new/b/c", [], True),
+        ("0.png", "", [], True),
+        ("0.jpg", "", [], False),
+    ],
+)
+def test_folders_that_a_pattern_reaches(tmp_path, pattern, below, names, listed):
+    assert listed_with(f"{tmp_path}/{pattern}", tmp_path / below, names=names) == listed
+    if "*" in pattern:
+        assert listed_with(f"memory://b/faces/{pattern}", f"memory://b/faces/{below}", names=names) == listed
+    assert not listed_with(f"memory://b/faces/{pattern}", tmp_path / below, names=names)
+
+
+def test_folders_of_a_bucket_that_a_listing_takes_in():
+    for folder, listed in {"b/faces": True, "b/faces/t": True, "b/faces-2": False, "b": False}.items():
+        assert listed_with("memory://b/faces", f"memory://{folder}", names=["images.parquet"]) == listed
+        assert listed_with("parquet://face::memory://b/faces", f"memory://{folder}", names=["x.parquet"]) == listed

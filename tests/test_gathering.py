@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import shutil
 from pathlib import Path
 
@@ -276,6 +277,16 @@ def test_the_data_set_is_no_output(noop, tmp_path):
     assert not (data / "large").exists()
     gather(root_of(noop), str(data / ".large"))  # hidden folders are not listed
     shutil.rmtree(data / ".large")
+
+
+def test_the_folder_of_a_data_set_of_parquet_files_is_no_output(noop, tmp_path):
+    config = noop.store.read_config(noop.name)
+    for dataset in (f"{tmp_path}/*.parquet", "memory://faces"):
+        shutil.copytree(root_of(noop), root := tmp_path / "out", dirs_exist_ok=True)
+        (root / f"runs/{noop.name}/config.json").write_text(json.dumps(config | {"dataset": dataset}))
+        with pytest.raises(GatherError, match="lies in the data set of the run"):
+            gather(str(root), dataset.replace("/*.parquet", "").replace("faces", "faces/tables"))
+    assert list(tmp_path.glob("*.parquet")) == []
 
 
 def test_secrets_in_addresses_of_earlier_versions_are_left_out(noop):

@@ -238,7 +238,8 @@ def _check_apart(store: Store, to: Files) -> None:
 
 def _check_outside(dataset: str, to: Files, root: str) -> None:
     """Raise GatherError for a folder that the next listing of a data set would take Parquet files from."""
-    if to.local and listed_with(dataset, Path(to.at("")), root):
+    names = [f"{table}{number}.parquet" for table in (IMAGES, *COPIED) for number in ("", "-00000")]
+    if listed_with(dataset, to.root, root, names):
         raise GatherError(
             f"--output {to.name!r} lies in the data set of the run, whose next listing would take these tables for "
             "inputs; choose a folder outside of it"

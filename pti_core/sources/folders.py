@@ -6,7 +6,8 @@ import functools
 import os
 import re
 import stat
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,7 +16,7 @@ import pyarrow.compute as pc
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.utils import glob_translate
 
-from pti_core.addresses import canonical, local_path
+from pti_core.addresses import DEMO, canonical, local_path, split_chain
 from pti_core.connections import file_system
 from pti_core.sources.base import CHUNK, EXTENSIONS, Container, Listed, extension, is_hidden, joined, table, text
 from pti_core.tables import TABLES
@@ -147,22 +148,55 @@ def written(fs: Any, root: str, without: str | None, pattern: str = "") -> LeftO
     return left_out
 
 
-def listed_with(dataset: str, folder: Path, output: str | None = None) -> bool:
-    """Whether images in a folder of this machine would be inputs of a data set: it is a folder around that one.
+def listed_with(dataset: str, folder: str | Path, output: str | None = None, names: Sequence[str] = ()) -> bool:
+    """Whether PNG anywhere below a folder, or files of these `names` in it, would be inputs of a data set.
 
+    So it is where that is a folder around this one, or a pattern that reaches it; nothing is asked of a bucket for it.
     False where a listing leaves the folder out, which is hidden or what a run has written. `output`: that of its run.
     """
-    root = local_path(dataset)
-    top = Path(canonical(root)) if root else None
-    if top is None or not top.is_dir():
+    chain = split_chain(dataset)
+    if chain and names and chain[0].startswith("parquet"):
+        dataset, chain = chain[1], None
+    if chain or dataset == DEMO or not dataset:
         return False
-    left_out, path = written(LocalFileSystem(), str(top), output), Path(canonical(str(folder)))
-    for above, own in ((top, path), (top.resolve(), path.resolve())):  # links are followed when it is listed
-        if own.is_relative_to(above):
-            below = own.relative_to(above)
-            if not is_hidden(below.as_posix()) and not left_out(str(top / below)):
+    (fs, top), (own_fs, own) = (_opened(address) for address in (dataset, str(folder)))
+    if type(fs) is not type(own_fs):
+        return False
+    local, plain = isinstance(fs, LocalFileSystem), re.sub(r"\{[^{}]*\}", "*", top)
+    root, pattern = top, ""
+    if not (local and Path(top).is_dir()):
+        if magic := re.search(r"[^/]*[*?\[]", plain):
+            root, pattern = plain[: magic.start()], plain[magic.start() :]
+        elif local:
+            root, _, pattern = top.rpartition("/")
+    left_out, above, path = written(fs, root, output, pattern and plain), Path(root or "/"), Path(own)
+    pairs = [(above, path)] + ([(above.resolve(), path.resolve())] if local else [])  # links are followed when listed
+    for one, other in pairs:
+        if other.is_relative_to(one):
+            below = other.relative_to(one)
+            reached = not pattern or _reaches(pattern, below, names)
+            if reached and not is_hidden(below.as_posix()) and not left_out(str(above / below)):
                 return True
     return False
+
+
+def _opened(address: str) -> tuple[Any, str]:
+    path = local_path(address)
+    fs, path = (LocalFileSystem(), canonical(path)) if path is not None else file_system(address)
+    return fs, path.rstrip("/")
+
+
+def _reaches(pattern: str, below: Path, names: Sequence[str]) -> bool:
+    """Whether a pattern may match PNG anywhere below a folder, or matches one of these `names` in it."""
+    if names:
+        return any(re.match(glob_translate(pattern), (below / name).as_posix()) for name in names)
+    *folders, last = re.sub(r"\*\*$", "**/*", pattern).split("/")
+    ending = re.split(r"[*?\]]", last)[-1].lower()
+    if not (".png".endswith(ending) or ending.endswith(".png")):
+        return False
+    before = folders[: folders.index("**")] if "**" in folders else folders
+    fit = all(fnmatchcase(part, own) for part, own in zip(below.parts, before, strict=False))
+    return fit and (before != folders or len(below.parts) <= len(folders))
 
 
 def _output_in(fs: Any, root: str, without: str | None) -> LeftOut:
