@@ -60,6 +60,9 @@ def find(
     engine: Engine, counter: WorkCounter, batch: Sequence[Target], check: Callable[[], None]
 ) -> list[Found | Failure]:
     """The pivots of a batch; halves it, and those of later parts, as long as it does not fit into memory."""
+    if len(batch) > (most := engine.at_once):  # memory has been short since it was cut
+        parts = [batch[i : i + most] for i in range(0, len(batch), most)]
+        return [one for part in parts for one in find(engine, counter, part, check)]
     try:
         return _search(engine, counter, batch, check)
     except (RuntimeError, MemoryError) as error:
@@ -67,9 +70,8 @@ def find(
     free_memory(engine.device)  # only here: the error held the frames of what failed, and they their tensors
     if len(batch) == 1:
         return [Failure.out_of_memory(batch[0], "pivot", short)]
-    half = len(batch) // 2
-    engine.draw_at_most(half)
-    return find(engine, counter, batch[:half], check) + find(engine, counter, batch[half:], check)
+    engine.draw_at_most(len(batch) // 2)
+    return find(engine, counter, batch, check)
 
 
 def _search(
@@ -125,6 +127,9 @@ def tune_owners(
     What does not fit into memory is done by halves, in later parts from the start: a stack's owners, or the images of a
     group that are drawn at once, whose gradients add up.
     """
+    if len(job) > (most := engine.stack):
+        parts = [job[i : i + most] for i in range(0, len(job), most)]
+        return [results for part in parts for results in tune_owners(engine, counter, part, check)]
     at_once = min(engine.at_once, sum(len(members) for _, members in job))
     try:
         return _tuned(engine, counter, job, check, at_once)
@@ -135,9 +140,8 @@ def tune_owners(
             counter.finish(owner, len(members))
     free_memory(engine.device)
     if len(job) > 1:
-        half = len(job) // 2
-        engine.tune_at_most(half)
-        return tune_owners(engine, counter, job[:half], check) + tune_owners(engine, counter, job[half:], check)
+        engine.tune_at_most(len(job) // 2)
+        return tune_owners(engine, counter, job, check)
     if at_once > 1:
         engine.draw_at_most(at_once // 2)
         return tune_owners(engine, counter, job, check)

@@ -3,6 +3,7 @@
 import gc
 import io
 import weakref
+from threading import Semaphore
 
 import pytest
 import torch
@@ -223,6 +224,28 @@ def test_generators_that_were_tuned_are_given_up_where_memory_ends_after_that(ti
     assert (len(by_id(done)), short, engine.stack) == (4, [1], 2)
     assert len(alive) == 3
     assert len(set(alive)) == 1
+
+
+@pytest.mark.parametrize("stage", ["pivot", "tuning"])
+def test_what_was_cut_before_memory_was_short_is_cut_again_without_failing_first(tiny_generator, targets, stage):
+    engine, sizes = Engine(tiny_generator, configure("demo", {**QUICK, "precision": "fp32", "pivot.steps": 2})), []
+    engine.prepare()
+    engine.at_once, engine.stack = (4, 1) if stage == "pivot" else (1, 4)
+    engine._room = Semaphore(1)  # as on a GPU: one job after the other
+
+    def hungry(_, given):
+        sizes.append(len(given[0]))
+        if sizes[-1] > 2:
+            raise torch.OutOfMemoryError("no room for more than two")
+
+    hook = engine.judge.slices[0].register_forward_pre_hook(hungry)
+    try:
+        results = list(engine.invert(targets))
+    finally:
+        hook.remove()
+    assert list(by_id(results)) == [t.image_id for t in targets]
+    assert [size for size in sizes if size > 2] == [4]
+    assert (engine.at_once, engine.stack) == ((2, 1) if stage == "pivot" else (1, 2))
 
 
 def test_a_group_that_does_not_fit_is_done_by_accumulation(tiny_generator, targets):
