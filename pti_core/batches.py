@@ -45,10 +45,24 @@ def find_all(engine: Engine, counter: WorkCounter, targets: Sequence[Target]) ->
 def tune_all(
     engine: Engine, counter: WorkCounter, owners: Sequence[Owner], together: int = 1
 ) -> Iterator[list[Result]]:
-    """What comes of each owner, in order, `together` of them in a stack (see `tune_owners`)."""
-    jobs = [owners[i : i + together] for i in range(0, len(owners), together)]
-    for of_job in engine.in_parallel(partial(tune_owners, engine, counter), jobs, expected_cost):
-        yield from of_job
+    """What comes of each owner, in order, `together` of them in a stack (see `tune_owners`).
+
+    A stack is of those whose tuning is expected to end at about the same step, since its places are all drawn until a
+    quarter of them has ended.
+    """
+    order = list(range(len(owners)))
+    if together > 1:
+        order.sort(key=lambda i: -expected_cost([owners[i]]))
+    cut = [order[i : i + together] for i in range(0, len(order), together)]
+    jobs = [[owners[i] for i in numbers] for numbers in cut]
+    done: dict[int, list[Result]] = {}
+    told = 0
+    tuned = engine.in_parallel(partial(tune_owners, engine, counter), jobs, expected_cost)
+    for numbers, of_job in zip(cut, tuned, strict=True):
+        done.update(zip(numbers, of_job, strict=True))
+        while told in done:
+            yield done.pop(told)
+            told += 1
 
 
 def expected_cost(job: Sequence[Owner]) -> float:

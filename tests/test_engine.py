@@ -119,6 +119,20 @@ def test_a_stack_gives_what_one_image_after_the_other_gives(tiny_generator, targ
             assert inversion.measures[stage]["lpips"] == pytest.approx(expected, abs=1e-3), (image_id, stage)
 
 
+def test_a_stack_is_of_images_that_end_at_about_the_same_step_and_results_keep_the_order(tiny_generator, targets):
+    stacks = {}
+
+    def on_step(stage, ids, step, lpips):
+        if (stage, step) == ("tuning", 1):
+            stacks[ids[0]] = lpips.tolist()
+
+    results, _ = invert(tiny_generator, targets, {"precision": "fp32", "tuning.steps": 1}, stack=3, on_step=on_step)
+    assert list(by_id(results)) == [r.owner for r in results if isinstance(r, Delta)] == [t.image_id for t in targets]
+    assert sorted(map(len, stacks.values())) == [2, 3, 3]
+    lpips = [value for stack in sorted(stacks.values(), reverse=True) for value in stack]
+    assert lpips == pytest.approx(sorted(lpips, reverse=True), abs=2e-3)
+
+
 class Hungry(torch.nn.Module):
     """A synthesis that runs out of memory above a number of images, as a real device does."""
 
