@@ -33,6 +33,7 @@ from pti_core.machine.device import best_device
 
 PLAIN = "plain loop"
 PAPER = f"{PLAIN}, paper"
+NAMED = 90  # characters of a kernel's name
 COLOURS = ("#6b7280", "#2563eb", "#059669", "#f59e0b", "#dc2626")
 
 
@@ -72,14 +73,19 @@ def summary(sides: dict[str, dict[str, Any]]) -> pd.DataFrame:
                 "MB per image": median["bytes"] / 1e6,
                 "share of fp32": median["bytes"] / found["fp32_bytes"],
                 "peak GB": found["peak"] / 1e9,
-                "matrix work": found.get("matrix", float("nan")),
+                "matrix work": found.get("matrix", math.nan),
+                "GPU busy": found.get("busy", math.nan),
+                "of a part": found.get("part_busy", math.nan),
                 "at once": at_once(found),
             }
         )
     table = pd.DataFrame(lines).set_index("side")
     plain = [name for name in sides if name.startswith(PLAIN)]
     table.insert(2, "times", table["images an hour"] / (table.loc[plain[0], "images an hour"] if plain else math.nan))
-    return table if table["at once"].any() else table.drop(columns="at once")
+    of_a_gpu = {"at once": table["at once"].any()} | {
+        name: table[name].notna().any() for name in ("GPU busy", "of a part")
+    }
+    return table.drop(columns=[name for name, told in of_a_gpu.items() if not told])
 
 
 def at_once(found: dict[str, Any]) -> str:
@@ -101,6 +107,8 @@ FORMATS = {
     "share of fp32": "{:.1%}",
     "peak GB": "{:.2f}",
     "matrix work": "{:.0%}",
+    "GPU busy": "{:.0%}",
+    "of a part": "{:.0%}",
     "at once": "{}",
 }
 
@@ -112,6 +120,16 @@ def markdown(table: pd.DataFrame) -> str:
         cells = ["" if value != value else FORMATS[name].format(value) for name, value in row.items()]
         lines.append(f"| {side} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def kernels(sides: dict[str, dict[str, Any]]) -> str:
+    """The kernels of a GPU that take most of each side's steps, as Markdown; nothing of a CPU."""
+    text = ""
+    for side, found in sides.items():
+        if not math.isnan(found.get("busy", math.nan)):
+            text += f"\n\n| {side}: kernels | of the time |\n| --- | ---: |"
+            text += "".join(f"\n| {name.replace('|', ' ')[:NAMED]} | {share:.1%} |" for name, share in found["kernels"])
+    return text
 
 
 def plot(sides: dict[str, dict[str, Any]]) -> Figure:
@@ -166,7 +184,7 @@ def write(sides: dict[str, dict[str, Any]], args: argparse.Namespace) -> str:
     """Table, plot and all rows of what has been measured; the table."""
     args.output.mkdir(parents=True, exist_ok=True)
     images = len(next(iter(sides.values()))["rows"])
-    table = f"{machine(args.device)}, medians of {images} images\n\n{markdown(summary(sides))}"
+    table = f"{machine(args.device)}, medians of {images} images\n\n{markdown(summary(sides))}{kernels(sides)}"
     (args.output / "bench.md").write_text(table + "\n")
     (args.output / "bench.json").write_text(json.dumps(sides))
     plot(sides).savefig(args.output / "bench.png", dpi=130)

@@ -13,7 +13,7 @@ import resource
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -21,6 +21,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from benchmarks.profiled import part_busy, steps_profiled
 from benchmarks.reference import invert
 from flows.errors import one_sentence
 from pti_core.config import MeasureConfig, RunConfig
@@ -32,26 +33,16 @@ from pti_core.generators.checkpoints import load_generator
 from pti_core.generators.stylegan2 import StyleGAN2
 from pti_core.inversions import Delta, Failure, Inversion, Target
 from pti_core.machine.device import exact_float32
-from pti_core.machine.parallel import one_thread
 from pti_core.measure import measure_locality
 from pti_core.metrics import measure
 from pti_core.perceptual import LPIPS, load_lpips, reference_lpips
-from pti_core.pivot import Pivots, find_pivots
 from pti_core.presets import configure
 from pti_core.sampling import w_statistics
-from pti_core.stacked import tune_stack
 from pti_core.studies.retuning import load_targets
-from pti_core.tuning import tune
 from pti_core.words import counted
 
 RANDOM = "random-1024"  # a StyleGAN2 config-f at 1024 with random weights, for speed only
 CURVE_POINTS = 60
-PROFILED = 4  # steps of each stage
-MATRIX = ("conv", "linear", "gemm", "mm", "xmma", "nvjet", "cutlass", "winograd", "wgrad", "dgrad", "fprop")
-"""In names of operators and kernels that convolve or multiply matrices."""
-NO_MATRIX = ("adam", "converttensor", "conv_depthwise")
-"""In names of others that have one of these in theirs: optimisers' kernels (…adammath…), casts by cuDNN, and
-torch's own kernels for depthwise filters, which no matrix unit does."""
 
 
 @dataclass
@@ -199,63 +190,6 @@ def thinned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     return [*points[:: max(1, len(points) // CURVE_POINTS)], *points[-1:]]
 
 
-def is_matrix_work(name: str) -> bool:
-    """Whether an operator or kernel of this name convolves or multiplies matrices."""
-    lower = name.lower()
-    return any(word in lower for word in MATRIX) and not any(word in lower for word in NO_MATRIX)
-
-
-def matrix_share(made: Engine) -> float:
-    """Share of the time of a few steps of an image that goes into convolutions and matrix products.
-
-    Of the time by the clock, so that a GPU that waits counts as well; drawn as the engine draws, in its precision,
-    along its bases, as many images at once, on a CPU with one thread. By torch's profiler, which takes a little itself.
-    """
-    generator, config, device = made.generator, made.config, made.device
-    pivot = config.pivot.model_copy(update={"steps": PROFILED})
-    tuning = config.tuning.model_copy(update={"steps": PROFILED, "stop_lpips": 0.0})
-    lpips, of_w, bases = made.judge, made.statistics, made.bases
-    made.prepare()  # finds how many images are searched, and tuned, together on a GPU
-    shape = (generator.img_channels, generator.img_resolution, generator.img_resolution)
-    together, stack = (torch.zeros(n, *shape, device=device) for n in (made.at_once, made.stack))
-    cuda = device.type == "cuda"
-    activity = torch.profiler.ProfilerActivity.CUDA if cuda else torch.profiler.ProfilerActivity.CPU
-
-    def search() -> Pivots:
-        return find_pivots(made.drawing, together, range(len(together)), pivot, of_w, lpips)
-
-    start = search()[[0] * len(stack)]
-
-    def tuned() -> None:
-        common = (made.drawing, stack, start, range(len(stack)), tuning, config.locality, lpips)
-        if len(stack) > 1:
-            tune_stack(*common, bases=bases)
-        else:
-            tune(*common, bases=bases)
-
-    def share(work: Callable[[], object], images: int) -> tuple[float, float]:
-        """Seconds an image: in convolutions and matrix products, and by the clock."""
-        work()  # once before: kernels are chosen
-        if cuda:
-            torch.cuda.synchronize(device)
-        with torch.profiler.profile(activities=[activity]) as profile:
-            begin = time.perf_counter()
-            work()
-            if cuda:
-                torch.cuda.synchronize(device)
-            seconds = time.perf_counter() - begin
-        times = {
-            event.key: event.self_device_time_total if cuda else event.self_cpu_time_total
-            for event in profile.key_averages()
-        }
-        matrix = sum(time for name, time in times.items() if is_matrix_work(name))
-        return matrix / 1e6 / images, seconds / images
-
-    with one_thread(device):
-        found = [share(search, len(together)), share(tuned, len(stack))]
-    return sum(matrix for matrix, _ in found) / sum(seconds for _, seconds in found)
-
-
 def main() -> None:
     """Run one side as the first argument says; write its rows to the second."""
     said, out = json.loads(sys.argv[1]), Path(sys.argv[2])
@@ -273,7 +207,9 @@ def main() -> None:
     parameters = sum(p.numel() for p in generator.parameters())  # type: ignore[attr-defined]
     found = {"rows": [asdict(r) for r in rows], "peak": peak, "fp32_bytes": 4 * parameters}
     if made:
-        found |= {"matrix": matrix_share(made), "at_once": made.at_once, "stack": made.stack}
+        todo = filled(targets, made)
+        found |= steps_profiled(made) | {"at_once": made.at_once, "stack": made.stack}
+        found["part_busy"] = part_busy(made, todo, rows[0].seconds * len(todo))
     out.write_text(json.dumps(found))
 
 

@@ -5,6 +5,7 @@ And the benchmarks: tables and plots of what sides have measured, what fails CI,
 
 import argparse
 import json
+import math
 import os
 import re
 import subprocess
@@ -20,7 +21,8 @@ from benchmarks import gpu, small
 from benchmarks.bench import PAPER, about, kept_from, summary, write
 from benchmarks.gpu import Part, run_all
 from benchmarks.operators import counts
-from benchmarks.side import filled, is_matrix_work
+from benchmarks.profiled import Kernel, Stage, busy_seconds, is_matrix_work, kernels_of, profiled, shares, stage_of
+from benchmarks.side import filled
 from benchmarks.steps import MAIN, in_a_process, timed
 from pti_core.config import ImageConfig
 from pti_core.datasets import read_bytes, scan
@@ -82,6 +84,32 @@ def test_matrix_work_is_told_by_its_kernels_names_and_is_no_optimiser():
     assert [name for name in matrix + other if is_matrix_work(name)] == matrix
 
 
+def test_a_gpu_s_time_by_its_kernels_of_which_some_run_beside_others():
+    gemm, copy, adam = Kernel("gemm", 0.0, 2.0), Kernel("memcpy", 1.0, 3.0), Kernel("adam", 6.0, 6.5)
+    assert busy_seconds([adam, copy, gemm, Kernel("gemm", 1.5, 2.5)]) == 3.5
+    search, tuning = stage_of([gemm, copy], 4.0, 2), stage_of([adam, gemm], 8.0, 1)
+    assert (search.seconds, search.busy, search.times) == (2.0, 1.5, {"gemm": 1.0, "memcpy": 1.0})
+    found = shares([search, tuning])
+    assert found == {"matrix": 0.3, "busy": 0.4, "kernels": [("gemm", 0.3), ("memcpy", 0.1), ("adam", 0.05)]}
+
+
+def test_a_gpu_of_which_nothing_is_seen_is_not_taken_for_one_that_does_nothing():
+    for stages in ([stage_of([], 1.0, 1)], [stage_of([Kernel("gemm", 0.0, 1.0)], 1.0, 1), stage_of([], 1.0, 1)]):
+        found = shares(stages)
+        assert math.isnan(found["matrix"]) and math.isnan(found["busy"])
+    assert shares([Stage(2.0, math.nan, {"aten::addmm": 1.0})])["matrix"] == 0.5  # of a CPU
+
+
+def test_operators_of_a_cpu_are_seen_and_none_of_them_is_a_gpu_s():
+    a = torch.randn(100, 100)
+    found = profiled(lambda: (a @ a).relu(), torch.device("cpu"), 2)
+    assert math.isnan(found.busy)
+    assert 0 < found.times["aten::mm"] < found.seconds
+    with torch.profiler.profile() as profile:
+        a @ a
+    assert kernels_of(profile) == []
+
+
 def side(count=3, **values):
     """What a side says of images, each with a curve; drifts and the like as given."""
     row = {"steps": 92, "seconds": 20.0, "lpips": 0.004, "psnr": 30.0, "drift_wr": 0.016, "drift_wz": 0.008}
@@ -109,7 +137,7 @@ def test_sides_become_a_table_of_medians_a_plot_and_their_rows(tmp_path):
     assert (plain["times"], plain["matrix work"]) == ("1.0 x", "")
     assert (fast["s per image"], fast["times"], fast["matrix work"]) == ("21.0", "9.6 x", "77%")
     assert (fast["MB per image"], fast["share of fp32"], fast["peak GB"]) == ("1.00", "2.0%", "2.00")
-    assert "at once" not in plain  # of a GPU only
+    assert not {"at once", "GPU busy", "of a part"} & plain.keys()  # of a GPU only
     assert json.loads((tmp_path / "bench.json").read_text()) == json.loads(json.dumps(sides))
     assert Image.open(tmp_path / "bench.png").width > 800
 
@@ -119,6 +147,22 @@ def test_the_table_says_how_many_a_gpu_searched_and_tuned_together(tmp_path):
     _, _, head, _, *rows = write(sides, arguments(tmp_path)).splitlines()
     assert head.endswith("| at once |")
     assert [row.split("|")[-2].strip() for row in rows] == ["", "8, 4", ""]
+
+
+def test_what_a_gpu_does_is_told_with_its_largest_kernels(tmp_path):
+    name = "void cutlass::Kernel<a | b>" + 200 * "x"
+    seen = {"matrix": math.nan, "busy": 0.9, "part_busy": 0.55, "kernels": [(name, 0.31), ("copy", 0.02)]}
+    text = write(
+        {"engine, fp32": side() | seen, "engine, half": side() | {"busy": math.nan, "kernels": []}}, arguments(tmp_path)
+    )
+    table, kernels = text.split("\n\n")[1:]
+    head, _, first, second = table.splitlines()
+    assert [c.strip() for c in head.split("|")][-4:-1] == ["matrix work", "GPU busy", "of a part"]
+    assert [c.strip() for c in first.split("|")][-4:-1] == ["", "90%", "55%"]
+    assert [c.strip() for c in second.split("|")][-4:-1] == ["", "", ""]
+    head, _, first, second = kernels.splitlines()
+    assert head.startswith("| engine, fp32: kernels |") and second == "| copy | 2.0% |"
+    assert first.startswith("| void cutlass::Kernel<a   b>xxx") and first.endswith("x | 31.0% |") and len(first) < 110
 
 
 @pytest.mark.parametrize(("at_once", "stack", "count"), [(1, 1, 3), (8, 4, 8), (2, 1, 4), (1, 3, 3), (2, 2, 4)])
