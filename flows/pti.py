@@ -78,7 +78,8 @@ def pti(
         resources: what a task takes of a cluster's worker, e.g. {"GPU": 1}.
         credentials: name of a Prefect Secret block with storage options as JSON; never the secrets themselves.
         part: 'I/N' for the part I (from 0 to N-1) of N: only the shards whose number divided by N leaves I, where N
-            processes or machines share an output.
+            processes or machines share an output. Runs of one deployment wait for each other, unless its
+            concurrency limit is N.
         settings: single settings over the preset's, e.g. {"tuning.steps": 100}; docs/settings.md lists all.
     """
     share_of(part, existing)  # what is wrong is said before a cluster is started

@@ -180,6 +180,23 @@ def test_compose_runs_what_is_there():
     assert pools | {in_image[1]} == {d["work_pool"]["name"] for d in DEPLOYMENTS.values()}
 
 
+@pytest.mark.parametrize("known", [True, False])
+def test_compose_leaves_schedules_of_known_deployments_as_they_are(known, tmp_path):
+    """Prefect leaves a schedule of the same slug on or off where the file does not say."""
+    prefect, kept = tmp_path / "prefect", tmp_path / "kept.yaml"
+    inspect, deploy = f'[ "$2" = inspect ] && exit {0 if known else 1}', f'[ "$2" = deploy ] && cp "$5" {kept}'
+    prefect.write_text(f"#!/bin/sh\n{inspect}\n{deploy}\n:")
+    prefect.chmod(0o755)
+    (shell, options, script) = yaml.safe_load(COMPOSE.read_text())["services"]["deploy"]["command"]
+    script = script.replace("$$", "$").replace("/tmp/known.yaml", str(tmp_path / "known.yaml"))
+    subprocess.run([shell, options, script], cwd=ROOT, env={"PATH": f"{tmp_path}:/usr/bin:/bin"}, check=True)
+    deployed = yaml.safe_load(kept.read_text())["deployments"]
+    without = [{k: v for k, v in s.items() if k != "active"} for d in ALL for s in d.get("schedules", ())]
+    schedules = [s for d in deployed for s in d.get("schedules", ())]
+    assert schedules == (without if known else [s for d in ALL for s in d.get("schedules", ())])
+    assert [d["parameters"] for d in deployed] == [d["parameters"] for d in ALL]
+
+
 def test_the_images_requirements_are_those_of_the_project():
     command = [sys.executable, "deployments/requirements.py", "dask", "ray"]
     printed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\n")
