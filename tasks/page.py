@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
+from typing import Final
 
 import httpx
 from prefect.logging import get_run_logger
+
+LONGEST: Final = 60  # characters of an address in a key
+
+
+def key_of(what: str, address: str) -> str:
+    """The key of an artifact of a data set's runs: small letters, digits and dashes, as Prefect wants it."""
+    return "-".join([what, *re.findall("[a-z0-9]+", address.lower()[-LONGEST:])])
 
 
 def show(artifacts: Iterable[Callable[[], object]], then: str = "what it would show is in the store") -> None:

@@ -14,11 +14,11 @@ from uuid import UUID
 
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.logging import get_run_logger
+from prefect.runtime import flow_run
 
 from pti_core.words import PERCENT, counted, duration, how_far, rate_of
 from pti_core.work.shard_progress import PICTURES, PREPARING, OnShardProgress, ShardProgress
 
-ARTIFACT = "pti-progress"
 LOG_EVERY = 15.0  # seconds between lines in the log, which the server keeps
 UPDATE_EVERY = 10.0  # seconds between requests to the server, however many images are done meanwhile
 AT_LEAST_EVERY = 300.0  # seconds; see `_pause`
@@ -139,7 +139,8 @@ class RunProgress:
         percent, description = round(self.percent(), 1), self.describe()
         try:
             if self._artifact is None:
-                self._artifact = create_progress_artifact(percent, ARTIFACT, description)  # type: ignore[assignment]
+                key = f"{flow_run.flow_name or 'pti'}-progress"
+                self._artifact = create_progress_artifact(percent, key, description)  # type: ignore[assignment]
             else:
                 update_progress_artifact(self._artifact, percent, description)
         except Exception as error:

@@ -18,7 +18,7 @@ from pti_core.storage.share import others_left, share_of
 from pti_core.words import counted, some_of
 from pti_core.work.shard_progress import drawing
 from tasks.credentials import use_credentials
-from tasks.page import show
+from tasks.page import key_of, show
 from tasks.progress import reporter
 from tasks.tries import UNKEPT
 
@@ -52,14 +52,16 @@ def publish_summary(root: str, run: str, credentials: str | None = None, part: s
     of = some_of(summary.get("medians_of", summary["images"]), summary["images"], "image")
     medians = f"Medians of {of} of run {run}"
     text, words = report.markdown(summary), f"Run {run}: {root}"
+    table, keys = _table(summary["medians"]), partial(key_of, address=opened.dataset)
     artifacts = [
-        partial(create_table_artifact, table=_table(summary["medians"]), key="pti-medians", description=medians),
-        partial(create_markdown_artifact, key="pti-summary", markdown=text, description=words),
+        partial(create_table_artifact, table=table, key=keys("pti-medians"), description=medians),
+        partial(create_markdown_artifact, key=keys("pti-summary"), markdown=text, description=words),
     ]
     if summary["contact_sheet"]:
         sheet = opened.store.files.get(f"runs/{run}/report/{report.CONTACT_SHEET}", f"run {run}: no contact sheet")
         words = f"Run {run}, in full: {summary['contact_sheet']}"
-        artifacts.append(partial(create_image_artifact, as_data_uri(sheet), key="pti-contact-sheet", description=words))
+        key = keys("pti-contact-sheet")
+        artifacts.append(partial(create_image_artifact, as_data_uri(sheet), key=key, description=words))
     show(artifacts, "the tables are complete, and the same run again publishes it")
     lpips = ", ".join(f"{stage} {row['lpips']:.4f}" for stage, row in summary["medians"].items() if row.get("lpips"))
     found = f"{counted(summary['images'], 'image')} inverted, {summary['rejected']:,} rejected"

@@ -60,7 +60,7 @@ def test_deployment_run_ends_completed_and_the_command_finds_all_done(server, da
     assert any(f"in {root}: 4 images x 4 alphas, 0 images done before" in message for message in messages)
     assert any(message.endswith(f"is complete: {folder / 'index.html'}") for message in messages)
     shown = server.artifacts(run["id"])
-    assert shown["pti-progress"]["data"] == 100
+    assert shown["alpha-study-progress"]["data"] == 100
     assert all(text in shown["pti-alpha-study"]["data"] for text in said["statement"])
     assert "![" not in shown["pti-alpha-study"]["data"]
     for name in ("nearness", "drift", "strip"):

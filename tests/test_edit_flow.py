@@ -56,7 +56,7 @@ def test_deployment_run_of_edits_ends_completed_with_table_pictures_and_artifact
     assert any(f"in {root}: 5 images x 2 directions, 0 images done before" in message for message in said)
     assert any(message.endswith(f"are complete: 5 images in {root}") for message in said)
     shown = server.artifacts(run["id"])
-    assert shown["pti-progress"]["data"] == 100
+    assert shown["edit-progress"]["data"] == 100
     medians = json.loads(shown["pti-edits"]["data"])
     assert [(row["direction"], row["strength"]) for row in medians] == [
         ("pca-0", "-2"),

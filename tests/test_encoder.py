@@ -407,5 +407,5 @@ def test_the_flow_on_a_server_leaves_an_encoder_and_its_figures(server, tiny_che
     deployed = server.api("GET", "deployments/name/train-encoder/demo")
     run = server.flow_runs(deployment_id={"any_": [deployed["id"]]})[-1]
     shown = server.artifacts(run["id"])
-    assert shown["pti-progress"]["data"] == 100
+    assert shown["train-encoder-progress"]["data"] == 100
     assert "held-out samples" in shown["encoder"]["data"]

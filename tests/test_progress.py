@@ -10,6 +10,7 @@ from contextlib import suppress
 
 import pytest
 from prefect.artifacts import create_markdown_artifact
+from prefect.client.schemas.actions import ArtifactCreate
 from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 from rich.console import Console
 
@@ -113,6 +114,12 @@ def test_what_a_page_lacks_by_a_lost_server_is_told_and_no_error(monkeypatch, ca
     (record,) = caplog.records
     assert record.getMessage().startswith("the run's page does not show all of its results (ConnectError: ")
     assert record.getMessage().endswith("; the tables are complete")
+
+
+def test_the_key_of_an_artifact_tells_data_sets_apart_in_characters_that_prefect_takes():
+    keys = [page.key_of("pti-medians", address) for address in ("s3://Faces/train.zip", "out/demo", "é")]
+    assert keys == ["pti-medians-s3-faces-train-zip", "pti-medians-out-demo", "pti-medians"]
+    assert [ArtifactCreate(key=key).key for key in keys] == keys
 
 
 @pytest.fixture

@@ -14,6 +14,8 @@ from conftest import QUICK_SETTINGS
 from PIL import Image
 from prefect_server import prefect_server
 
+from tasks.page import key_of
+
 pytestmark = pytest.mark.slow
 
 
@@ -46,11 +48,11 @@ def test_deployment_run_of_the_demo_ends_completed_with_tables_and_artifacts(ser
     shown = server.artifacts(run["id"])
     assert shown["pti-progress"]["data"] == 100
     assert shown["pti-progress"]["description"].startswith("5 of 5 images")
-    medians = json.loads(shown["pti-medians"]["data"])
+    medians = json.loads(shown[key_of("pti-medians", parameters["dataset"])]["data"])
     assert [row["stage"] for row in medians] == ["pivot", "tuned", "stored"]
     assert float(medians[0]["LPIPS"]) > 0
-    assert "contact_sheet.png" in shown["pti-summary"]["data"]
-    kind, _, data = shown["pti-contact-sheet"]["data"].partition(";base64,")
+    assert "contact_sheet.png" in shown[key_of("pti-summary", parameters["dataset"])]["data"]
+    kind, _, data = shown[key_of("pti-contact-sheet", parameters["dataset"])]["data"].partition(";base64,")
     assert kind == "data:image/jpeg"
     picture = base64.b64decode(data)
     (sheet,) = out.glob("runs/*/report/contact_sheet.png")
