@@ -1,10 +1,10 @@
 """A Prefect worker that can be stopped: `python deployments/worker.py --pool pti-gpu --type process --limit 1`.
 
-Prefect's own kills its runs when it is told to end (SIGTERM: `docker stop`, systemd, a job of Slurm whose time is
-over), and the server is told nothing: such a run is shown as *Running*, and holds its deployment's place. This one has
-the worker take no more runs, tells each run to end, which writes down what it has and says so to the server, and ends
-the worker after that. A run that cannot say so, since it was only starting or did not end in time, is *Crashed* then.
-Arguments are those of `prefect worker start`. Only on Linux.
+Prefect's own kills its runs when it is told to end (SIGTERM: `docker stop`, systemd with KillMode=mixed, a job of Slurm
+whose time is over), and the server is told nothing: such a run is shown as *Running*, and holds its deployment's place.
+This one has the worker take no more runs, tells each run to end, which writes down what it has and says so to the
+server, and ends the worker after that. A run that cannot say so, since it was only starting or did not end in time, is
+*Crashed* then. Arguments are those of `prefect worker start`. Only on Linux.
 """
 
 from __future__ import annotations
