@@ -25,6 +25,7 @@ from pti_core.freezing.freeze import freeze
 from pti_core.presets import configure
 from pti_core.runs import Run, load_run
 from pti_core.storage import completeness
+from pti_core.storage.known_runs import RunError
 from pti_core.storage.layout import CLEARING
 from pti_core.storage.store import StoreError
 from pti_core.work.shards import invert_shard, measure_shard
@@ -79,6 +80,23 @@ def test_a_part_from_before_an_overwrite_is_not_taken_for_one_of_the_new_run(
     sha256 = dict(new.store.read("pivots")[["image_id", "sha256"]].itertuples(index=False))
     assert sha256["0.png"] == hashlib.sha256((folder / "0.png").read_bytes()).hexdigest()
     assert new.to_do().shards == []
+
+
+def test_a_worker_of_before_an_overwrite_leaves_the_shards_of_the_new_run_as_they_are(
+    dataset: Any, begin: Begin
+) -> None:
+    folder = dataset(2)
+    old, new = begin(folder), list[Run]()
+
+    def overwrite(_: object) -> None:
+        if not new:
+            new.append(begin(folder, existing="overwrite"))
+            finish(new[0])
+
+    with pytest.raises(RunError, match=r"was overwritten meanwhile .*the same command again works on the new one"):
+        invert_shard(old, 0, overwrite)
+    assert new[0].pending() == []
+    assert not new[0].store.verify(new[0].store.markers(new[0].name)[0])
 
 
 @pytest.mark.parametrize("table", ["metrics", "locality"])

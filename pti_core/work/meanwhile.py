@@ -11,6 +11,7 @@ import pyarrow as pa
 from pti_core import tables
 from pti_core.runs import Run
 from pti_core.storage.files import DamagedFile, FileInfo, StoreError
+from pti_core.storage.known_runs import RunError
 from pti_core.storage.layout import shard_folder
 from pti_core.storage.markers import part_number, temporary_rejects
 
@@ -54,16 +55,28 @@ def finished_by_another(run: Run, shard: int, retry_rejects: bool = False) -> Ma
 
     Where it has, all files are read: what this process has written since the other one looked at it is not as marked.
     Then the marker is taken back, since nobody else may ever see that; and so is one that does not count here, before
-    it vouches for what this process writes.
+    it vouches for what this process writes. Raises RunError where the run itself was overwritten: the marker is the new
+    one's.
     """
     marker = run.store.marker(run.name, shard)
     if marker is None or marker.get("damaged"):
         return None
+    if run.created and marker.get("created") not in (None, run.created):
+        _check_not_overwritten(run)
     if not is_finished(run, shard, marker, retry_rejects) or run.store.verify(marker):
         parts = {part_number(file["path"]) for file in marker["files"]}
         run.store.unmark(run.name, shard, {part for part in parts if part is not None})
         return None
     return marker
+
+
+def _check_not_overwritten(run: Run) -> None:
+    created = run.store.read_config(run.name).get("created")
+    if created != run.created:
+        raise RunError(
+            f"run {run.name} was overwritten meanwhile (it is of {created}, this process works on that of "
+            f"{run.created}); what is left of the old one ends here, and the same command again works on the new one"
+        )
 
 
 def read_known(run: Run, file: FileInfo) -> pa.Table:
