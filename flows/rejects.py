@@ -10,28 +10,29 @@ from pti_core.causes import causes_of
 from pti_core.words import counted
 
 ENOUGH: Final = 200
-"""Images that a flow has to have done, or all of a smaller run, before their share of rejects says anything."""
+"""Images that a flow has to have done, or all that it has to do, before their share of rejects says anything."""
 
 
 class Rejects:
     """Counts what a flow run has done of its images, and says when it is to end."""
 
-    def __init__(self, most: float | None, images: int, fresh: Collection[int]) -> None:
-        """`most`: the share of rejects that is borne, 0 to 1, any where it is None; `images` of the whole run.
+    def __init__(self, most: float | None, fresh: Collection[int]) -> None:
+        """`most`: the share of rejects that is borne, 0 to 1, any where it is None.
 
         Only shards that are done for the first time (`fresh`) count: what was rejected before is no news.
         """
-        self._most, self._enough, self._fresh = most, min(ENOUGH, images), frozenset(fresh)
+        self._most, self._fresh, self._left = most, frozenset(fresh), set(fresh)
         self._images, self._rejected, self._causes = 0, 0, Counter[str]()
 
     def too_many(self, counts: Mapping[str, Any]) -> str | None:
         """With the counts of one more shard: why the flow is to end, in one sentence; None where it goes on."""
         if self._most is None or counts["shard"] not in self._fresh:
             return None
+        self._left.discard(counts["shard"])
         self._images += counts["images"]
         self._rejected += counts["rejects"]
         self._causes.update(causes_of([counts]))
-        if self._images < self._enough or self._rejected <= self._most * self._images:
+        if (self._images < ENOUGH and self._left) or self._rejected <= self._most * self._images:
             return None
         (cause, number), share = self._causes.most_common(1)[0], self._rejected / self._images
         return (

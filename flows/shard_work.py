@@ -50,7 +50,7 @@ def do_shards(
     failed: dict[int, str] = {}  # no exceptions, which would hold their shards' images
     waiting, newest = deque(chunks), None  # the chunk that is tried before the data set is taken for away
     finished, away, hopeless = 0, 0, ""
-    rejects = Rejects(max_rejects, plan["images"], plan.get("fresh", pending))
+    rejects = Rejects(max_rejects, plan.get("fresh", pending))
     with (
         runner as pool,
         run_progress(plan["images"], plan["done"]) as progress,
