@@ -121,6 +121,19 @@ def test_columns_of_any_type_are_joined_from_parquet(root, tmp_path):
     assert images_of(tmp_path / "large")["label"].notna().sum() == 2
 
 
+def test_views_of_text_are_joined_and_what_cannot_be_is_named(root, tmp_path):
+    own = {"image_id": pa.array(["0.png"], pa.string_view()), "a": pa.array(["b"], pa.string_view())}
+    pq.write_table(pa.table(own | {"c": pa.array([b"d"], pa.binary_view())}), tmp_path / "own.parquet")
+    gather(str(root), str(tmp_path / "large"), join=str(tmp_path / "own.parquet"))
+    assert images_of(tmp_path / "large").loc["0.png", ["a", "c"]].tolist() == ["b", b"d"]
+    nested = pa.array([{"f": "x"}], pa.struct([("f", pa.string_view())]))
+    pq.write_table(pa.table(own | {"e": nested}), tmp_path / "own.parquet")
+    with pytest.raises(JoinError, match=r"own\.parquet': column 'e' is of type struct<f: string_view>; save it as"):
+        gather(str(root), str(tmp_path / "large"), join=str(tmp_path / "own.parquet"))
+    pq.write_table(pa.table({"image_id": ["0.png"]}), tmp_path / "own.parquet")
+    gather(str(root), str(tmp_path / "large"), join=str(tmp_path / "own.parquet"))
+
+
 def test_a_late_value_of_another_kind_makes_the_column_text(root, tmp_path):
     rows = [f"{i:07d}.png,{i}" for i in range(100_000)]
     (tmp_path / "c.csv").write_text("\n".join(["image_id,note", "2.png,7", *rows, "0.png,seven"]))

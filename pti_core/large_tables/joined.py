@@ -60,7 +60,7 @@ def read_joined(address: str, taken: Collection[str]) -> Joined:
     columns = table.select([column for column in names if column != "image_id" and not _INDEX.fullmatch(column)])
     if clash := [column for column in columns.column_names if column.lower() in taken]:  # to DuckDB they are the same
         raise JoinError(f"{name}: images.parquet has columns of its own called {', '.join(clash)}; rename them")
-    return Joined(name, _ids(table["image_id"], name), _large(columns))
+    return Joined(name, _ids(table["image_id"], name), _large(columns, name))
 
 
 def _read(address: str, name: str) -> pa.Table:
@@ -108,8 +108,18 @@ def _ids(column: pa.ChunkedArray, name: str) -> pa.ChunkedArray:
     return ids
 
 
-def _large(columns: pa.Table) -> pa.Table:
-    """Text as a type that may be longer than 2 GiB in all; a column with no value at all as text."""
+def _large(columns: pa.Table, name: str) -> pa.Table:
+    """Text as a type that may be longer than 2 GiB in all; a column with no value at all as text.
+
+    JoinError for a type whose rows cannot be taken.
+    """
     wide = {pa.string(): pa.large_string(), pa.binary(): pa.large_binary(), pa.null(): pa.string()}
-    fields = [pa.field(field.name, wide.get(field.type, field.type)) for field in columns.schema]
-    return columns.cast(pa.schema(fields))
+    wide |= {pa.string_view(): pa.large_string(), pa.binary_view(): pa.large_binary()}
+    large = {}
+    for field, column in zip(columns.schema, columns.itercolumns(), strict=True):
+        try:
+            large[field.name] = column.cast(wide.get(field.type, field.type))
+            large[field.name].slice(0, 0).take(pa.array([], pa.int64()))
+        except pa.ArrowException as error:
+            raise JoinError(f"{name}: column {field.name!r} is of type {field.type}; save it as another") from error
+    return pa.table(large)
