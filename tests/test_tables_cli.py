@@ -19,7 +19,7 @@ from flows import cli
 from pti_core.freezing.freeze import freeze
 from pti_core.large_tables import wide
 from pti_core.large_tables.gathering import gather
-from pti_core.large_tables.joined import JoinError
+from pti_core.large_tables.joined import JoinError, read_joined
 from pti_core.presets import configure
 
 PAGE = (Path(__file__).parents[1] / "docs/tables.md").read_text()
@@ -132,6 +132,14 @@ def test_views_of_text_are_joined_and_what_cannot_be_is_named(root, tmp_path):
         gather(str(root), str(tmp_path / "large"), join=str(tmp_path / "own.parquet"))
     pq.write_table(pa.table({"image_id": ["0.png"]}), tmp_path / "own.parquet")
     gather(str(root), str(tmp_path / "large"), join=str(tmp_path / "own.parquet"))
+
+
+def test_a_later_version_of_an_image_has_the_row_of_its_name_unless_it_has_its_own(tmp_path):
+    (tmp_path / "c.csv").write_text("image_id,note\na.png,a\nb,b\nb@2,own\n")
+    joined = read_joined(str(tmp_path / "c.csv"), ())
+    ids = pa.chunked_array([["a.png", "a.png@2", "a.png@13", "b@2"], ["b@2@2", "c@2", "a.png@x"]])
+    assert joined.columns(ids)["note"].to_pylist() == ["a", "a", "a", "own", "own", None, None]
+    assert joined.matched == 2  # rows, not images
 
 
 def test_a_late_value_of_another_kind_makes_the_column_text(root, tmp_path):

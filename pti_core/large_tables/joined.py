@@ -15,6 +15,7 @@ from pti_core.addresses import redact, refusal
 from pti_core.connections import file_system
 
 _INDEX: Final = re.compile(r"(?:__index_level_\d+__)?")  # of pandas, in Parquet and CSV, which nobody asked for
+_VERSION: Final = r"@\d+$"  # what `--extend` appends to the name of a file that has changed
 _BLOCK: Final = (1 << 31) - 1  # bytes whose values tell the types of a CSV's columns
 
 
@@ -31,9 +32,16 @@ class Joined:
         self.schema = columns.schema
 
     def columns(self, ids: pa.ChunkedArray) -> pa.Table:
-        """The columns of these images, in their order; nulls where the file has no row."""
-        places = pc.index_in(ids.cast(pa.large_string()), value_set=self._ids)
+        """The columns of these images, in their order; nulls where the file has no row.
+
+        A later version of an image, `a.png@2`, that has no row of its own has that of `a.png`.
+        """
+        ids = ids.cast(pa.large_string())
+        places = pc.index_in(ids, value_set=self._ids)
         self.matched += len(places) - places.null_count
+        if pc.any(pc.match_substring_regex(ids, _VERSION)).as_py():
+            first = pc.replace_substring_regex(ids, _VERSION, "")
+            places = pc.coalesce(places, pc.index_in(first, value_set=self._ids))
         return self._columns.take(places)
 
     def first(self) -> str | None:
