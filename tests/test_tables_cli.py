@@ -156,6 +156,8 @@ def test_a_late_value_of_another_kind_makes_the_column_text(root, tmp_path):
         ("image_id,Status,x,shard\n0.png,a,b,1\n", "columns of its own called Status, shard; rename them"),
         ("image_id,a\n0.png,1\n1.png,1\n0.png,2\n", "1 image has more than one row, '0.png' first; one row an image"),
         ("image_id,a,a\n0.png,1,2\n", "two columns are called 'a'; rename one"),
+        ("image_id,a,A\n0.png,1,2\n", "two columns are called 'a' and 'A'; rename one"),
+        ("image_id,Image_ID\n0.png,1\n", "two columns are called 'image_id' and 'Image_ID'; rename one"),
         ("image_id,a\n0.png,1,2\n", "cannot be read (ArrowInvalid"),
         ("", "cannot be read"),
         ("image_id,a\n0.png,M\xfcller\n", "column 'a' is not UTF-8; save the file as that"),

@@ -63,10 +63,12 @@ def read_joined(address: str, taken: Collection[str]) -> Joined:
     names = table.column_names
     if "image_id" not in names:
         raise JoinError(f"{name}: column 'image_id' is missing; there are {', '.join(names)}")
-    if twice := sorted({column for column in names if names.count(column) > 1}):
-        raise JoinError(f"{name}: two columns are called {twice[0]!r}; rename one")
+    folded = [column.lower() for column in names]
+    if twice := sorted({column for column in folded if folded.count(column) > 1}):  # to DuckDB they are the same
+        alike = dict.fromkeys(repr(column) for column in names if column.lower() == twice[0])
+        raise JoinError(f"{name}: two columns are called {' and '.join(alike)}; rename one")
     columns = table.select([column for column in names if column != "image_id" and not _INDEX.fullmatch(column)])
-    if clash := [column for column in columns.column_names if column.lower() in taken]:  # to DuckDB they are the same
+    if clash := [column for column in columns.column_names if column.lower() in taken]:
         raise JoinError(f"{name}: images.parquet has columns of its own called {', '.join(clash)}; rename them")
     return Joined(name, _ids(table["image_id"], name), _large(columns, name))
 
