@@ -6,10 +6,13 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from types import SimpleNamespace
+from uuid import uuid4
 
 import pytest
 import yaml
 from prefect import Flow
+from prefect.context import FlowRunContext
 from prefect.events.schemas.automations import AutomationCore
 from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY
 from prefect.utilities.callables import parameter_schema
@@ -17,7 +20,7 @@ from prefect.utilities.names import generate_slug
 from test_credentials import WITH_SECRETS, WITHOUT
 
 from flows.addresses import NO_SECRET
-from flows.run_names import made_up
+from flows.run_names import made_up, named
 from pti_core.addresses import refusal
 
 ROOT = Path(__file__).parents[1]
@@ -147,6 +150,14 @@ def test_counts_have_limits(form, name):
 def test_only_names_that_prefect_makes_up_give_way_to_what_a_run_does():
     assert all(made_up(generate_slug(2)) for _ in range(1000))
     assert not any(map(made_up, ["march-batch", "pti-demo-photos", "edit-photos", "photos", "big-otter-2", ""]))
+
+
+def test_a_run_keeps_the_name_that_it_was_given():
+    name = named("pti-{preset}", "dataset")
+    for before, then in (("march-batch", "march-batch"), ("tasteful-mongoose", "pti-fast-photos")):
+        given = {"preset": "fast", "dataset": "photos/"}
+        with FlowRunContext.model_construct(flow_run=SimpleNamespace(id=uuid4(), name=before), parameters=given):
+            assert name() == then
 
 
 def test_addresses_with_secrets_are_refused_by_the_form_and_no_others():
