@@ -169,6 +169,15 @@ def _tuned(
     tuned = _optimise(engine, counter, job, check, at_once)
     seconds = seconds_since(start, engine.device) / sum(len(members) for _, members in job)
 
+    if lost := tuned[0].lost:  # of a group; in a stack each has weights of its own
+        del tuned
+        (owner, members), way_out = job[0], f"a tuning.lr below {engine.config.tuning.lr:g} may help (a new run)"
+        why = f"its loss in the tuning of {owner!r} became NaN, and the others are tuned without it; {way_out}"
+        names = [members[i].target.image_id for i in lost]
+        failures = [Failure(n, "tuning", "NotFinite", f"image_id {n!r}: {why}", permanent=True) for n in names]
+        rest = [member for i, member in enumerate(members) if i not in lost]
+        return [[*failures, *_tuned(engine, counter, [(owner, rest)], check, at_once)[0]]]
+
     def results(owner: str, members: Sequence[Found], one: Tuned) -> list[Result]:
         def of_one(at_once: int) -> list[Result]:
             return results_of(engine, owner, members, *_together(engine, members), one, seconds, at_once)

@@ -33,6 +33,7 @@ class Tuned:
     generator: Generator  # theta*
     steps: int
     lpips: Tensor  # [N], on the CPU: of the last step, before its update
+    lost: Sequence[int] = ()  # which images ended it, since their LPIPS was no number while that of others was
 
     def delta(self, base: Generator) -> dict[str, Tensor]:
         """theta* - theta, by parameter name."""
@@ -78,8 +79,9 @@ def tune(
     Minimises, summed over the images, LPIPS(x, x_p) + lambda_L2 MSE(x, x_p) + lambda_R L_R with x_p = G(w_p, n;
     theta*), until every image's LPIPS is at most `config.stop_lpips` (see `falling`). L_R compares old and new
     generator, both with the generator's own noise, at points w_r that are drawn afresh from each image's random
-    stream. `at_once` images are drawn together, all by default; gradients add up, so that it decides memory and time
-    only. `bases` (see `bases.input_bases`) are the directions that Adam works along, in place of the weights' own.
+    stream. Where the LPIPS of some images and not of all is no number, it ends and names them. `at_once` images are
+    drawn together, all by default; gradients add up, so that it decides memory and time only. `bases` (see
+    `bases.input_bases`) are the directions that Adam works along, in place of the weights' own.
 
     Raises ValueError where images, pivots and seeds are not as many, or no layer is of at least
     `config.from_resolution`.
@@ -99,7 +101,7 @@ def tune(
     random = ImageRandom(seeds, targets.device)
     ws, k = bases.w_along(pivots.ws) if bases else pivots.ws, len(targets)
     parts = [slice(i, i + (at_once or k)) for i in range(0, k, at_once or k)]
-    distance, done, rate = torch.full((k,), torch.inf), 0, FallingRate(config)
+    distance, done, rate, lost = torch.full((k,), torch.inf), 0, FallingRate(config), list[int]()
 
     def features(images: Tensor) -> list[Tensor]:
         return lpips.features(area_downsample(images, config.max_resolution))
@@ -121,6 +123,9 @@ def tune(
             if part is not parts[-1]:
                 loss.backward()
         distance = torch.cat(distances).cpu()  # all that a step waits for a GPU
+        lost = (~distance.isfinite()).nonzero().flatten().tolist()
+        if 0 < len(lost) < k:  # their gradients would take the weights of all
+            break
         factor = rate.factor(step, float(distance.max()))
         if factor is not None:
             places = locality_places(generator, ws, random, locality, bases, step)
@@ -151,7 +156,7 @@ def tune(
     if bases:
         moved_by = bases.delta(dict(zip(names, parameters, strict=True)), base.tunable())
         new = moved_copy(generator, moved_by)
-    return Tuned(new, done, distance)
+    return Tuned(new, done, distance, lost if len(lost) < k else ())
 
 
 def moved_copy(generator: Generator, delta: Mapping[str, Tensor]) -> Generator:

@@ -7,11 +7,13 @@ import torch
 from conftest import QUICK_SETTINGS
 from PIL import Image
 
+from pti_core.batches import find_all, tune_owners
 from pti_core.engine import Engine
 from pti_core.freezing.freeze import freeze
 from pti_core.images import to_float
-from pti_core.inversions import Inversion, Target
+from pti_core.inversions import Failure, Inversion, Target
 from pti_core.presets import configure
+from pti_core.progress import WorkCounter
 from pti_core.storage.known_runs import RunError
 
 
@@ -40,6 +42,31 @@ def test_neither_the_order_of_images_in_a_group_nor_the_batch_changes_anything(t
     )
     others = [replace(target, group="c") for target in targets]
     assert measures(tiny_generator, others) != expected  # what a group holds does count
+
+
+def test_an_image_at_which_tuning_diverges_costs_itself_and_not_its_group(tiny_generator, targets):
+    engine = Engine(tiny_generator, configure("demo", QUICK_SETTINGS | {"mode": "multi"}))
+    engine.prepare()
+    counter = WorkCounter(engine.config, 3)
+    first, second, third = find_all(engine, counter, targets[:3])
+    bad = replace(second, pivot=replace(second.pivot, w=second.pivot.w * 1e30))  # where nothing finite is drawn
+    (expected,) = tune_owners(engine, counter, [("a", [first, third])], lambda: None)
+    (results,) = tune_owners(engine, counter, [("a", [first, bad, third])], lambda: None)
+    failure, *others = results
+    assert failure == Failure(
+        "1.png",
+        "tuning",
+        "NotFinite",
+        "image_id '1.png': its loss in the tuning of 'a' became NaN, and the others are tuned without it; "
+        "a tuning.lr below 0.015 may help (a new run)",
+        permanent=True,
+    )
+    assert [(type(one), one.owner) for one in others] == [(type(one), one.owner) for one in expected]
+    assert [one.measures for one in others[:2]] == [one.measures for one in expected[:2]]
+    (results,) = tune_owners(engine, counter, [("a", [bad, bad])], lambda: None)  # no culprit
+    assert [one.message for one in results] == [
+        "image_id '1.png': its tuning diverged to NaN; a tuning.lr below 0.015 may help (a new run)"
+    ] * 2
 
 
 @pytest.fixture
