@@ -204,7 +204,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_common(parser)
     parser.add_argument("--preset", action="append", help="of the engine; default: fast and demo")
-    parser.add_argument("--precision", action="append", help="of the engine; default: fp32, and half where it pays")
+    parser.add_argument(
+        "--precision", action="append", help="of the engine; default: fp32, half where it pays, bf16 on a GPU"
+    )
     parser.add_argument(
         "--set", type=set_option, action="append", default=[], metavar="NAME=VALUE", help="of the engine"
     )
@@ -222,9 +224,10 @@ def main() -> None:
     elif not args.no_plain:
         sides[PAPER] = run_side("plain", "paper", args, {})
         write(sides, args)  # after each side: what has been measured stays, whatever ends the next ones
-    pays = torch.device(args.device).type == "cuda" or multiplies_bf16(torch.device(args.device))
+    device = torch.device(args.device)
+    half = ["half", "bf16"] if device.type == "cuda" else ["half"] if multiplies_bf16(device) else []
     for preset in args.preset or ["fast", "demo"]:
-        for precision in args.precision or (["half", "fp32"] if pays else ["fp32"]):
+        for precision in args.precision or [*half, "fp32"]:
             name = f"engine, {preset}, {precision}"
             sides[name] = run_side("engine", preset, args, settings | {"precision": precision})
             if len({tuple(row["image_id"] for row in side["rows"]) for side in sides.values()}) > 1:

@@ -32,7 +32,7 @@ from pti_core.generators.half import multiplies_bf16
 from pti_core.machine.device import best_device, exact_float32, reason_of
 from pti_core.machine.malloc import keep_freed_memory
 from pti_core.machine.matmul import convolution
-from pti_core.perceptual import area_downsample, load_lpips
+from pti_core.perceptual import LPIPS, area_downsample, load_lpips
 from pti_core.stacked import Stack
 from pti_core.tuning import adam, tunable_copy
 
@@ -70,11 +70,12 @@ def works(name: str, device: str, compiled: bool) -> dict[str, tuple[Work, int]]
     noise = [n[None, None] for n in generator.noise_const()]
     new = tunable_copy(generator)
 
-    def step_of(tuned: Any = new, draw: Callable[..., torch.Tensor] | None = None) -> Work:
+    def step_of(tuned: Any = new, draw: Callable[..., torch.Tensor] | None = None, judge: LPIPS = lpips) -> Work:
         draw = draw or tuned.synthesis
+        goal = features if judge is lpips else judge.features(grey)
 
         def work() -> None:
-            lpips.distance(lpips.features(draw(ws, noise=noise)), features).sum().backward()
+            judge.distance(judge.features(draw(ws, noise=noise)), goal).sum().backward()
             for p in tuned.tunable().values():
                 p.grad = None
 
@@ -113,6 +114,7 @@ def works(name: str, device: str, compiled: bool) -> dict[str, tuple[Work, int]]
         SEARCH: (search_of(BATCH), BATCH),
         ONE: (step_of(), 1),
         **({f"{ONE}, half precision": (step_of(tunable_copy(half)), 1)} if half else {}),
+        **({f"{ONE}, LPIPS in half precision": (step_of(judge=lpips.in_half_precision()), 1)} if half else {}),
         f"{ONE}, small convolutions as torch does them": (by_torch, 1),
         f"{ONE}, weights in channels_last": (step_of(last), 1),
         STACKED: (stacked, STACK),
@@ -120,6 +122,11 @@ def works(name: str, device: str, compiled: bool) -> dict[str, tuple[Work, int]]
     if compiled:
         found[COMPILED] = (step_of(draw=torch.compile(new.synthesis)), 1)
     if torch.device(device).type == "cuda":
+        bf16 = generator.with_precision("bf16")
+        found |= {
+            "search: one image, bf16": (search_of(1, bf16), 1),
+            f"{ONE}, bf16": (step_of(tunable_copy(bf16)), 1),
+        }
         searched = copy.deepcopy(generator).to(memory_format=torch.channels_last)  # type: ignore[attr-defined]
         found |= {
             f"{SEARCH}, weights in channels_last": (search_of(BATCH, searched), BATCH),

@@ -179,11 +179,12 @@ class RunConfig(Frozen):
     mode: Literal["single", "multi"] = Field("single", description="A generator for each image, or one a group.")
     seed: int = Field(0, description="Of the random numbers of images: each has its own, by this and its image_id.")
     net: Literal["alex"] = Field("alex", description="Net of LPIPS, in losses and in tables.")
-    precision: Literal["auto", "fp32", "half"] = Field(
+    precision: Literal["auto", "fp32", "half", "bf16"] = Field(
         "fp32",
         description="Of drawing in pivot and tuning; weights, measures and tables are float32. `half`: a StyleGAN2's "
-        "top layers in fp16 on a GPU, in bf16 on a CPU; a MobileStyleGAN in bf16. `auto`: `half` for a MobileStyleGAN "
-        "on a CPU with instructions for it, else `fp32`. There `half` is also of LPIPS in the losses.",
+        "top layers in fp16 on a GPU, in bf16 on a CPU; a MobileStyleGAN in bf16. `bf16`: bf16 on a GPU too. `auto`: "
+        "`half` for a MobileStyleGAN on a CPU with instructions for it, else `fp32`. On such a CPU LPIPS in the losses "
+        "is in half precision too, unless `fp32`.",
     )
     codec: Literal["adaptive", "sparse", "svd", "int4", "int8", "fp16"] = Field(
         "adaptive",

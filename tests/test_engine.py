@@ -339,11 +339,12 @@ def test_progress_rises_from_start_to_end(tiny_generator, targets):
     assert all(p.lpips > 0 for p in seen)
 
 
-@pytest.mark.parametrize("family", ["stylegan2", "mobilestylegan"])
-def test_half_precision_finds_what_full_precision_finds(family, targets, tiny_generator):
+@pytest.mark.parametrize(("family", "precision"), [("stylegan2", "bf16"), ("mobilestylegan", "half")])
+def test_half_precision_finds_what_full_precision_finds(family, precision, targets, tiny_generator):
     """Weights, deltas and measures stay float32; the searches differ in their last bits, so only quality compares."""
     generator = random_generator(32, architecture="skip") if family == "stylegan2" else tiny_generator
-    half, engine = invert(generator, targets[:2], {"precision": "half"})
+    half, engine = invert(generator, targets[:2], {"precision": precision})
+    assert engine.drawing.synthesis.precision == precision
     full, _ = invert(generator, targets[:2], {"precision": "fp32"})
     for image_id, found in by_id(half).items():
         expected = by_id(full)[image_id].measures

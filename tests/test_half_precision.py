@@ -237,7 +237,7 @@ def test_auto_is_half_for_a_mobilestylegan_where_the_processor_multiplies_bf16(m
         monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda has=has: has)
         assert precision_for("auto", mobile, cpu) == expected
         assert precision_for("auto", mobile, gpu) == precision_for("auto", "stylegan2", cpu) == "fp32"
-    for wanted in ("fp32", "half"):
+    for wanted in ("fp32", "half", "bf16"):
         assert precision_for(wanted, mobile, cpu) == precision_for(wanted, "stylegan2", gpu) == wanted
 
 
@@ -256,6 +256,6 @@ def test_the_quick_presets_draw_in_what_auto_chooses_and_measure_in_float32(has,
 @pytest.mark.parametrize(("has", "dtype"), [(True, torch.bfloat16), (False, None)])
 def test_losses_are_judged_in_bf16_only_where_that_is_fast(has, dtype, monkeypatch):
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: has)
-    for precision, expected in (("half", dtype), ("fp32", None)):
+    for precision, expected in (("half", dtype), ("bf16", dtype), ("fp32", None)):
         engine = Engine(random_generator(32), configure("demo", {"precision": precision}))
         assert (engine.judge.net_dtype, engine.lpips.net_dtype) == (expected, None)

@@ -38,7 +38,7 @@ def multiplies_bf16(device: torch.device) -> bool:
     return device.type == "cpu" and torch.backends.mkldnn.is_available() and known is not None and known()
 
 
-def precision_for(wanted: Literal["auto", "fp32", "half"], kind: str, device: torch.device) -> Precision:
+def precision_for(wanted: Literal["auto", "fp32", "half", "bf16"], kind: str, device: torch.device) -> Precision:
     """What a generator of a family draws in: `auto` is half precision where it is faster and as good, else float32."""
     if wanted != "auto":
         return wanted
