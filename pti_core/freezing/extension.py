@@ -30,6 +30,7 @@ from pti_core.tables import assign_shards
 from pti_core.work.inputs import MISSING
 
 _AT_ONCE: Final = 16  # files that are read at the same time
+_DEAD: Final = "0-"  # the etag of a link without a target, which has neither size nor date
 _ANY_SIZE: Final = 16  # pixels: whether an image can be brought to one size says whether to all
 
 
@@ -97,7 +98,8 @@ def changes(
     before, now = (one.select(["bytes", "etag"]).take(rows) for one, rows in ((frozen, row[there]), (listing, there)))
     other = differ(before["bytes"], now["bytes"]) | differ(before["etag"], now["etag"])
     if missed:
-        other |= are_in(inputs.names.take(row[there]), pa.array(missed, pa.large_string()))
+        dead = np.asarray(pc.and_(pc.equal(now["etag"], _DEAD), pc.starts_with(uri.take(there), "file://")))
+        other |= are_in(inputs.names.take(row[there]), pa.array(missed, pa.large_string())) & ~dead
     touched = there[other & inputs.done[row[there]]]
     moved = (row < 0) & are_in(name, pa.array(inputs.moved_from, pa.large_string()))
     new = np.flatnonzero((row < 0) & ~moved & (np.arange(len(row)) < (len(row) if limit is None else limit)))
