@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -100,6 +101,29 @@ def test_parts_do_not_clear_what_an_overwriting_process_has_left(
     assert images(run)[0]  # nothing is removed
     assert begin(folder).to_do().shards == [0]
     assert begin(folder, alone=False).to_do().shards == [0]
+
+
+def test_a_run_that_another_process_is_overwriting_is_not_removed_once_more(dataset: Any, begin: Begin) -> None:
+    folder = dataset(4)
+    run = finish(begin(folder))
+    remove = run.store.files.remove
+
+    def cut_off(path: str) -> None:
+        remove(path)
+        if path.startswith("pivots"):
+            raise KeyboardInterrupt
+
+    run.store.files.remove = cut_off  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        run.store.clear_run(run.name)
+    with pytest.raises(RunError, match=r"is being overwritten by \S+ since 2\S+; wait for that, or run it again"):
+        begin(folder)
+    clearing = Path(run.store.root) / f"runs/{run.name}/clearing"
+    left = json.loads(clearing.read_bytes())
+    assert begin(folder, existing="overwrite").pending() == [0]
+    clearing.with_name("config.json").unlink()
+    clearing.write_text(json.dumps(left | {"since": "2020-01-01T00:00:00+00:00"}))
+    assert begin(folder).pending() == [0]
 
 
 def test_a_groups_other_rejects_keep_their_tries(

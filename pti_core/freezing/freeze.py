@@ -25,7 +25,7 @@ from pti_core.generators.cache import FETCHABLE_NAMES
 from pti_core.generators.checkpoints import ALIASES, BUILT_IN, LoadedGenerator
 from pti_core.runs import Run, load_run, loaded_now
 from pti_core.status import others_at_work
-from pti_core.storage.known_runs import RunError, left_unfrozen, lost_config, lost_results
+from pti_core.storage.known_runs import RunError, check_not_cleared, left_unfrozen, lost_config, lost_results
 from pti_core.storage.store import Store
 from pti_core.tables import assign_shards
 from pti_core.tuning import tuned_names
@@ -133,6 +133,8 @@ def freeze(
             keep_encoder(store, found.sha256, encoder)
         # Looked for only now: what another process has begun meanwhile is nothing that was left.
         if known or (alone and left_unfrozen(store, name)):
+            if existing != "overwrite":
+                check_not_cleared(store, name)
             store.clear_run(name)
         content = _content(name, digest, job, generator, found, shard_size)
         if by is not None and existing == "overwrite":

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection
+from datetime import UTC, datetime, timedelta
+from typing import Final
 
+from pti_core.storage.files import MissingFile
 from pti_core.storage.layout import CLEARING
 from pti_core.storage.store import Store
 from pti_core.tables import TABLES
+
+_CLEARED_IN: Final = timedelta(minutes=10)  # later whoever was to remove a run is taken to have been cut off
 
 
 class RunError(ValueError):
@@ -56,6 +62,21 @@ def left_unfrozen(store: Store, run: str) -> bool:
     of_freezing = {f"runs/{run}/manifest.parquet", f"runs/{run}/config.json"}
     left = any(store.files.find(folder).keys() - of_freezing for folder in folders)
     return left and not store.exists(f"runs/{run}/config.json")
+
+
+def check_not_cleared(store: Store, run: str) -> None:
+    """Raise RunError where another process has just begun to overwrite a run: it would remove what is frozen now."""
+    path = f"runs/{run}/{CLEARING}"
+    try:
+        found = json.loads(store.files.get(path, f"run {run!r} is not removed"))
+        age = abs(datetime.now(UTC) - datetime.fromisoformat(found["since"]))
+    except (MissingFile, ValueError, TypeError, KeyError):  # empty in earlier versions
+        return
+    if age < _CLEARED_IN:
+        raise RunError(
+            f"{store.root}: run {run} is being overwritten by {found.get('by')} since {found['since']}; wait for that, "
+            "or run it again with --overwrite (existing=overwrite) where it was cut off"
+        )
 
 
 def lost_config(store: Store, run: str) -> str:

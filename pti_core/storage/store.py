@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
+from datetime import UTC, datetime
 from typing import Any
 
 import pandas as pd
@@ -28,7 +29,7 @@ from pti_core.storage.files import DamagedFile, FileInfo, Files, MissingFile, St
 from pti_core.storage.layout import CLEARING, checked, marker_path, shard_folder
 from pti_core.storage.manifests import Manifest
 from pti_core.storage.markers import check_marker, parse_marker, part_number, without
-from pti_core.storage.notes import undone
+from pti_core.storage.notes import here, undone
 from pti_core.storage.table_files import listed, read_files
 
 __all__ = ["Store", "StoreError"]
@@ -106,7 +107,8 @@ class Store:
     def clear_run(self, run: str) -> None:
         """Remove all that a run has left, its config first: cut off half way, it is one that was never frozen."""
         self.files.remove(f"runs/{checked(run)}/config.json")
-        self.files.put(f"runs/{run}/{CLEARING}", b"")  # and has not lost it
+        by = {"by": here(), "since": datetime.now(UTC).isoformat(timespec="seconds")}
+        self.files.put(f"runs/{run}/{CLEARING}", _json(by))  # and has not lost it
         for path in (*(f"{table}/run={run}" for table in tables.TABLES), f"runs/{run}/done", f"runs/{run}"):
             self.files.remove(path)
 
