@@ -25,6 +25,7 @@ from torch.overrides import TorchFunctionMode
 
 from pti_core.generators.base import Generator
 from pti_core.generators.stylegan2_layers import scales_weights
+from pti_core.machine.device import exact_float32
 from pti_core.machine.matmul import convolution, matmul
 from pti_core.machine.parallel import in_parallel
 
@@ -109,6 +110,11 @@ class Bases:
         """w or ws `[..., w_dim]` in the coordinates that an `along_w` copy takes."""
         return w @ self.of_w.directions
 
+    def pivots_along(self, ws: Tensor) -> Tensor:
+        """`w_along` for what stays: in exact float32 on a GPU, where what is drawn for one step need not be."""
+        with exact_float32(ws.device):
+            return self.w_along(ws)
+
     @torch.no_grad()
     def along_w(self, generator: Generator) -> Generator:
         """A copy that draws for `w_along(ws)` what the generator draws for ws: its coordinates of W are `of_w`'s.
@@ -116,16 +122,18 @@ class Bases:
         So the gradients of its maps are along them too, for nothing.
         """
         new: Generator = copy.deepcopy(generator)
-        for p in new.tunable().values():
-            if p.ndim == 2:
-                p.copy_(self.w_along(p))
+        with exact_float32(self.of_w.directions.device):
+            for p in new.tunable().values():
+                if p.ndim == 2:
+                    p.copy_(self.w_along(p))
         return new
 
     def delta(self, turned: Mapping[str, Tensor], old: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """What the weights of an `along_w` copy have moved by, in the generator's own coordinates."""
         moved = {name: (p - old[name]).detach() for name, p in turned.items()}
         back = self.of_w.directions.T
-        return {name: d @ back if d.ndim == 2 else d for name, d in moved.items()}
+        with exact_float32(back.device):
+            return {name: d @ back if d.ndim == 2 else d for name, d in moved.items()}
 
 
 def input_bases(generator: Generator, w: Tensor) -> Bases:

@@ -85,7 +85,8 @@ class Engine:
     @cached_property
     def statistics(self) -> WStatistics:
         """Of the generator's W; the same for every batch, since the seed is fixed."""
-        with one_thread(self.device):  # as in jobs, or the number of cores could change a bit
+        # One thread as in jobs, or the number of cores could change a bit.
+        with one_thread(self.device), exact_float32(self.device):
             return w_statistics(self.generator, self.config.pivot.w_samples)
 
     @cached_property

@@ -154,7 +154,7 @@ def tune_stack(
     small = area_downsample(targets, config.max_resolution)
     with torch.no_grad():
         features = lpips.features(small)
-    ws = bases.w_along(pivots.ws) if bases else pivots.ws
+    ws = bases.pivots_along(pivots.ws) if bases else pivots.ws
     noise, random = pivots.noise, ImageRandom(seeds, targets.device)
     stack = Stack(generator, len(targets), config, bases)
     at = list(range(len(targets)))  # which image is at which place of the stack

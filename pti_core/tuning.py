@@ -99,7 +99,7 @@ def tune(
     origins = [q if turn is None else q.new_zeros(()) for q, turn in zip(old, turns, strict=True)]
     shares, optimizer = Shares(ways, parameters), adam(moved, config)
     random = ImageRandom(seeds, targets.device)
-    ws, k = bases.w_along(pivots.ws) if bases else pivots.ws, len(targets)
+    ws, k = bases.pivots_along(pivots.ws) if bases else pivots.ws, len(targets)
     parts = [slice(i, i + (at_once or k)) for i in range(0, k, at_once or k)]
     distance, done, rate, lost = torch.full((k,), torch.inf), 0, FallingRate(config), list[int]()
 

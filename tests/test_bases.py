@@ -3,11 +3,16 @@
 import pytest
 import torch
 from nvidia_files import random_generator
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
 from pti_core.bases import SAMPLES, Bases, Basis, Shares, input_bases, turned, turned_back
 from pti_core.config import LocalityConfig, TuningConfig
+from pti_core.engine import Engine
 from pti_core.perceptual import load_lpips
 from pti_core.pivot import PivotConfig, find_pivots
+from pti_core.presets import configure
 from pti_core.sampling import w_statistics
 from pti_core.stacked import tune_stack
 from pti_core.tuning import tune, tuned_names
@@ -158,3 +163,41 @@ def test_the_pull_goes_along_the_directions(problem):
         basis = bases.of(name, delta)
         left = 0.75 if basis is None else 1 - Shares([basis], [delta]).at(0.25)[0]
         torch.testing.assert_close(turned(held[name], basis), left * turned(delta, basis), atol=1e-5, rtol=1e-3)
+
+
+class _Products(TorchFunctionMode):
+    """Whether products of matrices round their factors while in force."""
+
+    def __init__(self):
+        super().__init__()
+        self.rounded = []
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func in (torch.Tensor.matmul, torch.Tensor.__matmul__, torch.matmul, F.linear):
+            self.rounded.append(torch.get_float32_matmul_precision() != "highest")
+        return func(*args, **(kwargs or {}))
+
+
+def test_what_is_made_once_is_exact_on_a_gpu_where_the_process_rounds(tiny_generator):
+    """On a GPU that torch pretends to have."""
+    engine = Engine(tiny_generator, configure("demo", {"pivot.w_samples": 100}))
+    engine.device = torch.device("cuda")
+    torch.set_float32_matmul_precision("high")
+    try:
+        with _Products() as of_statistics:
+            assert engine.statistics
+        pretended = FakeTensorMode()
+        with pretended, _Products() as of_bases:
+            w = torch.ones(4, 4, device="cuda")
+            bases = Bases(Basis(torch.ones(4, 4, device="cuda"), torch.ones(4, device="cuda")), {})
+            bases.pivots_along(w)
+            bases.delta({"weight": w}, {"weight": w})
+        with pretended, _Products() as of_a_step:
+            bases.w_along(w)
+        assert torch.get_float32_matmul_precision() == "high"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    assert of_statistics.rounded
+    assert not any(of_statistics.rounded)
+    assert of_bases.rounded == [False, False]
+    assert of_a_step.rounded == [True]
