@@ -1,7 +1,7 @@
 """What an encoder's start brings: the pivot's LPIPS against steps, from w_avg and from the encoder.
 
-    python benchmarks/encoder.py --out out/encoder                       # the table, and the plot beside it
-    python benchmarks/encoder.py --out out/encoder --lr 0.03 --lr 0.05   # learning rates from the encoder's start
+    python -m benchmarks.encoder --out out/encoder                       # the table, and the plot beside it
+    python -m benchmarks.encoder --out out/encoder --lr 0.03 --lr 0.05   # learning rates from the encoder's start
 
 Targets are the demo faces (`--images`) and samples of the generator that no encoder has seen. Every number of steps is
 a search of its own, with its own rise and fall of the learning rate. Results are kept in OUT/results.json, so that a
@@ -23,7 +23,7 @@ from torch import Tensor
 
 from flows.arguments import set_option
 from flows.errors import one_sentence
-from pti_core.datasets import read_bytes, scan
+from pti_core.datasets import scan
 from pti_core.encoder.files import load_encoder
 from pti_core.encoder.samples import draw
 from pti_core.encoder.start import encoded_start
@@ -34,6 +34,7 @@ from pti_core.machine.device import best_device
 from pti_core.metrics import measure
 from pti_core.pivot import Pivots, find_pivots, initial_noise
 from pti_core.presets import configure
+from pti_core.reading import read_bytes
 from pti_core.sampling import ImageRandom, seed_for
 
 STEPS = (0, 5, 10, 15, 20, 30, 45, 60, 90, 120)

@@ -21,12 +21,11 @@ from pti_core.addresses import DEMO, canonical, local_path, redact, refusal, sec
 from pti_core.connections import harmless, out_of_resources, without_secrets
 from pti_core.reading import DEMO_FOLDER, DEMO_URL, persistent, read_bytes
 from pti_core.sources import files, parquet, tars, zips
-from pti_core.sources.base import EXTENSIONS, Container, DatasetError, Listed, images_in, joined, table, text
+from pti_core.sources.base import Container, DatasetError, Listed, images_in, joined, table, text
 from pti_core.sources.groups import Grouping
 from pti_core.sources.told import left_out, nothing_found
 
-__all__ = ["DEMO", "DEMO_FOLDER", "EXTENSIONS", "LISTING", "DatasetError", "inputs_digest", "natural_key"]
-__all__ += ["read_bytes", "redact", "scan"]
+__all__ = ["LISTING", "DatasetError", "inputs_digest", "natural_key", "scan"]
 
 Result = TypeVar("Result")
 

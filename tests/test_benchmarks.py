@@ -25,11 +25,12 @@ from benchmarks.profiled import Kernel, Stage, busy_seconds, is_matrix_work, ker
 from benchmarks.side import filled
 from benchmarks.steps import MAIN, in_a_process, timed
 from pti_core.config import ImageConfig
-from pti_core.datasets import read_bytes, scan
+from pti_core.datasets import scan
 from pti_core.engine import Engine
 from pti_core.images import decode
 from pti_core.inversions import Target
 from pti_core.presets import configure
+from pti_core.reading import read_bytes
 
 ROOT = Path(__file__).parents[1]
 FITTED_BELOW = 10_000  # seeds of the faces that the pocket generator was fitted to
@@ -52,7 +53,7 @@ def test_the_faces_are_those_of_the_script_and_can_be_read(monkeypatch):
 
 
 def test_listings_of_all_kinds_are_measured(tmp_path):
-    command = [sys.executable, "benchmarks/listing.py", "--images", "300"]
+    command = [sys.executable, "-m", "benchmarks.listing", "--images", "300"]
     env = os.environ | {"PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path)}
     ran = subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stdout + ran.stderr

@@ -27,7 +27,7 @@ from flows.options import check_runner
 from flows.run_names import run_name
 from pti_core.addresses import canonical, redact, secret_in
 from pti_core.alignment import align
-from pti_core.datasets import DatasetError, read_bytes, scan
+from pti_core.datasets import DatasetError, scan
 from pti_core.directions.files import read_vectors
 from pti_core.directions.learned import read_scores
 from pti_core.directions.specs import parse
@@ -35,6 +35,7 @@ from pti_core.encoder.making import make
 from pti_core.export import export_images
 from pti_core.freezing.freeze import freeze
 from pti_core.presets import configure
+from pti_core.reading import read_bytes
 from pti_core.status import run_status
 from pti_core.storage.files import StoreError
 from pti_core.storage.known_runs import RunError

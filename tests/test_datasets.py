@@ -14,20 +14,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pti_core.addresses import canonical
-from pti_core.datasets import (
-    DEMO_FOLDER,
-    EXTENSIONS,
-    LISTING,
-    DatasetError,
-    inputs_digest,
-    natural_key,
-    read_bytes,
-    redact,
-    scan,
-)
+from pti_core.addresses import canonical, redact
+from pti_core.datasets import LISTING, DatasetError, inputs_digest, natural_key, scan
+from pti_core.reading import DEMO_FOLDER, read_bytes
 from pti_core.sources import base
-from pti_core.sources.base import LISTED, Listed
+from pti_core.sources.base import EXTENSIONS, LISTED, Listed
 from pti_core.tables import TABLES
 
 Row = namedtuple("Row", LISTING.names)

@@ -27,7 +27,8 @@ from s3_server import s3_server, use
 
 from pti_core.addresses import lasting
 from pti_core.connections import TooLarge
-from pti_core.datasets import DatasetError, read_bytes, scan
+from pti_core.datasets import DatasetError, scan
+from pti_core.reading import read_bytes
 from pti_core.sources import base, tars, zips
 
 SAMPLES = {

@@ -17,7 +17,8 @@ import pytest
 from fsspec.implementations.memory import MemoryFile
 
 from pti_core.addresses import lasting
-from pti_core.datasets import DatasetError, read_bytes, scan
+from pti_core.datasets import DatasetError, scan
+from pti_core.reading import read_bytes
 from pti_core.sources import parquet_rows
 
 IMAGES = [f"image {i}".encode() for i in range(12)]

@@ -8,7 +8,6 @@ import torch
 from PIL import Image
 
 from pti_core import deltas
-from pti_core.datasets import DEMO_FOLDER
 from pti_core.deltas import fitting
 from pti_core.engine import Engine
 from pti_core.generators.checkpoints import load_generator
@@ -19,6 +18,7 @@ from pti_core.metrics import measure
 from pti_core.perceptual import load_lpips
 from pti_core.pivot import Pivots
 from pti_core.presets import configure
+from pti_core.reading import DEMO_FOLDER
 
 SHARE = 0.025  # of the generator's float32 bytes, at most
 FACES = ("04-clean-bald.png", "12-headband.png")  # the delta of one is small, of the other large

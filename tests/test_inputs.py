@@ -21,9 +21,10 @@ from disks import PAGE, Disk
 
 from pti_core.alignment import COLUMNS, align
 from pti_core.connections import OutOfResources
-from pti_core.datasets import DEMO_FOLDER, DatasetError, scan
+from pti_core.datasets import DatasetError, scan
 from pti_core.freezing.freeze import freeze
 from pti_core.presets import configure
+from pti_core.reading import DEMO_FOLDER
 from pti_core.runs import Run
 from pti_core.sources import parquet_rows, tars, zips
 from pti_core.work.inputs import InputsUnreadable, check_not_all_unreadable, read_inputs

@@ -8,7 +8,6 @@ import pytest
 import torch
 from PIL import Image
 
-from pti_core.datasets import DEMO_FOLDER
 from pti_core.deltas import Promise
 from pti_core.directions import visible_directions
 from pti_core.engine import Engine
@@ -18,6 +17,7 @@ from pti_core.inversions import Delta, Inversion, Target
 from pti_core.measure import measure_locality
 from pti_core.perceptual import ASSETS, load_lpips
 from pti_core.presets import configure
+from pti_core.reading import DEMO_FOLDER
 from pti_core.sampling import w_statistics
 
 # One clean face, and two with something that the generator cannot draw.

@@ -25,9 +25,10 @@ from fsspec.implementations.memory import MemoryFileSystem
 from PIL import Image, ImageFile
 
 from pti_core import report, tables
-from pti_core.datasets import DatasetError, read_bytes, scan
+from pti_core.datasets import DatasetError, scan
 from pti_core.freezing.freeze import freeze
 from pti_core.presets import configure
+from pti_core.reading import read_bytes
 from pti_core.runs import Run
 from pti_core.status import run_status
 from pti_core.storage.files import StoreError

@@ -69,7 +69,7 @@ def test_sweep(script):
     ("command", "rows"),
     [
         (["-m", "benchmarks.steps", "--rounds", "1"], ["search: one image", "tuning: one image", "Adam, fused"]),
-        (["benchmarks/decoding.py", "--repeats", "1"], ["pocket-ffhq-128", "StyleGAN2 config-f, 1024"]),
+        (["-m", "benchmarks.decoding", "--repeats", "1"], ["pocket-ffhq-128", "StyleGAN2 config-f, 1024"]),
     ],
 )
 def test_benchmarks_that_time_single_things_print_their_tables(command, rows):
@@ -93,8 +93,8 @@ def test_a_setting_that_is_none_ends_in_one_sentence(command):
     ("command", "says"),
     [
         (["-m", "benchmarks.small", "--images", "nodata"], NO_DATA),
-        (["benchmarks/codecs.py", "nodata"], "nodata"),
-        (["benchmarks/decoding.py", "nodata"], "nodata"),
+        (["-m", "benchmarks.codecs", "nodata"], "nodata"),
+        (["-m", "benchmarks.decoding", "nodata"], "nodata"),
         (["scripts/tradeoff.py", "nodata"], NO_DATA),
         (["scripts/sweep.py", "nodata"], NO_DATA),
         (["scripts/group_sizes.py", "nodata"], NO_DATA),

@@ -14,9 +14,10 @@ from conftest import finish
 from PIL import Image
 
 from pti_core.addresses import lasting
-from pti_core.datasets import read_bytes, scan
+from pti_core.datasets import scan
 from pti_core.freezing.freeze import freeze
 from pti_core.presets import configure
+from pti_core.reading import read_bytes
 from pti_core.runs import Run
 
 MEMBERS = {"anna\\0.png": b"a0", "anna\\1.png": b"a1", "bob\\old\\0.png": b"b0", "top.png": b"t"}

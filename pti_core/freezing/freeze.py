@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from pti_core.addresses import canonical, redact, refusal
 from pti_core.config import RunConfig
-from pti_core.datasets import DatasetError, read_bytes, scan
+from pti_core.datasets import DatasetError, scan
 from pti_core.defaults import DEFAULT_GENERATOR, SHARD_SIZE
 from pti_core.encoder.kept import encoder_of_job, keep_encoder
 from pti_core.freezing.as_frozen import remarks_on_frozen
@@ -23,6 +23,7 @@ from pti_core.freezing.extension import Changes, changes, extension
 from pti_core.freezing.group_sizes import remarks_on_groups
 from pti_core.generators.cache import FETCHABLE_NAMES
 from pti_core.generators.checkpoints import ALIASES, BUILT_IN, LoadedGenerator
+from pti_core.reading import read_bytes
 from pti_core.runs import Run, load_run, loaded_now
 from pti_core.status import others_at_work
 from pti_core.storage.known_runs import RunError, check_not_cleared, left_unfrozen, lost_config, lost_results

@@ -12,13 +12,14 @@ import torch
 
 from pti_core.batches import as_stored, find_all, tune_all
 from pti_core.config import RunConfig
-from pti_core.datasets import read_bytes, scan
+from pti_core.datasets import scan
 from pti_core.engine import Engine
 from pti_core.images import decode, fit, to_float
 from pti_core.inversions import Delta, Failure, Found, Inversion, Target
 from pti_core.measure import LocalityRow, measure_locality
 from pti_core.pivot import Pivots
 from pti_core.progress import OnProgress, WorkCounter
+from pti_core.reading import read_bytes
 
 OnGroup = Callable[[int], None]
 """Called with the number of images that are done."""

@@ -13,8 +13,9 @@ import torch
 
 from pti_core import images
 from pti_core.connections import LARGEST, OutOfResources, TooLarge, too_large
-from pti_core.datasets import DatasetError, read_bytes, scan
+from pti_core.datasets import DatasetError, scan
 from pti_core.inversions import Target
+from pti_core.reading import read_bytes
 from pti_core.runs import Run
 from pti_core.tables import Row
 

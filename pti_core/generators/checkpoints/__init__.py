@@ -12,8 +12,8 @@ from pathlib import Path
 
 from fsspec.implementations.local import LocalFileSystem
 
+from pti_core.addresses import redact
 from pti_core.connections import file_system, harmless, without_secrets
-from pti_core.datasets import redact
 from pti_core.generators.base import Generator
 from pti_core.generators.cache import FETCHABLE_NAMES, cached
 from pti_core.generators.checkpoints.errors import CheckpointError, reason
