@@ -1,7 +1,7 @@
 """Bytes of a stored delta against what its picture loses, for every codec: a Markdown table and a plot.
 
-    python benchmarks/codecs.py                      # inverts the demo's faces first (some minutes on two cores)
-    python benchmarks/codecs.py out/fp16             # deltas of a run that was made with --set codec=fp16
+    python -m benchmarks.codecs                      # inverts the demo's faces first (some minutes on two cores)
+    python -m benchmarks.codecs out/fp16             # deltas of a run that was made with --set codec=fp16
 
 The run's fp16 deltas count as what tuning found; each codec encodes them again, and the picture at the stored pivot is
 measured as the metrics table does. Bytes are of the payloads, noise maps included; shares are of the generator's

@@ -1,7 +1,7 @@
 """How long one image's delta takes to decode: wall time, and CPU time of all threads.
 
-    python benchmarks/decoding.py                  # made-up deltas, for generators of three sizes
-    python benchmarks/decoding.py out/mobile       # the deltas of finished runs
+    python -m benchmarks.decoding                  # made-up deltas, for generators of three sizes
+    python -m benchmarks.decoding out/mobile       # the deltas of finished runs
 
 Made-up deltas have a hundred components in every kernel, whose sizes fall as those of tuned kernels do, and noise as
 large as all of them.

@@ -1,7 +1,7 @@
 """How long a data set of each kind takes to list and to divide into shards, and the peak memory of that.
 
-    python benchmarks/listing.py                                  # a million images of each kind: some minutes of CPU
-    python benchmarks/listing.py --images 10000 --kinds folder zip
+    python -m benchmarks.listing                                  # a million images of each kind: some minutes of CPU
+    python -m benchmarks.listing --images 10000 --kinds folder zip
 
 The data sets are made in a temporary folder, one after the other: a million images take about 2 GB and a million inodes
 there. Images are a few bytes each, since listing opens none, and what was just made is listed from the system's cache.

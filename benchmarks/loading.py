@@ -1,6 +1,6 @@
 """How long a StyleGAN2 config-f at 1024 (30 M parameters, random weights) takes to load and to draw an image.
 
-python benchmarks/loading.py
+python -m benchmarks.loading
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """What a run costs without its method: images that are read, decoded and stored by an engine that does nothing.
 
-    python scripts/bench_orchestration.py --shards 10000 --images 1000000 --out result.md
-    python scripts/bench_orchestration.py --shards 100 --images 6400 --s3             # the output on S3 (moto)
+    python -m benchmarks.orchestration --shards 10000 --images 1000000 --out result.md
+    python -m benchmarks.orchestration --shards 100 --images 6400 --s3             # the output on S3 (moto)
 
-The real flow by the real command, a real Prefect server (which also counts requests, see `bench_servers.py`), the real
+The real flow by the real command, a real Prefect server (`benchmarks.servers`: it counts requests), the real
 store in a temporary folder below --folder. Prints a Markdown table: time, CPU, memory over time, requests, files; and
 what it costs afterwards to find that all is done, to show the status, to check and to sum up. Needs psutil.
 """
@@ -34,7 +34,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-HERE = Path(__file__).resolve().parent
+ROOT = Path(__file__).resolve().parents[1]
 KINDS = 1000  # different pictures, each many times
 MIB = 2**20
 
@@ -82,8 +82,8 @@ class Counted:
     def __init__(self, kind: str, env: dict[str, str], log: Path, ready: str) -> None:
         self.port = free_port()
         with log.open("wb") as out:
-            command = [sys.executable, str(HERE / "bench_servers.py"), kind, str(self.port)]
-            self.process = psutil.Popen(command, env=os.environ | env, stdout=out, stderr=out)
+            command = [sys.executable, "-m", "benchmarks.servers", kind, str(self.port)]
+            self.process = psutil.Popen(command, cwd=ROOT, env=os.environ | env, stdout=out, stderr=out)
         for _ in range(240):
             if self.process.poll() is not None:
                 raise SystemExit(f"the {kind} server did not start: {log.read_text()[-2000:]}")
@@ -211,7 +211,7 @@ class Bench:
         """All of it."""
         args, folder = self.args, self.folder
         env = {"DO_NOT_TRACK": "1", "PREFECT_SERVER_ANALYTICS_ENABLED": "false", "PREFECT_HOME": str(folder / "home")}
-        env["PYTHONPATH"] = str(HERE.parent)  # this tree, whatever is installed
+        env["PYTHONPATH"] = str(ROOT)  # this tree, whatever is installed
         if args.database:
             env["PREFECT_SERVER_DATABASE_CONNECTION_URL"] = args.database
         size = -(-args.images // args.shards)

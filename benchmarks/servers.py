@@ -1,16 +1,16 @@
-"""A Prefect server and an S3 server (moto) that count what they are asked, for `bench_orchestration.py`.
+"""A Prefect server and an S3 server (moto) that count what they are asked, for `benchmarks.orchestration`.
 
-    python scripts/bench_servers.py prefect PORT        the API of `prefect server start`, services included, in SQLite
-    python scripts/bench_servers.py s3 PORT             or wherever PREFECT_SERVER_DATABASE_CONNECTION_URL says
+    python -m benchmarks.servers prefect PORT        the API of `prefect server start`, services included, in SQLite
+    python -m benchmarks.servers s3 PORT             or wherever PREFECT_SERVER_DATABASE_CONNECTION_URL says
 
 Both are the real servers behind a few lines that count. `GET /__counts__` gives the counts so far as JSON.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
-import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -82,7 +82,11 @@ def _about(path: str) -> str:
 
 def main() -> None:
     """Serve until killed."""
-    kind, port = sys.argv[1], int(sys.argv[2])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("kind", choices=("prefect", "s3"))
+    parser.add_argument("port", type=int)
+    args = parser.parse_args()
+    kind, port = args.kind, args.port
     if kind == "prefect":
         import uvicorn
         from prefect.server.api.server import create_app
