@@ -91,8 +91,8 @@ def test_extend_does_not_begin_anew_where_options_were_left_out(dataset, begin, 
     # What has options of its own is another job, and one without a limit may follow a trial.
     own = begin(folder, existing="extend", preset="noop", limit=2)
     whole = begin(folder, existing="extend", preset="paper", generator="pocket-ffhq-128")
-    multi = begin(folder, existing="extend", preset="noop", settings=grouped, group_by="count:2")
-    with pytest.raises(RunError, match=re.escape(sentence.format(multi.name, "--group-by count:2"))):
+    multi = begin(folder, existing="extend", preset="noop", settings=grouped, group_by="regex:^(.)")
+    with pytest.raises(RunError, match=re.escape(sentence.format(multi.name, "--group-by 'regex:^(.)'"))):
         begin(folder, existing="extend", preset="noop", settings=grouped)
     assert len({paper.name, own.name, whole.name, multi.name}) == 4
     assert begin(folder, preset="fast", generator="pocket-ffhq-128").manifest.rows == 3  # as a new run, asked for
@@ -102,7 +102,7 @@ def test_extend_does_not_begin_anew_where_only_settings_differ(dataset, begin, t
     folder, other = dataset(2), {"tuning.steps": 7, "measure.alphas": [20]}
     first = begin(folder)
     differs = r"run {} is of the same data set, .*, but tuning\.steps 5, now 7, measure\.alphas \[15\.0, 30\.0, 60\.0\]"
-    ways = r"do it once without --extend .* by --set tuning\.steps=5 --set measure\.alphas=\[15\.0,30\.0,60\.0\] \(set"
+    ways = r"do it once without --extend .* by --set tuning\.steps=5 --set 'measure\.alphas=\[15\.0,30\.0,60\.0\]' \(set"
     with pytest.raises(RunError, match=differs.format(first.name) + ".*" + ways):
         begin(folder, settings=other, existing="extend")
     assert first.store.runs() == [first.name]

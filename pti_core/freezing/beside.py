@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -130,7 +131,7 @@ def check_extended(store: Store, job: Job) -> None:
         if nearest.content["config"].get("preset") == job.config.preset:  # else the preset gives them all
             settings = _differences(nearest.content["config"], job.config)
             own = [(key, old) for key, old, new in settings if new is not None and key not in ("preset", "mode")]
-            options += [f"--set {key}={_value(old)}" for key, old in own]
+            options += [_set(key, old) for key, old in own]
         raise RunError(
             f"{store.root}: no run there is of this job, so none can be extended; run {nearest.name} is of the same "
             f"data set with {' '.join(options)}: say so too to extend that one, or do it once without "
@@ -156,7 +157,7 @@ def _left_out(content: Mapping[str, Any], job: Job) -> list[str]:
         return []
     value = {"generator": content["generator"]["source"], "preset": was.get("preset"), "mode": was.get("mode")}
     value |= {"group_by": content.get("group_by"), "limit": content.get("limit")}
-    return [f"--{name.replace('_', '-')} {value[name]}" for name, same, _ in options if not same]
+    return [f"--{name.replace('_', '-')} {shlex.quote(str(value[name]))}" for name, same, _ in options if not same]
 
 
 def _others(store: Store, job: Job) -> list[_Other]:
@@ -201,16 +202,17 @@ def _way_back(other: _Other, job: Job) -> str:
     differences = _differences(other.content["config"], job.config)
     if any(new is None for _, _, new in differences):  # a setting that there is no more
         return ""
-    sets = [f"--set {name}={_value(old)}" for name, old, _ in differences]
+    sets = [_set(name, old) for name, old, _ in differences]
     ways = [f"{' '.join(sets)} (settings)"] if sets else []
     if encoder_of_config(other.content) != job.encoder_sha256:
         ways.append("the encoder that it began with (docs/encoder.md)")
     return f", or go on with that one by {' and '.join(ways)}"
 
 
-def _value(value: Any) -> str:
-    """As `--set` takes it."""
-    return value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
+def _set(name: str, value: Any) -> str:
+    """`--set` as a shell takes it."""
+    text = value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
+    return f"--set {shlex.quote(f'{name}={text}')}"
 
 
 def _in_words(differences: list[tuple[str, Any, Any]]) -> list[str]:
