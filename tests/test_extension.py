@@ -102,7 +102,9 @@ def test_extend_does_not_begin_anew_where_only_settings_differ(dataset, begin, t
     folder, other = dataset(2), {"tuning.steps": 7, "measure.alphas": [20]}
     first = begin(folder)
     differs = r"run {} is of the same data set, .*, but tuning\.steps 5, now 7, measure\.alphas \[15\.0, 30\.0, 60\.0\]"
-    ways = r"do it once without --extend .* by --set tuning\.steps=5 --set 'measure\.alphas=\[15\.0,30\.0,60\.0\]' \(set"
+    ways = (
+        r"do it once without --extend .* by --set tuning\.steps=5 --set 'measure\.alphas=\[15\.0,30\.0,60\.0\]' \(set"
+    )
     with pytest.raises(RunError, match=differs.format(first.name) + ".*" + ways):
         begin(folder, settings=other, existing="extend")
     assert first.store.runs() == [first.name]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import gc
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +23,7 @@ from pti_core.large_tables import gathering, large_files, wide
 from pti_core.large_tables.gathering import COPIED, GatherError, gather
 from pti_core.presets import configure
 from pti_core.runs import Run
-from pti_core.storage.files import StoreError
+from pti_core.storage.files import Files, StoreError
 from pti_core.storage.known_runs import RunError
 
 
@@ -266,6 +268,26 @@ def test_the_run_s_own_folders_are_no_output(noop, tmp_path, monkeypatch):
     gather(str(root), str(root / "large"))  # beside them is a place as any other
     assert sorted(path for path in root.rglob("*") if "large" not in path.parts) == before
     shutil.rmtree(root / "large")
+
+
+def test_what_a_killed_call_has_left_is_removed_and_what_another_writes_is_not(tmp_path):
+    code = (
+        "import sys; from pti_core.large_tables.large_files import *; from pti_core.storage.files import Files\n"
+        "with large_files(Files(sys.argv[1]), ['images']) as files: print(flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as other:
+        other.stdout.readline()
+        (spool,) = tmp_path.glob(".pti-*")
+        with large_files.large_files(Files(str(tmp_path)), ["images"]):
+            assert spool.exists()
+        other.kill()
+    assert spool.exists()
+    (tmp_path / ".pti-of-others").mkdir()
+    with large_files.large_files(Files(str(tmp_path)), ["images"]):
+        assert not spool.exists()
+    assert [path.name for path in tmp_path.iterdir()] == [".pti-of-others"]
 
 
 def test_the_data_set_is_no_output(noop, tmp_path):

@@ -7,6 +7,7 @@ object store a file is uploaded when it is full; those of before are removed bef
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import uuid
@@ -14,6 +15,7 @@ from collections.abc import Iterator, Sequence, Set
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from shutil import rmtree
 from tempfile import TemporaryDirectory
 from typing import IO, Final
 
@@ -35,6 +37,7 @@ FILE_BYTES: Final = 128 << 20
 MARK: Final = "pti_tables"
 """The key of the files' metadata that tells their run, and whose they are."""
 
+_LOCK: Final = "lock"
 _UNIQUE: Final = ("image_id", "uri", "sha256")  # a dictionary of them would only take room
 
 
@@ -172,7 +175,9 @@ def large_files(output: Files, names: Sequence[str], file_bytes: int = FILE_BYTE
             if output.local:
                 folder = Path(output.at(""))
                 folder.mkdir(parents=True, exist_ok=True)
+                _remove_left(folder)
                 spool = stack.enter_context(TemporaryDirectory(prefix=".pti-", dir=folder))
+                stack.enter_context(_held(Path(spool)))
             else:
                 spool = stack.enter_context(TemporaryDirectory(prefix="pti-"))
         files = LargeFiles(output, before, Path(spool), file_bytes)
@@ -182,6 +187,25 @@ def large_files(output: Files, names: Sequence[str], file_bytes: int = FILE_BYTE
         finally:
             for table in files.tables.values():
                 table.drop()
+
+
+@contextmanager
+def _held(spool: Path) -> Iterator[None]:
+    """Hold the lock of a folder of files on their way, which ends with this process. What is in it is written last."""
+    with (spool / _LOCK).open("wb", buffering=0) as lock:
+        with suppress(OSError):  # a disk without locks: then nobody takes it for left
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            lock.write(b"held")
+        yield
+
+
+def _remove_left(folder: Path) -> None:
+    """Remove what processes have left that were killed: folders with a lock that nobody holds any more."""
+    for path in folder.glob(f".pti-*/{_LOCK}"):
+        with suppress(OSError), path.open("r+b") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if lock.read():  # empty: its process is about to lock it
+                rmtree(path.parent)
 
 
 def _there(output: Files, names: Sequence[str]) -> frozenset[str]:
