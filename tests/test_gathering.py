@@ -141,6 +141,7 @@ def test_types_are_those_that_are_documented(noop, tmp_path):
     assert images["delta_bytes"].null_count == len(images)  # of a run that makes none
     assert images["reject_permanent"].null_count == 8
     assert not {"w", "noise", "payload"} & set(schema.names)
+    assert list(wide.drifts((1e-05, 1.5e-07))) == ["drift_alpha1_5e_07", "drift_alpha1e_05", "drift_w_z"]
     assert wide.drifts((7.5, 30.0)) == {"drift_alpha7_5": 7.5, "drift_alpha30": 30.0, "drift_w_z": np.inf}
 
 

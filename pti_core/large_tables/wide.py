@@ -6,6 +6,7 @@ It loads no torch.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -73,7 +74,7 @@ def drifts(alphas: Sequence[float]) -> dict[str, float]:
 
 def _plain(alpha: float) -> str:
     """30 for 30.0, and 7_5 for 7.5: SQL would need quotes around a dot."""
-    return str(int(alpha)) if alpha == int(alpha) else repr(float(alpha)).replace(".", "_")
+    return str(int(alpha)) if alpha == int(alpha) else re.sub(r"\W", "_", repr(float(alpha)))
 
 
 def mean_drift(locality: pa.Table) -> pa.Table:
