@@ -95,7 +95,7 @@ def test_a_worker_of_before_an_overwrite_leaves_the_shards_of_the_new_run_as_the
 
     with pytest.raises(RunError, match=r"was overwritten meanwhile .*the same command again works on the new one"):
         invert_shard(old, 0, overwrite)
-    assert new[0].pending() == []
+    assert new[0].to_do().shards == []
     assert not new[0].store.verify(new[0].store.markers(new[0].name)[0])
 
 

@@ -120,10 +120,10 @@ def test_a_run_that_another_process_is_overwriting_is_not_removed_once_more(data
         begin(folder)
     clearing = Path(run.store.root) / f"runs/{run.name}/clearing"
     left = json.loads(clearing.read_bytes())
-    assert begin(folder, existing="overwrite").pending() == [0]
+    assert begin(folder, existing="overwrite").to_do().shards == [0]
     clearing.with_name("config.json").unlink()
     clearing.write_text(json.dumps(left | {"since": "2020-01-01T00:00:00+00:00"}))
-    assert begin(folder).pending() == [0]
+    assert begin(folder).to_do().shards == [0]
 
 
 def test_a_groups_other_rejects_keep_their_tries(
