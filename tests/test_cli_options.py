@@ -1,10 +1,13 @@
 """Options of the `pti` command: what is refused before anything is written, and what the helps and hints say."""
 
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pandas as pd
 import pytest
+import typer
 from PIL import Image
 from rich.console import Console
 from typer.testing import CliRunner
@@ -242,3 +245,16 @@ def test_what_ends_an_overwrite_is_not_overcome_by_another_one():
         raise ShardsFailed(said)
     with pytest.raises(ShardsFailed, match=f"^{said}$"), without_overwrite(False):
         raise ShardsFailed(said)
+
+
+def long_options(command) -> set[str]:
+    """Of a command and all below it."""
+    own = {name for given in command.params for name in given.opts + given.secondary_opts if name.startswith("--")}
+    return own.union(*map(long_options, getattr(command, "commands", {}).values()))
+
+
+def test_every_option_stands_in_some_page():
+    root = Path(__file__).parents[1]
+    pages = [root / "README.md", root / "deployments/README.md", *(root / "docs").glob("*.md")]
+    told = set(re.findall(r"--[a-z][a-z-]*", "\n".join(page.read_text() for page in pages)))
+    assert long_options(typer.main.get_command(cli.app)) - told == set()
