@@ -35,8 +35,8 @@ from pti_core.metrics import measure
 from pti_core.pivot import Pivots
 from pti_core.presets import configure
 from pti_core.runs import Run, engine_for, find_run, load_run, read_stored
+from pti_core.shard.shards import invert_shard, measure_shard
 from pti_core.tables import records
-from pti_core.work.shards import invert_shard, measure_shard
 
 PROMISED = deltas.Promise().lpips
 COLOURS = {

@@ -25,7 +25,7 @@ from pti_core.html_report.page import Report, write
 from pti_core.html_report.pictures import draw
 from pti_core.presets import configure
 from pti_core.runs import Run
-from pti_core.work.shards import invert_shard, measure_shard
+from pti_core.shard.shards import invert_shard, measure_shard
 
 FEW_STEPS = {"pivot.steps": 6, "pivot.w_samples": 300, "tuning.steps": 5, "measure.z_samples": 1}
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")

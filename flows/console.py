@@ -15,9 +15,9 @@ from rich.table import Table
 from flows import BEGUN
 from flows.lines import line
 from pti_core.causes import in_lines
+from pti_core.shard.shard_progress import PICTURES, PREPARING, ShardProgress
 from pti_core.throughput import in_words
 from pti_core.words import PERCENT, counted, how_far, rate_of, some_of
-from pti_core.work.shard_progress import PICTURES, PREPARING, ShardProgress
 
 PLAIN_EVERY = 5.0  # seconds between lines where output is not a terminal
 

@@ -33,8 +33,8 @@ def report(
     with ProgressView(console, "the run") as view:
         from pti_core.html_report import DRAWN, write_page
         from pti_core.runs import find_run
+        from pti_core.shard.shard_progress import drawing
         from pti_core.words import counted
-        from pti_core.work.shard_progress import drawing
 
         count = _count(images, DRAWN)
         options.use_credentials(credentials)

@@ -214,7 +214,7 @@ def run(
 def _published(run: Run, view: ProgressView) -> dict[str, Any]:
     """The summary of a run whose images are all done; its pictures are drawn where they are missing."""
     from pti_core.report import publish
-    from pti_core.work.shard_progress import drawing
+    from pti_core.shard.shard_progress import drawing
 
     begun = False
 

@@ -11,7 +11,7 @@ import pandas as pd
 
 from flows.arguments import set_option
 from pti_core.defaults import DEFAULT_GENERATOR
-from pti_core.work.shard_progress import OnShardProgress, ShardProgress
+from pti_core.shard.shard_progress import OnShardProgress, ShardProgress
 
 
 def parser(doc: str | None, images: str, output: str) -> argparse.ArgumentParser:

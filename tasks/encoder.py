@@ -11,8 +11,8 @@ from prefect.logging import get_run_logger
 
 from pti_core.addresses import redact
 from pti_core.encoder import making
+from pti_core.shard.shard_progress import ShardProgress
 from pti_core.words import PERCENT
-from pti_core.work.shard_progress import ShardProgress
 from tasks.credentials import use_credentials
 from tasks.page import show
 from tasks.progress import reporter

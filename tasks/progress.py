@@ -16,8 +16,8 @@ from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
 
+from pti_core.shard.shard_progress import PICTURES, PREPARING, OnShardProgress, ShardProgress
 from pti_core.words import PERCENT, counted, duration, how_far, rate_of
-from pti_core.work.shard_progress import PICTURES, PREPARING, OnShardProgress, ShardProgress
 
 LOG_EVERY = 15.0  # seconds between lines in the log, which the server keeps
 UPDATE_EVERY = 10.0  # seconds between requests to the server, however many images are done meanwhile

@@ -14,9 +14,9 @@ from prefect.logging import get_run_logger
 
 from pti_core import report
 from pti_core.runs import load_run
+from pti_core.shard.shard_progress import drawing
 from pti_core.storage.share import others_left, share_of
 from pti_core.words import counted, some_of
-from pti_core.work.shard_progress import drawing
 from tasks.credentials import use_credentials
 from tasks.page import key_of, show
 from tasks.progress import reporter

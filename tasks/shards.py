@@ -9,9 +9,9 @@ from prefect import task
 
 from pti_core.machine.parallel import Stopped
 from pti_core.runs import Run, load_run
+from pti_core.shard import shards
+from pti_core.shard.meanwhile import WrittenByAnother
 from pti_core.storage.notes import NoteBook
-from pti_core.work import shards
-from pti_core.work.meanwhile import WrittenByAnother
 from tasks.credentials import use_credentials
 from tasks.placement import use_own_share
 from tasks.progress import reporter

@@ -17,8 +17,8 @@ from prefect.logging import get_run_logger
 
 from pti_core.machine.device import UnfitMachine, best_device, check_alive
 from pti_core.machine.parallel import Stopped
+from pti_core.shard.inputs import InputsUnreadable
 from pti_core.storage.files import OutputRefused
-from pti_core.work.inputs import InputsUnreadable
 from tasks.plain_log import in_sentences, warnings_to_the_run
 
 in_sentences()  # every process that runs tasks imports this module

@@ -14,7 +14,7 @@ from PIL import Image
 from pti_core.generators.checkpoints import save_generator
 from pti_core.generators.mobilestylegan import MobileStyleGAN
 from pti_core.runs import Run
-from pti_core.work.shards import invert_shard, measure_shard
+from pti_core.shard.shards import invert_shard, measure_shard
 
 if torch.accelerator.is_available():  # tests compare bits, which is what a CPU gives; PTI_DEVICE=cuda tries a GPU
     os.environ.setdefault("PTI_DEVICE", "cpu")

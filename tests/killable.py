@@ -16,8 +16,8 @@ from pti_core.freezing.freeze import freeze  # noqa: E402
 from pti_core.perceptual import load_lpips  # noqa: E402
 from pti_core.presets import configure  # noqa: E402
 from pti_core.runs import Run  # noqa: E402
+from pti_core.shard.shards import invert_shard, measure_shard  # noqa: E402
 from pti_core.storage.share import share_of  # noqa: E402
-from pti_core.work.shards import invert_shard, measure_shard  # noqa: E402
 
 load_lpips("alex", "cpu")  # once for all processes
 

@@ -11,7 +11,7 @@ from PIL import Image
 from pti_core.freezing.freeze import freeze
 from pti_core.html_report import write_page
 from pti_core.presets import configure
-from pti_core.work.shards import invert_shard, measure_shard
+from pti_core.shard.shards import invert_shard, measure_shard
 
 HOSTILE = "</script><script>window.hacked=1</script><img src=x onerror=window.hacked=1>.png"
 

@@ -22,9 +22,9 @@ from pti_core.freezing.freeze import freeze
 from pti_core.pivot import Pivots
 from pti_core.presets import configure
 from pti_core.runs import load_run
+from pti_core.shard.shards import invert_shard, measure_shard
 from pti_core.storage.known_runs import RunError
 from pti_core.storage.store import StoreError
-from pti_core.work.shards import invert_shard, measure_shard
 
 REQUEST = Request([0.0, 30.0, 60.0, "off"], 2)
 

@@ -21,7 +21,7 @@ from pti_core.alpha.stored import Request
 from pti_core.alpha.study import AlphaError
 from pti_core.freezing.freeze import freeze
 from pti_core.presets import configure
-from pti_core.work.shards import invert_shard, measure_shard
+from pti_core.shard.shards import invert_shard, measure_shard
 
 REQUEST = Request([0.0, 30.0, 60.0, "off"], 2)
 HOSTILE = "<img src=x onerror=a()>|[x](y)_*.png"

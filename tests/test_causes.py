@@ -26,9 +26,9 @@ from pti_core.freezing.freeze import freeze
 from pti_core.html_report import write_page
 from pti_core.presets import configure
 from pti_core.runs import Run
+from pti_core.shard.shards import invert_shard, measure_shard
 from pti_core.status import run_status
 from pti_core.throughput import in_words, throughput
-from pti_core.work.shards import invert_shard, measure_shard
 from tasks.shards import invert_shards, measure_shards
 
 GONE = "read FileNotFoundError"

@@ -20,9 +20,9 @@ from flows.shard_work import ShardsFailed
 from pti_core.freezing.freeze import freeze
 from pti_core.generators.checkpoints import CheckpointError, load_generator
 from pti_core.presets import configure
+from pti_core.shard.shards import invert_shard, measure_shard
 from pti_core.sources.base import DatasetError
 from pti_core.status import RunStatus
-from pti_core.work.shards import invert_shard, measure_shard
 
 
 @pytest.fixture(autouse=True)

@@ -19,8 +19,8 @@ from PIL import Image
 from pti_core.freezing.freeze import freeze
 from pti_core.presets import configure
 from pti_core.runs import Run
+from pti_core.shard.shards import invert_shard, measure_shard
 from pti_core.storage.files import Files, StoreError
-from pti_core.work.shards import invert_shard, measure_shard
 
 IMAGES = 6
 

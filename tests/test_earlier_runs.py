@@ -18,9 +18,9 @@ import pti_core
 from pti_core.freezing.freeze import freeze
 from pti_core.presets import configure
 from pti_core.runs import Run, any_engine_for
+from pti_core.shard.shards import invert_shard, measure_shard
 from pti_core.storage.known_runs import RunError
 from pti_core.versions import made_with, versions
-from pti_core.work.shards import invert_shard, measure_shard
 
 Begin = Callable[..., Run]
 Change = Callable[[dict[str, Any]], object]

@@ -25,8 +25,8 @@ from pti_core.images import to_uint8
 from pti_core.perceptual import load_lpips
 from pti_core.presets import configure
 from pti_core.runs import engine_for, read_stored
+from pti_core.shard.shards import invert_shard, measure_shard
 from pti_core.storage.known_runs import RunError
-from pti_core.work.shards import invert_shard, measure_shard
 
 COLUMNS = "image_id direction layers strength distance lpips lpips_base correlation gain identity picture run shard"
 

@@ -15,7 +15,7 @@ from prefect.utilities.callables import parameter_schema
 from flows.edit import edit
 from pti_core.freezing.freeze import freeze
 from pti_core.presets import configure
-from pti_core.work.shards import invert_shard, measure_shard
+from pti_core.shard.shards import invert_shard, measure_shard
 
 ROOT = Path(__file__).parents[1]
 

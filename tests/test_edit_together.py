@@ -9,9 +9,9 @@ from test_edit import do, finish, table
 from pti_core.editing.answers import Answers, about_to_write, add_answer, read_answers
 from pti_core.editing.plans import plan
 from pti_core.editing.shards import edit_shard
+from pti_core.shard.shards import invert_shard, measure_shard
 from pti_core.storage.files import StoreError
 from pti_core.storage.store import Store
-from pti_core.work.shards import invert_shard, measure_shard
 
 
 @pytest.mark.parametrize("before", [[], ["pca:0"]])

@@ -26,8 +26,8 @@ from pti_core.pivot import find_pivots
 from pti_core.presets import configure
 from pti_core.runs import any_engine_for, forget_engine, load_run
 from pti_core.sampling import w_statistics
+from pti_core.shard.shards import invert_shard
 from pti_core.storage.known_runs import RunError
-from pti_core.work.shards import invert_shard
 
 QUICK = TrainingConfig(samples=200, views=2, epochs=20, drawing_steps=5)
 

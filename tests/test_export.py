@@ -18,9 +18,9 @@ from pti_core.images import to_uint8
 from pti_core.names import plain_path
 from pti_core.presets import configure
 from pti_core.runs import engine_for, load_run, read_stored
+from pti_core.shard.shards import invert_shard, measure_shard
 from pti_core.sources.folders import listed_with
 from pti_core.storage.known_runs import RunError
-from pti_core.work.shards import invert_shard, measure_shard
 
 SETTINGS = QUICK_SETTINGS | {"tuning.steps": 8}
 

@@ -20,9 +20,9 @@ from pti_core.freezing.freeze import freeze
 from pti_core.generators.checkpoints import save_generator
 from pti_core.presets import configure
 from pti_core.runs import Run
+from pti_core.shard.shards import invert_shard, measure_shard
 from pti_core.storage.known_runs import RunError
 from pti_core.tables import schema, to_parquet
-from pti_core.work.shards import invert_shard, measure_shard
 
 
 @pytest.fixture

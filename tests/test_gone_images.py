@@ -13,8 +13,8 @@ from PIL import Image
 from pti_core.freezing.freeze import freeze
 from pti_core.presets import configure
 from pti_core.runs import Run
-from pti_core.work.inputs import MISSING_TRIES, MOST_TRIES
-from pti_core.work.shards import invert_shard, measure_shard
+from pti_core.shard.inputs import MISSING_TRIES, MOST_TRIES
+from pti_core.shard.shards import invert_shard, measure_shard
 
 Begin = Callable[..., Run]
 

@@ -20,7 +20,7 @@ from flows.shard_work import AWAY, ShardsFailed, do_shards
 from pti_core.freezing.freeze import freeze
 from pti_core.presets import configure
 from pti_core.runs import Run
-from pti_core.work.shards import invert_shard
+from pti_core.shard.shards import invert_shard
 from tasks.shards import invert_shards, measure_shards
 from tasks.tries import ShardsLeft
 

@@ -26,9 +26,9 @@ from pti_core.freezing.freeze import freeze
 from pti_core.presets import configure
 from pti_core.reading import DEMO_FOLDER
 from pti_core.runs import Run
+from pti_core.shard.inputs import InputsUnreadable, check_not_all_unreadable, read_inputs
+from pti_core.shard.shards import plan_parts
 from pti_core.sources import parquet_rows, tars, zips
-from pti_core.work.inputs import InputsUnreadable, check_not_all_unreadable, read_inputs
-from pti_core.work.shards import plan_parts
 
 IMAGES = 4
 
@@ -252,7 +252,7 @@ def test_what_is_out_of_reach_is_no_reject_though_the_data_set_lists_more(
         raise PermissionError(13, "denied", uri)
 
     monkeypatch.setattr("pti_core.runs.read_bytes", denied)
-    monkeypatch.setattr("pti_core.work.inputs.read_bytes", denied)
+    monkeypatch.setattr("pti_core.shard.inputs.read_bytes", denied)
     with pytest.raises(InputsUnreadable, match="the first with PermissionError"):
         finish(run)
     assert not list(Path(run.store.root).rglob("part-*"))

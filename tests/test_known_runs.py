@@ -16,10 +16,10 @@ from flows.cli import app
 from pti_core.freezing.freeze import freeze
 from pti_core.presets import configure
 from pti_core.runs import Run
+from pti_core.shard.shards import invert_shard, measure_shard
 from pti_core.status import no_pivot, nothing_done
 from pti_core.storage.known_runs import RunError, newest_run, run_names
 from pti_core.storage.store import Store
-from pti_core.work.shards import invert_shard, measure_shard
 
 
 @pytest.fixture(scope="module")

@@ -24,11 +24,11 @@ from pti_core.checking import check_run
 from pti_core.freezing.freeze import freeze
 from pti_core.presets import configure
 from pti_core.runs import Run, load_run
+from pti_core.shard.shards import invert_shard, measure_shard
 from pti_core.storage import completeness
 from pti_core.storage.known_runs import RunError
 from pti_core.storage.layout import CLEARING
 from pti_core.storage.store import StoreError
-from pti_core.work.shards import invert_shard, measure_shard
 
 Begin = Callable[..., Run]
 

@@ -18,11 +18,11 @@ from pti_core.export import ExportError, export_image, export_images
 from pti_core.freezing.freeze import freeze
 from pti_core.presets import configure
 from pti_core.runs import Run, load_run
+from pti_core.shard.shards import invert_shard, measure_shard
 from pti_core.storage import table_files
 from pti_core.storage.lookup import rows_of
 from pti_core.storage.manifests import write
 from pti_core.storage.store import Store, StoreError
-from pti_core.work.shards import invert_shard, measure_shard
 
 
 @pytest.fixture(scope="module")

@@ -17,8 +17,8 @@ from rich.console import Console
 from flows import console
 from flows.console import PLAIN_EVERY, ProgressView
 from pti_core.progress import Progress
+from pti_core.shard.shard_progress import PREPARING, ShardProgress, drawing
 from pti_core.words import counted, how_far, rate_of
-from pti_core.work.shard_progress import PREPARING, ShardProgress, drawing
 from tasks import page
 from tasks import progress as progress_module
 from tasks.progress import RunProgress, listen, log_reporter, reporter

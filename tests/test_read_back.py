@@ -18,9 +18,9 @@ from pti_core.machine.parallel import CORES
 from pti_core.presets import configure
 from pti_core.read_back import stored_rows
 from pti_core.runs import Run, engine_for, load_run, read_stored, stored_from_rows
+from pti_core.shard.shards import invert_shard, measure_shard
 from pti_core.storage.store import StoreError
 from pti_core.tables import records
-from pti_core.work.shards import invert_shard, measure_shard
 
 NAMES = [f"{i}.png" for i in range(5)]
 

@@ -18,8 +18,8 @@ from pti_core.freezing.freeze import freeze
 from pti_core.freezing.readdressed import check_addresses
 from pti_core.presets import configure
 from pti_core.runs import Run
+from pti_core.shard.shards import invert_shard, measure_shard
 from pti_core.storage.known_runs import RunError
-from pti_core.work.shards import invert_shard, measure_shard
 
 
 @pytest.fixture

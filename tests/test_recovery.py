@@ -30,16 +30,16 @@ from pti_core.freezing.freeze import freeze
 from pti_core.presets import configure
 from pti_core.reading import read_bytes
 from pti_core.runs import Run
+from pti_core.shard.inputs import InputsUnreadable
+from pti_core.shard.originals import OriginalGone
+from pti_core.shard.parts import INVERTED
+from pti_core.shard.shards import invert_shard, measure_shard
+from pti_core.shard.staged import end_changes, put_aside
 from pti_core.status import run_status
 from pti_core.storage.files import StoreError
 from pti_core.storage.known_runs import RunError
 from pti_core.storage.layout import CLEARING
 from pti_core.storage.notes import read_notes
-from pti_core.work.inputs import InputsUnreadable
-from pti_core.work.originals import OriginalGone
-from pti_core.work.parts import INVERTED
-from pti_core.work.shards import invert_shard, measure_shard
-from pti_core.work.staged import end_changes, put_aside
 
 COLUMNS = ["image_id", "stage", "lpips"]
 

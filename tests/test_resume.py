@@ -21,7 +21,7 @@ from pti_core.datasets import DatasetError
 from pti_core.freezing.freeze import freeze
 from pti_core.presets import configure
 from pti_core.runs import Run
-from pti_core.work.shards import invert_shard, measure_shard
+from pti_core.shard.shards import invert_shard, measure_shard
 
 Begin = Callable[..., Run]
 

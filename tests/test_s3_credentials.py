@@ -19,9 +19,9 @@ from s3_server import s3_server, use
 from pti_core.connections import S3_TIMES, use_options, without_secrets
 from pti_core.freezing.freeze import freeze
 from pti_core.presets import configure
+from pti_core.shard.shards import invert_shard, measure_shard
 from pti_core.storage.files import StoreError
 from pti_core.storage.store import Store
-from pti_core.work.shards import invert_shard, measure_shard
 from tasks.credentials import CredentialsError, use_credentials
 
 ALL_OF_S3 = json.dumps({"Version": "2012-10-17", "Statement": [{"Effect": "Allow", "Action": "s3:*", "Resource": "*"}]})

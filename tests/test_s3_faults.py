@@ -16,9 +16,9 @@ from pti_core.freezing.freeze import freeze
 from pti_core.presets import configure
 from pti_core.reading import ReadError, read_bytes
 from pti_core.runs import Run
+from pti_core.shard.shards import invert_shard, measure_shard
 from pti_core.storage.files import StoreError
 from pti_core.storage.store import Store
-from pti_core.work.shards import invert_shard, measure_shard
 
 
 @pytest.fixture

@@ -19,12 +19,12 @@ from pti_core import medians, report, tables
 from pti_core.freezing.freeze import freeze
 from pti_core.presets import configure
 from pti_core.runs import load_run
+from pti_core.shard.shard_progress import ShardProgress
+from pti_core.shard.shards import invert_shard, measure_shard
 from pti_core.storage import checked, completeness, table_files
 from pti_core.storage.manifests import Manifest, write
 from pti_core.storage.shard_files import ShardFiles
 from pti_core.storage.store import Store, StoreError
-from pti_core.work.shard_progress import ShardProgress
-from pti_core.work.shards import invert_shard, measure_shard
 
 
 def listing(first: int, count: int) -> pa.Table:

@@ -27,12 +27,12 @@ from pti_core.generators.checkpoints import CheckpointError, save_generator
 from pti_core.presets import configure
 from pti_core.runs import engine_for, load_run, read_stored
 from pti_core.sampling import seed_for
+from pti_core.shard.shards import invert_shard, measure_shard, plan_parts
+from pti_core.shard.shots import read_shots, write_shots
 from pti_core.sheet import MIN_CELL
 from pti_core.storage.files import StoreError
 from pti_core.storage.known_runs import RunError
 from pti_core.tables import COLUMNS, PARTS
-from pti_core.work.shards import invert_shard, measure_shard, plan_parts
-from pti_core.work.shots import read_shots, write_shots
 
 STAGES = {"pivot", "tuned", "stored"}
 

@@ -28,11 +28,11 @@ from pti_core.freezing.freeze import freeze
 from pti_core.presets import configure
 from pti_core.report import publish
 from pti_core.runs import Run, load_run
+from pti_core.shard.meanwhile import WrittenByAnother
+from pti_core.shard.shards import invert_shard, measure_shard
 from pti_core.storage.files import Files
 from pti_core.storage.share import ShareError, share_of
 from pti_core.storage.store import StoreError
-from pti_core.work.meanwhile import WrittenByAnother
-from pti_core.work.shards import invert_shard, measure_shard
 from tasks.progress import listen
 from tasks.shards import invert_shards, measure_shards
 from tasks.tries import ShardsLeft

@@ -18,12 +18,12 @@ from pti_core.checking import check_run
 from pti_core.freezing.freeze import freeze
 from pti_core.machine.parallel import Stopped, allow_all, stop_all
 from pti_core.presets import configure
+from pti_core.shard.shards import invert_shard, measure_shard
 from pti_core.status import others_at_work, run_status
 from pti_core.storage.files import FileInfo
 from pti_core.storage.markers import make_marker
 from pti_core.storage.notes import NoteBook, here
 from pti_core.storage.store import Store
-from pti_core.work.shards import invert_shard, measure_shard
 from tasks.progress import listen
 from tasks.shards import invert_shards
 from tasks.tries import ShardsLeft

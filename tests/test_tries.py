@@ -27,9 +27,9 @@ from pti_core.machine.device import UnfitMachine
 from pti_core.machine.parallel import Stopped
 from pti_core.presets import configure
 from pti_core.runs import Run
+from pti_core.shard.inputs import InputsUnreadable
+from pti_core.shard.shard_progress import PREPARING, ShardProgress
 from pti_core.storage.files import OutputRefused
-from pti_core.work.inputs import InputsUnreadable
-from pti_core.work.shard_progress import PREPARING, ShardProgress
 from tasks.progress import listen
 from tasks.shards import invert_shards, measure_shards
 from tasks.tries import ShardsLeft, each, worth_another_try

@@ -14,9 +14,9 @@ from PIL import Image
 from pti_core.freezing.freeze import freeze
 from pti_core.presets import configure
 from pti_core.runs import Run, load_run
+from pti_core.shard.meanwhile import WrittenByAnother
+from pti_core.shard.shards import invert_shard, measure_shard
 from pti_core.storage.known_runs import RunError
-from pti_core.work.meanwhile import WrittenByAnother
-from pti_core.work.shards import invert_shard, measure_shard
 
 Begin = Callable[..., Run]
 

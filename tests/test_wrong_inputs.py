@@ -12,8 +12,8 @@ from flows.cli import app
 from pti_core.freezing.freeze import freeze
 from pti_core.presets import configure
 from pti_core.runs import read_stored
+from pti_core.shard.shards import invert_shard, measure_shard
 from pti_core.tables import records
-from pti_core.work.shards import invert_shard, measure_shard
 
 REPORT = "report/index.html"
 

@@ -23,7 +23,7 @@ from pti_core.engine import Engine
 from pti_core.machine.parallel import one_at_a_time
 from pti_core.pivot import Pivots
 from pti_core.runs import Run, engine_for
-from pti_core.work.shard_progress import OnShardProgress, ShardProgress
+from pti_core.shard.shard_progress import OnShardProgress, ShardProgress
 
 _TUNING: Final = 0.95  # share of tuning in an image's work; only the display depends on it
 

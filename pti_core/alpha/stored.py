@@ -17,7 +17,7 @@ from pti_core import tables
 from pti_core.alpha.study import OFF, Alpha
 from pti_core.runs import Run
 from pti_core.sampling import seed_for
-from pti_core.work.parts import part_table
+from pti_core.shard.parts import part_table
 
 TABLES: Final = ("alpha_nearness", "alpha_drift")
 VERSION: Final = 1  # of the measures; a change makes what is there be done again

@@ -31,10 +31,10 @@ from pti_core.machine.device import exact_float32
 from pti_core.machine.parallel import one_at_a_time
 from pti_core.metrics import round_uint8
 from pti_core.runs import Run, engine_for, stored_from_rows
+from pti_core.shard.shard_progress import OnShardProgress, ShardProgress
 from pti_core.storage.files import DamagedFile, FileInfo, MissingFile, StoreError
 from pti_core.storage.known_runs import RunError
 from pti_core.tables import Row
-from pti_core.work.shard_progress import OnShardProgress, ShardProgress
 
 _Wanted = list[tuple[Direction, float]]
 

@@ -24,10 +24,10 @@ from pti_core.freezing.matching import are_in, differ, last_places, lasting_colu
 from pti_core.freezing.readdressed import as_listed, check_addresses, namesakes
 from pti_core.reading import read_bytes
 from pti_core.runs import Run
+from pti_core.shard.inputs import MISSING
 from pti_core.storage.files import DamagedFile
 from pti_core.storage.markers import gone_rejects, temporary_rejects
 from pti_core.tables import assign_shards
-from pti_core.work.inputs import MISSING
 
 _AT_ONCE: Final = 16  # files that are read at the same time
 _DEAD: Final = "0-"  # the etag of a link without a target, which has neither size nor date

@@ -28,8 +28,8 @@ from pti_core.engine import Engine
 from pti_core.generators.base import Generator
 from pti_core.read_back import StoredRows, in_turn, stored_rows
 from pti_core.runs import Run, engine_for, stored_from_rows
+from pti_core.shard.shots import read_shots
 from pti_core.storage.files import MissingFile
-from pti_core.work.shots import read_shots
 
 STRENGTHS: Final = tuple(round(i * 2 / 3, 2) for i in range(-3, 4))
 """Of the edits, in standard deviations of W along the direction: -2 to 2, 0 in the middle."""

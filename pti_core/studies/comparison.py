@@ -9,8 +9,8 @@ from typing import Any, Final
 from pti_core.freezing.freeze import freeze
 from pti_core.presets import configure
 from pti_core.runs import Run
-from pti_core.work.shard_progress import OnShardProgress
-from pti_core.work.shards import invert_shard, measure_shard
+from pti_core.shard.shard_progress import OnShardProgress
+from pti_core.shard.shards import invert_shard, measure_shard
 
 
 @dataclass(frozen=True)

@@ -23,12 +23,7 @@ from pti_core.machine.parallel import one_at_a_time
 from pti_core.measure import measure_locality
 from pti_core.progress import Progress
 from pti_core.runs import Run, engine_for, stored_from_rows
-from pti_core.storage.files import FileInfo
-from pti_core.storage.markers import GONE, make_marker
-from pti_core.storage.notes import NoteBook
-from pti_core.storage.store import StoreError
-from pti_core.tables import Row
-from pti_core.work.meanwhile import (
+from pti_core.shard.meanwhile import (
     Marker,
     WrittenByAnother,
     check_unchanged,
@@ -36,11 +31,16 @@ from pti_core.work.meanwhile import (
     is_finished,
     read_known,
 )
-from pti_core.work.originals import check_originals
-from pti_core.work.part_jobs import Job, plan_parts, read_job, write_job
-from pti_core.work.parts import INVERTED, Part, gone, whole_locality, whole_parts, write_locality
-from pti_core.work.rows import inverted_rows
-from pti_core.work.shard_progress import PREPARING, OnShardProgress, ShardProgress
+from pti_core.shard.originals import check_originals
+from pti_core.shard.part_jobs import Job, plan_parts, read_job, write_job
+from pti_core.shard.parts import INVERTED, Part, gone, whole_locality, whole_parts, write_locality
+from pti_core.shard.rows import inverted_rows
+from pti_core.shard.shard_progress import PREPARING, OnShardProgress, ShardProgress
+from pti_core.storage.files import FileInfo
+from pti_core.storage.markers import GONE, make_marker
+from pti_core.storage.notes import NoteBook
+from pti_core.storage.store import StoreError
+from pti_core.tables import Row
 
 LAST_WRITTEN: Final = ("metrics/", "locality/")
 """What tells whether another process has written a part meanwhile: they come last, and hold the others' checksums."""

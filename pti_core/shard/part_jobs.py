@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from pti_core.runs import Run, any_engine_for
+from pti_core.shard.inputs import Inputs, check_not_all_unreadable, read_inputs, seems_away
+from pti_core.shard.meanwhile import check_unchanged
+from pti_core.shard.parts import Part, part_table, write_part
+from pti_core.shard.rows import added, rejected_ids
+from pti_core.shard.shots import write_shots
 from pti_core.tables import Row
-from pti_core.work.inputs import Inputs, check_not_all_unreadable, read_inputs, seems_away
-from pti_core.work.meanwhile import check_unchanged
-from pti_core.work.parts import Part, part_table, write_part
-from pti_core.work.rows import added, rejected_ids
-from pti_core.work.shots import write_shots
 
 
 def plan_parts(rows: Sequence[Row], batch: int, multi: bool) -> list[list[Row]]:

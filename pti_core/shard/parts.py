@@ -21,11 +21,11 @@ import pyarrow.compute as pc
 from pti_core import tables
 from pti_core.causes import causes_of_rows
 from pti_core.runs import Run, any_engine_for
+from pti_core.shard.inputs import MISSING
+from pti_core.shard.staged import end_changes, forget_aside, put_aside
 from pti_core.storage.files import DamagedFile, FileInfo
 from pti_core.tables import Row
 from pti_core.versions import made_with
-from pti_core.work.inputs import MISSING
-from pti_core.work.staged import end_changes, forget_aside, put_aside
 
 INVERTED: Final = ("deltas", "pivots", "rejects", "metrics")
 """The tables of an inverted part, in the order in which they are written."""

@@ -13,9 +13,9 @@ from typing import Any
 from pti_core.connections import OutOfResources
 from pti_core.reading import read_bytes
 from pti_core.runs import Run
+from pti_core.shard.inputs import InputsUnreadable
 from pti_core.storage.files import DamagedFile, MissingFile
 from pti_core.storage.markers import ORIGINALS
-from pti_core.work.inputs import InputsUnreadable
 
 
 class OriginalGone(ValueError):

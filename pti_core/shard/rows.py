@@ -13,9 +13,9 @@ from pti_core.machine.parallel import one_at_a_time
 from pti_core.progress import Progress
 from pti_core.runs import Run, any_engine_for
 from pti_core.sampling import seed_for
+from pti_core.shard.inputs import Inputs, reject
+from pti_core.shard.parts import Part
 from pti_core.tables import Row
-from pti_core.work.inputs import Inputs, reject
-from pti_core.work.parts import Part
 
 
 def inverted_rows(
