@@ -176,7 +176,7 @@ def _tuned(
         names = [members[i].target.image_id for i in lost]
         failures = [Failure(n, "tuning", "NotFinite", f"image_id {n!r}: {why}", permanent=True) for n in names]
         rest = [member for i, member in enumerate(members) if i not in lost]
-        return [[*failures, *_tuned(engine, counter, [(owner, rest)], check, at_once)[0]]]
+        return [[*failures, *tune_owners(engine, counter, [(owner, rest)], check)[0]]]
 
     def results(owner: str, members: Sequence[Found], one: Tuned) -> list[Result]:
         def of_one(at_once: int) -> list[Result]:

@@ -68,6 +68,15 @@ def test_an_image_at_which_tuning_diverges_costs_itself_and_not_its_group(tiny_g
         "image_id '1.png': its tuning diverged to NaN; a tuning.lr below 0.015 may help (a new run)"
     ] * 2
 
+    calls = iter(range(99))
+
+    def short():
+        if next(calls):  # once the others are tuned anew
+            raise torch.OutOfMemoryError("no room")
+
+    (results,) = tune_owners(engine, counter, [("a", [first, bad, third])], short)
+    assert [(one.image_id, one.permanent) for one in results] == [("1.png", True), ("0.png", False), ("2.png", False)]
+
 
 @pytest.fixture
 def begin(tmp_path, tiny_checkpoint):
